@@ -1,0 +1,70 @@
+"""What every script of `lpc.steps` shares: its argument parser, its log lines, and how it fails.
+
+A step module defines `parser()` and `main(args)`, and ends with
+
+    if __name__ == "__main__":
+        cli.run(parser(), main)
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+
+log = logging.getLogger("lpc")
+
+
+class UserError(Exception):
+    """Bad input, said in one line: what is wrong, where, what to do. Shown without a traceback."""
+
+
+def step_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with `--spec`: the canonical JSON of the configuration keys that this step uses."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--spec", type=spec, default={}, help="JSON of the configuration keys that this step uses")
+    return parser
+
+
+def spec(text: str) -> dict:
+    """Parse `--spec`; "@file" reads the JSON from a file, which is handier by hand than a quoted line."""
+    try:
+        if text.startswith("@"):
+            with open(text[1:], encoding="utf-8") as stream:
+                text = stream.read()
+        value = json.loads(text)
+    except (OSError, json.JSONDecodeError) as error:
+        raise argparse.ArgumentTypeError(f"not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("expected a JSON object")
+    return value
+
+
+def run(parser: argparse.ArgumentParser, main) -> None:
+    """Parse the command line and call `main(args)`.
+
+    A `UserError` or a failing file system ends with one line and exit code 1; an interrupt with 130; anything else
+    with its traceback, since that is our bug and the log must show it.
+    """
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
+    args = parser.parse_args()
+    try:
+        main(args)
+    except UserError as error:
+        fail(str(error), 1)
+    except OSError as error:
+        # Disk full, read-only folder, permission: the file system's own words name the file.
+        fail(f"{error.filename or 'input/output'}: {error.strerror or error}; free space or check permissions, then rerun", 1)
+    except KeyboardInterrupt:
+        fail("interrupted; rerun to go on", 130)
+
+
+def fail(message: str, code: int) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    # Not sys.exit: threads of a library (data loaders, telemetry) must not keep a failed job alive.
+    sys.stdout.flush()
+    os._exit(code)
