@@ -21,9 +21,7 @@ class UserError(Exception):
 
 def step_parser(description: str) -> argparse.ArgumentParser:
     """A parser with `--spec`: the canonical JSON of the configuration keys that this step uses."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--spec", type=spec, default={}, help="JSON of the configuration keys that this step uses")
     return parser
 
@@ -58,7 +56,10 @@ def run(parser: argparse.ArgumentParser, main) -> None:
         fail(str(error), 1)
     except OSError as error:
         # Disk full, read-only folder, permission: the file system's own words name the file.
-        fail(f"{error.filename or 'input/output'}: {error.strerror or error}; free space or check permissions, then rerun", 1)
+        fail(
+            f"{error.filename or 'input/output'}: {error.strerror or error}; free space or check permissions, then rerun",
+            1,
+        )
     except KeyboardInterrupt:
         fail("interrupted; rerun to go on", 130)
 

@@ -79,9 +79,7 @@ def categorical_kl(posterior_logits: Tensor, prior_logits: Tensor) -> Tensor:
     return torch.where(log_q == -torch.inf, 0.0, log_q.exp() * (log_q - log_p)).sum(-1)
 
 
-def gaussian_kl(
-    posterior_mean: Tensor, posterior_log_std: Tensor, prior_mean: Tensor, prior_log_std: Tensor
-) -> Tensor:
+def gaussian_kl(posterior_mean: Tensor, posterior_log_std: Tensor, prior_mean: Tensor, prior_log_std: Tensor) -> Tensor:
     """KL( q ‖ p ) of two diagonal Gaussians [..., d], summed over d, in nats. For the Gaussian control of the latent."""
     variance_ratio = (2 * (posterior_log_std - prior_log_std)).exp()
     squared_shift = ((posterior_mean - prior_mean) / prior_log_std.exp()) ** 2

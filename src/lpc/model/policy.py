@@ -1,0 +1,296 @@
+"""A decoder-only model of transformers with a latent that is added to its last hidden state (equation 10)."""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from lpc.cli import UserError
+from lpc.model.controls import build_latent
+from lpc.model.latent import LatentStep
+from lpc.model.logps import greedy_logps, token_logps
+
+LATENT_CONFIG = "latent.json"
+LATENT_WEIGHTS = "latent.safetensors"
+
+
+@dataclass
+class Encoded:
+    """Hidden states of a batch of B pairs that later steps need; N is the number of completion tokens.
+
+    tokens [N, d]: at the position before each completion token; token_rows [N]: which of the 2B sequences it belongs
+    to; token_columns [N]: the position of the state; labels [N]. h_x, h_chosen, h_rejected [B, d].
+    """
+
+    tokens: Tensor
+    token_rows: Tensor
+    token_columns: Tensor
+    labels: Tensor
+    h_x: Tensor
+    h_chosen: Tensor
+    h_rejected: Tensor
+    length: int
+
+
+class LatentPolicy(nn.Module):
+    """`backbone` (a causal LM of transformers) and `latent` (see `lpc.model.latent` and `controls`), or None for a plain run.
+
+    z enters after the backbone, so a training step needs one pass of it, and the saved backbone is an ordinary
+    checkpoint that transformers loads without this package.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, latent: nn.Module | None = None):
+        super().__init__()
+        self.backbone, self.latent = backbone, latent
+        text_config = backbone.config.get_text_config()
+        self.softcap: float | None = getattr(text_config, "final_logit_softcapping", None)
+        self.scale = float(getattr(text_config, "logit_scale", None) or 1.0)  # Cohere
+        self.scale /= float(getattr(text_config, "logits_scaling", None) or 1.0)  # Granite
+        self.generator: torch.Generator | None = None  # for latents that sample at inference
+
+    # ---- loading and saving
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike,
+        *,
+        dtype: torch.dtype | str = torch.float32,
+        attention: str = "sdpa",
+        trust_remote_code: bool = False,
+        device_map=None,
+    ) -> "LatentPolicy":
+        """Load a run's `model/`, or any checkpoint of transformers (then `latent` is None)."""
+        backbone = load_backbone(
+            folder, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code, device_map=device_map
+        )
+        policy = cls(backbone)
+        config = Path(folder) / LATENT_CONFIG
+        if config.exists():
+            settings = json.loads(config.read_text(encoding="utf-8"))
+            policy.latent = build_latent(settings, policy.head.weight.shape[1], seed=0)
+            try:
+                safetensors.torch.load_model(policy.latent, Path(folder) / LATENT_WEIGHTS)
+            except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+                raise UserError(
+                    f"{folder}/{LATENT_WEIGHTS}: does not fit {LATENT_CONFIG} ({error}); train again"
+                ) from None
+            policy.latent.to(policy.head.weight.device)
+            policy.generator = torch.Generator(policy.head.weight.device)
+            policy.generator.manual_seed(policy.latent.config.inference_seed)
+        return policy
+
+    def save_pretrained(self, folder: str | os.PathLike, state_dict: dict | None = None) -> None:
+        """Write the backbone as transformers does, and beside it latent.json and latent.safetensors.
+
+        `state_dict`: this module's full weights where they are sharded over devices; else its own are taken.
+        """
+        state = self.state_dict() if state_dict is None else state_dict
+        part = lambda prefix: {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}  # noqa: E731
+        self.backbone.save_pretrained(folder, state_dict=part("backbone."))
+        if self.latent is not None:
+            settings = dataclasses.asdict(self.latent.config)
+            text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+            (Path(folder) / LATENT_CONFIG).write_text(text, encoding="utf-8")
+            tensors = {k: v.detach().cpu().contiguous() for k, v in part("latent.").items()}
+            safetensors.torch.save_file(tensors, Path(folder) / LATENT_WEIGHTS)
+
+    # ---- pieces
+
+    @property
+    def config(self):
+        return self.backbone.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.device
+
+    @property
+    def head(self) -> nn.Linear:
+        return self.backbone.get_output_embeddings()
+
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Last hidden states [B, T, d], after the final norm, as the LM head sees them.
+
+        Right-padded batches need no mask: a causal model's real tokens never see what stands to their right.
+        """
+        outputs = self.backbone.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        return outputs.last_hidden_state
+
+    def _head_input(self, hidden: Tensor, z: Tensor | None) -> Tensor:
+        return hidden if z is None else hidden + z.to(hidden.dtype)
+
+    def token_logps(self, hidden: Tensor, labels: Tensor, z: Tensor | None = None) -> Tensor:
+        """log π(label) [N] of hidden states [N, d] before each label, given z [N, d] or none. Differentiable."""
+        head = self.head
+        return token_logps(
+            self._head_input(hidden, z), head.weight, labels, head.bias, softcap=self.softcap, scale=self.scale
+        )
+
+    def greedy_logps(self, hidden: Tensor, labels: Tensor, z: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `token_logps` without gradient, and [N] bool: is the label the most likely token?"""
+        head = self.head
+        return greedy_logps(
+            self._head_input(hidden, z), head.weight, labels, head.bias, softcap=self.softcap, scale=self.scale
+        )
+
+    def prior_z(self, h_x: Tensor) -> Tensor:
+        """z [B, d] from the prior at the end of the prompt, h_x [B, d]; zeros for a plain model."""
+        if self.latent is None:
+            return torch.zeros_like(h_x)
+        with torch.autocast(h_x.device.type, enabled=False):
+            return self.latent.infer(h_x, self.generator)
+
+    # ---- pairs
+
+    def encode(
+        self,
+        input_ids: Tensor,
+        prompt_ends: Tensor,
+        ends: Tensor,
+        token_rows: Tensor,
+        token_columns: Tensor,
+        labels: Tensor,
+    ) -> Encoded:
+        """One backbone pass over B pairs, [2B, T]: the chosen sequences, then the rejected (see `lpc.data.tokens.collate`)."""
+        hidden = self.hidden(input_ids)
+        rows = torch.arange(len(input_ids), device=hidden.device)
+        pairs = len(input_ids) // 2
+        h_end = hidden[rows, ends]
+        return Encoded(
+            tokens=hidden[token_rows, token_columns],
+            token_rows=token_rows,
+            token_columns=token_columns,
+            labels=labels,
+            # The prompt stands in both sequences and a causal model reads it the same: the chosen one's serves both.
+            h_x=hidden[rows[:pairs], prompt_ends[:pairs]],
+            h_chosen=h_end[:pairs],
+            h_rejected=h_end[pairs:],
+            length=input_ids.shape[1],
+        )
+
+    def pair_logps(self, encoded: Encoded, z: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Sums over completion tokens of log π(y | x, z), (chosen [B], rejected [B]), given z [B, d] or none."""
+        pairs = len(encoded.h_x)
+        z_tokens = None if z is None else z[encoded.token_rows % pairs]
+        logps = self.token_logps(encoded.tokens, encoded.labels, z_tokens)
+        # Into a padded matrix, then a row sum: index_add would sum in any order on a GPU, and no run would repeat.
+        padded = logps.new_zeros(2 * pairs, encoded.length)
+        padded = padded.index_put((encoded.token_rows, encoded.token_columns), logps)
+        sums = padded.sum(-1)
+        return sums[:pairs], sums[pairs:]
+
+    def forward(
+        self, *, progress: float, noise: Tensor | None = None, **batch: Tensor
+    ) -> tuple[Tensor, Tensor, LatentStep | None, Encoded]:
+        """A training step's forward pass: (chosen_logps [B], rejected_logps [B], latent step or None, hidden states).
+
+        Everything happens in this one call because data-parallel wrappers only see calls of the root module.
+        """
+        encoded = self.encode(**batch)
+        step = None
+        if self.latent is not None:
+            with torch.autocast(encoded.h_x.device.type, enabled=False):
+                step = self.latent(encoded.h_x, encoded.h_chosen, encoded.h_rejected, progress=progress, noise=noise)
+        chosen, rejected = self.pair_logps(encoded, None if step is None else step.z)
+        return chosen, rejected, step, encoded
+
+    # ---- generation
+
+    @torch.no_grad()
+    def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, code: int | None = None, **options):
+        """`backbone.generate` with z from the prior at the end of each prompt, kept for all later tokens.
+
+        Prompts [B, T] are left-padded. `code` forces one code in place of the prior. Other `options` are those of
+        transformers' `generate`; those that would feed the model anything but the whole prompt first are refused.
+        """
+        if attention_mask is not None and not bool(attention_mask[:, -1].all()):
+            raise ValueError("generate needs left padding: the last column of attention_mask must be 1 in every row")
+        if self.latent is None:
+            if code is not None:
+                raise ValueError("code: this policy has no latent to force a code of")
+            return self.backbone.generate(input_ids=input_ids, attention_mask=attention_mask, **options)
+        for name in ("assistant_model", "prompt_lookup_num_tokens", "prefill_chunk_size", "past_key_values"):
+            if options.get(name) is not None:
+                raise ValueError(
+                    f"{name}: not supported with a latent, whose z needs the whole prompt in the first pass"
+                )
+        z = None
+
+        def add_z(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+            nonlocal z
+            hidden = inputs[0]
+            if z is None:
+                # First pass: the last position is the end of the prompt. Beams and samples of one prompt are rows of
+                # their own by now, all with the same h_x, so reordering beams later never moves z to another prompt.
+                z = self.prior_z(hidden[:, -1]) if code is None else self.latent.force(code, len(hidden))
+            return (self._head_input(hidden, z[:, None]),)
+
+        handle = self.head.register_forward_pre_hook(add_z)
+        try:
+            return self.backbone.generate(input_ids=input_ids, attention_mask=attention_mask, **options)
+        finally:
+            handle.remove()
+
+
+def load_backbone(
+    folder: str | os.PathLike,
+    *,
+    dtype: torch.dtype | str = torch.float32,
+    attention: str = "sdpa",
+    trust_remote_code: bool = False,
+    device_map=None,
+) -> PreTrainedModel:
+    """A causal LM from a checkpoint folder; refused by name where its logits are not those of a plain linear head."""
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder}: no checkpoint (config.json is missing); name the folder of a transformers checkpoint"
+        )
+    try:
+        backbone = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=attention,
+            trust_remote_code=trust_remote_code,
+            device_map=device_map,
+            local_files_only=True,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise UserError(f"{folder}: cannot be loaded as a causal language model ({error})") from None
+    check_head(backbone)
+    return backbone
+
+
+@torch.no_grad()
+def check_head(backbone: PreTrainedModel) -> None:
+    """Stop unless this package's log-probabilities are the model's own, on a few tokens of its vocabulary.
+
+    Catches, by measurement, every architecture that does to its logits what we do not know of.
+    """
+    policy = LatentPolicy(backbone)
+    if not isinstance(policy.head, nn.Linear):
+        raise UserError(
+            f"{backbone.config.model_type}: its output layer is no linear head; LPC adds z before a linear head"
+        )
+    was_training = backbone.training
+    backbone.eval()
+    ids = torch.arange(1, 9, device=backbone.device)[None] % backbone.config.get_text_config().vocab_size
+    logits = backbone(input_ids=ids, use_cache=False).logits[0, :-1]
+    expected = logits.float().log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1)
+    actual = policy.token_logps(policy.hidden(ids)[0, :-1], ids[0, 1:]).float()
+    backbone.train(was_training)
+    tolerance = 1e-3 if logits.dtype == torch.float32 else 0.1
+    if not torch.allclose(actual, expected, atol=tolerance, rtol=tolerance):
+        worst = (actual - expected).abs().max().item()
+        raise UserError(
+            f"{backbone.config.model_type}: its logits are not a linear head on the last hidden state (log-probabilities "
+            f"differ by {worst:.3g}); this architecture is not supported"
+        )

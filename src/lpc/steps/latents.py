@@ -1,0 +1,52 @@
+"""Prior, posterior and z of the test pairs of a run, and the diagnostics that tell whether the latent is used."""
+
+import pyarrow as pa
+
+from lpc import cli
+from lpc.data.tokens import tokenize_pairs
+from lpc.evaluation.diagnostics import latent_diagnostics
+from lpc.evaluation.preference import pair_latents, to_device
+from lpc.files import read_parquet, write_json, write_parquet
+from lpc.model.loading import load_run
+
+
+def parser():
+    parser = cli.step_parser(__doc__)
+    parser.add_argument("--model", required=True, help="model folder of the run")
+    parser.add_argument("--base", required=True, help="base.json")
+    parser.add_argument("--pairs", required=True, help="pairs.parquet of the clean data set")
+    parser.add_argument("--output", required=True, help="latents.parquet")
+    parser.add_argument("--summary", required=True, help="latents.json")
+    return parser
+
+
+def main(args):
+    """Spec keys: tokens, batch_size, precision, seed (of the diagnostics)."""
+    spec = args.spec
+    pairs = read_parquet(args.pairs)
+    policy, tokenizer = load_run(args.base, args.model)
+    to_device(policy)
+    if policy.latent is None:
+        raise cli.UserError(f"{args.model}: a plain model without a latent; nothing to extract")
+    rows = pairs.filter(pa.compute.equal(pairs["split"], "test"))
+    tokens = tokenize_pairs(rows, tokenizer, **spec["tokens"])
+    rows = rows.take(pa.array(tokens.rows))
+    latents = pair_latents(policy, tokens, batch_size=spec["batch_size"], precision=spec["precision"])
+    columns = {name: rows[name] for name in ("pair_id", "prompt_id", "source")}
+    columns |= {name: pa.array(list(values)) for name, values in latents.items()}
+    columns["chosen_tokens"] = [len(c) for c in tokens.chosen]
+    columns["rejected_tokens"] = [len(r) for r in tokens.rejected]
+    write_parquet(args.output, pa.table(columns), {"spec": spec})
+    diagnostics = latent_diagnostics(
+        latents.get("prior"),
+        latents.get("posterior"),
+        latents["z"],
+        latents["h_x"],
+        rows["source"].to_pylist(),
+        seed=spec["seed"],
+    )
+    write_json(args.summary, diagnostics)
+
+
+if __name__ == "__main__":
+    cli.run(parser(), main)

@@ -1,0 +1,76 @@
+"""Preference accuracy of a run on test pairs, with z from the prior, and per-pair rewards."""
+
+import pyarrow as pa
+
+from lpc import cli
+from lpc.data.tokens import attach_reference, tokenize_pairs
+from lpc.evaluation.preference import accuracy, score_pairs, to_device
+from lpc.files import read_parquet, write_json, write_parquet
+from lpc.model.loading import load_run
+from lpc.rewards import needs_reference
+
+
+def parser():
+    parser = cli.step_parser(__doc__)
+    parser.add_argument("--model", required=True, help="model folder of the run")
+    parser.add_argument("--base", required=True, help="base.json")
+    parser.add_argument("--pairs", required=True, help="pairs.parquet of the clean data set")
+    parser.add_argument("--reference", help="reference.parquet of the same pairs; not for SimPO")
+    parser.add_argument("--output", required=True, help="per-pair rewards, Parquet")
+    parser.add_argument("--summary", required=True, help="accuracies, JSON")
+    return parser
+
+
+def main(args):
+    """Spec keys: tokens, objective, batch_size, precision."""
+    spec = args.spec
+    pairs = read_parquet(args.pairs)
+    policy, tokenizer = load_run(args.base, args.model)
+    to_device(policy)
+    summary = {}
+    # Validation is for choosing hyperparameters; the test pairs are for the report alone.
+    for split in ("validation", "test"):
+        rows = pairs.filter(pa.compute.equal(pairs["split"], split))
+        tokens = tokenize_pairs(rows, tokenizer, **spec["tokens"])
+        if len(tokens) == 0:
+            raise cli.UserError(f"{args.pairs}: no {split} pair is left after tokenisation")
+        rows = rows.take(pa.array(tokens.rows))
+        if needs_reference(spec["objective"]):
+            attach_reference(tokens, rows, args.reference)
+        rewards = score_pairs(
+            policy,
+            tokens,
+            rows["prompt_id"].to_pylist(),
+            spec["objective"],
+            batch_size=spec["batch_size"],
+            precision=spec["precision"],
+        )
+        summary[split] = summarise(rows, rewards, tokens.dropped)
+    table = pa.table({name: rows[name] for name in ("pair_id", "prompt_id", "source")} | rewards)
+    write_parquet(args.output, table, {"spec": spec})
+    write_json(args.summary, summary.pop("test") | summary)
+
+
+def summarise(rows: pa.Table, rewards: dict, dropped: int) -> dict:
+    """Numbers of one split; `accuracy_…` beyond `accuracy` are diagnostics of the latent, never results."""
+    chosen, rejected = rewards["chosen_reward"], rewards["rejected_reward"]
+    summary = {
+        "n": len(rows),
+        "prompts": len(set(rows["prompt_id"].to_pylist())),
+        "dropped": dropped,
+        "ties": int((chosen == rejected).sum()),
+        "mean_margin": float((chosen - rejected).mean()),
+        # A trivial rule on the same pairs, in characters of the completions.
+        "longer_accuracy": accuracy(
+            *(pa.compute.utf8_length(rows[side]).to_numpy() for side in ("chosen", "rejected"))
+        ),
+    }
+    for name in rewards:
+        if name.startswith("chosen_reward"):
+            variant = name.removeprefix("chosen_reward")
+            summary["accuracy" + variant] = accuracy(rewards[name], rewards["rejected_reward" + variant])
+    return summary
+
+
+if __name__ == "__main__":
+    cli.run(parser(), main)

@@ -1,0 +1,56 @@
+"""Log-probabilities of the base model for every pair, once per base and pair set, shared by all recipes."""
+
+import numpy as np
+import pyarrow as pa
+import safetensors.torch
+
+from lpc import cli
+from lpc.data.tokens import tokenize_pairs
+from lpc.evaluation.preference import reference_logps, to_device
+from lpc.files import atomic, read_json, read_parquet, sha256, write_parquet
+from lpc.model.loading import load_run
+
+
+def parser():
+    parser = cli.step_parser(__doc__)
+    parser.add_argument("--base", required=True, help="base.json")
+    parser.add_argument("--pairs", required=True, help="pairs.parquet")
+    parser.add_argument("--output", required=True, help="reference.parquet")
+    parser.add_argument("--statistics", required=True, help="statistics.safetensors: mean and std of h_x and h_{x,y}")
+    return parser
+
+
+def main(args):
+    """Spec keys: tokens, batch_size, precision."""
+    spec, base = args.spec, read_json(args.base)
+    pairs = read_parquet(args.pairs)
+    policy, tokenizer = load_run(args.base)
+    to_device(policy)
+    tokens = tokenize_pairs(pairs, tokenizer, **spec["tokens"])
+    rows = pairs.take(pa.array(tokens.rows))
+    train = np.array(rows["split"].to_pylist()) == "train"
+    logps, statistics = reference_logps(
+        policy, tokens, train, batch_size=spec["batch_size"], precision=spec["precision"]
+    )
+    table = pa.table(
+        {
+            "pair_id": rows["pair_id"],
+            "chosen_logp": logps[:, 0],
+            "rejected_logp": logps[:, 1],
+            "chosen_tokens": [len(c) for c in tokens.chosen],
+            "rejected_tokens": [len(r) for r in tokens.rejected],
+        }
+    )
+    with atomic(args.statistics) as temporary:
+        safetensors.torch.save_file(statistics, temporary)
+    metadata = {
+        "spec": spec,
+        "pairs_sha256": sha256(args.pairs),
+        "base_sha256": base["sha256"],
+        "dropped": tokens.dropped,
+    }
+    write_parquet(args.output, table, metadata)
+
+
+if __name__ == "__main__":
+    cli.run(parser(), main)

@@ -1,0 +1,119 @@
+"""Train one run: a base model with one recipe and one seed, from its last checkpoint if an earlier attempt left one."""
+
+import logging
+import os
+import platform
+from pathlib import Path
+
+import pyarrow as pa
+import safetensors.torch
+import torch
+import transformers
+
+from lpc import cli
+from lpc.data.tokens import attach_reference, tokenize_pairs
+from lpc.files import atomic, fingerprint, read_json, read_parquet, sha256, write_json
+from lpc.model.controls import build_latent
+from lpc.model.loading import load_run
+from lpc.rewards import needs_reference
+from lpc.training import STOPPED, peak_memory, train
+
+log = logging.getLogger("lpc")
+
+
+def parser():
+    parser = cli.step_parser(__doc__)
+    parser.add_argument("--base", required=True, help="base.json")
+    parser.add_argument("--pairs", required=True, help="pairs.parquet")
+    parser.add_argument("--reference", help="reference.parquet of the same pairs; not for SimPO")
+    parser.add_argument("--statistics", help="statistics.safetensors; for latents with standardize")
+    parser.add_argument("--processes", type=int, default=1, help="processes that were launched; asserted")
+    parser.add_argument("--checkpoints", type=Path, required=True, help="folder for checkpoints of this run")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the finished model")
+    parser.add_argument("--log", type=Path, required=True, help="metrics of the training, JSON lines")
+    parser.add_argument("--summary", required=True, help="what the run was and cost, JSON")
+    return parser
+
+
+def main(args):
+    """Spec keys: objective, latent (or null), training, tokens, seed."""
+    spec, base = args.spec, read_json(args.base)
+    main_process = os.environ.get("RANK", "0") == "0"
+    pairs = read_parquet(args.pairs)
+    pairs = pairs.filter(pa.compute.equal(pairs["split"], "train"))
+    policy, tokenizer = load_run(args.base)
+    tokens = tokenize_pairs(pairs, tokenizer, **spec["tokens"])
+    if needs_reference(spec["objective"]):
+        if args.reference is None:
+            raise cli.UserError(f"objective {spec['objective']['name']}: needs --reference")
+        attach_reference(tokens, pairs.take(pa.array(tokens.rows)), args.reference)
+    if spec["latent"] is not None:
+        policy.latent = build_latent(spec["latent"], policy.head.weight.shape[1], spec["seed"])
+        if spec["latent"]["standardize"]:
+            set_statistics(policy.latent, args.statistics)
+
+    # Everything that the weights depend on: a checkpoint of anything else must never be resumed.
+    identity = {"spec": spec, "base": base["sha256"], "pairs": sha256(args.pairs)}
+    checkpoints = args.checkpoints / fingerprint(identity)
+    for other in sorted(args.checkpoints.glob("*/checkpoint-*")):
+        if other.parent != checkpoints:
+            log.warning("%s: a checkpoint of other data, base or settings; not resumed", other)
+    trainer = train(
+        policy,
+        tokens,
+        objective=spec["objective"],
+        training=spec["training"],
+        seed=spec["seed"],
+        checkpoints=checkpoints,
+        log_file=args.log,
+        processes=args.processes,
+    )
+    if trainer is None:
+        cli.fail("training saved a checkpoint and stopped before its end; run it again to go on", STOPPED)
+
+    state_dict = trainer.accelerator.get_state_dict(trainer.model)  # gathers what is sharded, so every process calls it
+    if not main_process:
+        return
+    with atomic(args.output) as temporary:
+        trainer.policy.save_pretrained(temporary, state_dict=state_dict)
+        tokenizer.save_pretrained(temporary)
+    parameters = sum(v.numel() for k, v in state_dict.items() if k.startswith("backbone."))
+    latent = trainer.policy.latent
+    seconds, steps = trainer.totals["seconds"], trainer.state.global_step
+    device = trainer.args.device
+    write_json(
+        args.summary,
+        trainer.totals
+        | {
+            "identity": identity,
+            "steps": steps,
+            "pairs": len(tokens),
+            "dropped": tokens.dropped,
+            "seconds_per_step": seconds / steps,
+            "tokens_per_second": trainer.totals["tokens"] / seconds,
+            "peak_memory_gib": peak_memory(device) / 2**30,
+            "parameters": parameters,
+            "latent_parameters": 0 if latent is None else sum(p.numel() for p in latent.parameters()),
+            "processes": args.processes,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU",
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    )
+
+
+def set_statistics(latent, path) -> None:
+    """Mean and standard deviation of the base model's hidden states into the latent's standardizers."""
+    if path is None:
+        raise cli.UserError("latent.standardize: needs --statistics")
+    statistics = safetensors.torch.load_file(path)
+    for name in ("prompt", "completion"):
+        standardizer = getattr(latent, f"{name}_standardizer", None)
+        if standardizer is not None:
+            standardizer.mean.copy_(statistics[f"{name}.mean"])
+            standardizer.std.copy_(statistics[f"{name}.std"])
+
+
+if __name__ == "__main__":
+    cli.run(parser(), main)
