@@ -1,0 +1,217 @@
+"""A small tree of results in the formats that the workflow writes, with known contents."""
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from lpc import files
+from lpc.evaluation import statistics
+from lpc.evaluation.diagnostics import latent_diagnostics
+
+SOURCES = ["bank", "court", "courier", "library", "nursery", "poet"]
+PAIRS, CODES, FEATURES = 120, 8, 16
+# Probability that a run judges a pair rightly.
+SKILL = {"dpo": 0.70, "dpo-lpc": 0.72, "dpo-mlp": 0.85, "simpo": 0.6, "simpo-lpc": 0.6, "dpo-lpc+latent.codes=16": 0.7}
+LATENT = {"kind": "lpc", "codes": CODES, "kl_weight": 0.05, "inference": "mean"}
+RECIPES = {
+    "dpo": {"objective": {"name": "dpo", "beta": 0.1}, "latent": None},
+    "dpo-lpc": {"objective": {"name": "dpo", "beta": 0.1}, "latent": LATENT},
+    "dpo-lpc+latent.codes=16": {"objective": {"name": "dpo", "beta": 0.1}, "latent": {**LATENT, "codes": 16}},
+    "dpo-mlp": {"objective": {"name": "dpo", "beta": 0.1}, "latent": {"kind": "mlp"}},
+    "simpo": {"objective": {"name": "simpo", "beta": 2.0, "margin": 1.0}, "latent": None},
+    "simpo-lpc": {"objective": {"name": "simpo", "beta": 2.0, "margin": 1.0}, "latent": LATENT},
+}
+TASKS = ["world_sum", "world_true"]
+CONFIG = {
+    "project": "small",
+    "datasets": {"world": {"kind": "world", "rows": 600, "split": {"validation": 20, "test": PAIRS, "seed": 0}}},
+    "noise": {"flip50": {"rate": 0.5, "marker": "[FLIP]", "seed": 0}},
+    "bases": {"tiny": {"scratch": {"dataset": "world", "hidden_size": FEATURES}}},
+    "training": {"epochs": 1, "learning_rate": 0.001},
+    "recipes": {name: recipe for name, recipe in RECIPES.items() if "+" not in name},
+    "experiments": {
+        "main": {"recipes": ["dpo", "dpo-lpc", "dpo-mlp", "simpo", "simpo-lpc"], "seeds": [0, 1]},
+        "codebook": {"recipes": ["dpo-lpc"], "sweep": {"latent.codes": [CODES, 16]}, "seeds": [0]},
+        "noise": {"recipes": ["dpo", "dpo-lpc"], "noise": ["flip50"], "seeds": [0]},
+    },
+    "evaluation": {"benchmarks": {"tasks": [{"name": name} for name in TASKS]}, "tsne": {"perplexity": 10, "seed": 0},
+                   "alpacaeval": None},
+}  # fmt: skip
+
+
+def a_run(recipe: str, seed: int, variant: str = "world") -> dict:
+    return {
+        "base": "tiny", "dataset": "world", "variant": variant, "recipe": recipe, "seed": seed, "heldout": ["world"],
+        "folder": f"runs/tiny/{variant}/{recipe}/seed-{seed}", **copy.deepcopy(RECIPES[recipe]),
+        "training": dict(CONFIG["training"]),
+    }  # fmt: skip
+
+
+MAIN = [a_run(recipe, seed) for recipe in CONFIG["experiments"]["main"]["recipes"] for seed in (0, 1)]
+CODEBOOK = [a_run("dpo-lpc+latent.codes=16", 0)]
+NOISE = [a_run("dpo", 0, "world.flip50"), a_run("dpo-lpc", 0, "world.flip50")]
+RUNS = MAIN + CODEBOOK + NOISE
+EXPERIMENTS = {
+    "main": {"runs": [run["folder"] for run in MAIN], "sweep": {}},
+    "codebook": {
+        "runs": [a_run("dpo-lpc", 0)["folder"], CODEBOOK[0]["folder"]],
+        "sweep": {"latent.codes": [CODES, 16]},
+    },
+    "noise": {"runs": [run["folder"] for run in NOISE], "sweep": {}},
+}
+# Configured, but never trained: its rows and its section must say so.
+ABSENT = a_run("simpo-lpc", 1)["folder"]
+
+
+def pair_columns() -> dict:
+    return {
+        "pair_id": [f"pair-{i:03}" for i in range(PAIRS)],
+        "prompt_id": [f"prompt-{i // 2:03}" for i in range(PAIRS)],
+        "source": [SOURCES[i // 2 % 6] for i in range(PAIRS)],
+    }
+
+
+def write_data(root: Path) -> None:
+    folder, generator = root / "data" / "world", np.random.default_rng(0)
+    aspect = pa.struct(
+        [(name, pa.float64()) for name in ("instruction_following", "honesty", "truthfulness", "helpfulness")]
+    )
+    scores = [
+        None if i % 3 == 0 else dict.fromkeys(aspect.names, float(generator.integers(1, 6))) for i in range(PAIRS)
+    ]
+    table = pa.table(
+        {
+            **pair_columns(), "split": ["test"] * PAIRS, "chosen_aspects": pa.array(scores, aspect),
+            "rejected_aspects": pa.array(scores[::-1], aspect),
+        }
+    )  # fmt: skip
+    files.write_parquet(folder / "pairs.parquet", table)
+    ceilings = {"score_oracle": 0.9, "source_blind": 0.55, "longer": 0.56}
+    files.write_json(folder / "pairs.json", {"pairs": {"train": 400, "test": PAIRS}, "ceilings": ceilings})
+    files.write_json(
+        folder / "source.json", {"kind": "world", "files": [], "revision": None, "sha256": {"world": "ab" * 32}}
+    )
+    files.write_json(folder / "split.json", {"train": 400, "validation": 20, "test": PAIRS})
+    base = {
+        "name": "tiny",
+        "path": "model",
+        "revision": None,
+        "sha256": "cd" * 32,
+        "parameters": 680_000,
+        "dtype": "float32",
+    }
+    files.write_json(root / "bases" / "tiny" / "base.json", base)
+    write_benchmarks(root / "bases" / "tiny", 0.4)
+
+
+def write_benchmarks(folder: Path, value: float) -> None:
+    for task in TASKS:
+        metrics = {"acc": {"value": value, "stderr": 0.03}, "acc_norm": {"value": value + 0.01, "stderr": None}}
+        files.write_json(folder / "benchmarks" / f"{task}.json", {"task": task, "base": "tiny", "n": 200, "metrics": metrics,
+                         "primary": "acc", "harness_version": "0.4.13", "task_version": 1, "num_fewshot": 0})  # fmt: skip
+
+
+def write_run(root: Path, run: dict) -> None:
+    folder, seed = root / run["folder"], run["seed"]
+    generator = np.random.default_rng([seed, *run["folder"].encode()])
+    latent = bool(run["latent"])
+    write_preference(folder, SKILL[run["recipe"]], latent, generator)
+    write_benchmarks(folder, SKILL[run["recipe"]])
+    files.write_json(
+        folder / "train.json",
+        {
+            "steps": 188, "pairs": 6000, "dropped": 0, "tokens": 400_000, "seconds": 40.0 + latent, "tokens_per_second": 10_000.0,
+            "seconds_per_step": 0.2 + 0.004 * latent, "peak_memory_gib": 1.2, "parameters": 680_000 + 50_000 * latent,
+            "latent_parameters": 50_000 * latent, "first_loss": float(np.log(2)), "last_loss": 0.4, "device": "cpu",
+            "processes": 1, "torch": "2.13.0", "transformers": "5.23.0", "resumed_from": [],
+        },
+    )  # fmt: skip
+    lines = []
+    for step in range(5, 189, 5):
+        line = {"step": step, "epoch": step / 188, "loss": 0.69 * np.exp(-step / 200), "accuracy": 0.5 + step / 900}
+        if run["latent"] and run["latent"]["kind"] == "lpc":
+            line.update(
+                kl=0.02, prior_perplexity=7.0, mean_prior_perplexity=7.9, posterior_perplexity=6.0, gamma=step / 188
+            )
+        lines.append(json.dumps(line))
+    files.write_text(folder / "train.jsonl", "\n".join(lines) + "\n")
+    if latent:
+        write_latents(folder, run, generator)
+
+
+def write_preference(folder: Path, skill: float, latent: bool, generator) -> None:
+    columns = pair_columns()
+    chosen = np.where(generator.random(PAIRS) < skill, 1.0, -1.0)
+    chosen[0] = 0.0  # a tie
+    kinds = ["", "_zero", "_shuffled", "_posterior", "_posterior_swapped"] if latent else [""]
+    for kind in kinds:
+        columns[f"chosen_reward{kind}"] = chosen if kind == "" else generator.normal(size=PAIRS)
+        columns[f"rejected_reward{kind}"] = np.zeros(PAIRS)
+    files.write_parquet(folder / "preference" / "world.parquet", pa.table(columns))
+    accuracy = {
+        f"accuracy{kind}": float(statistics.outcomes(columns[f"chosen_reward{kind}"], np.zeros(PAIRS)).mean())
+        for kind in kinds
+    }
+    summary = {"n": PAIRS, "ties": 1, "longer_accuracy": 0.56, "dropped": 0, "mean_margin": 0.4, **accuracy}
+    files.write_json(folder / "preference" / "world.json", summary)
+
+
+def write_latents(folder: Path, run: dict, generator) -> None:
+    columns = pair_columns()
+    prompts = np.arange(PAIRS) // 2
+    source = prompts % 6
+    h_x = generator.normal(size=(6, FEATURES))[source] * 3 + generator.normal(size=(PAIRS // 2, FEATURES))[prompts]
+    prior = posterior = None
+    z = 0.1 * h_x
+    if run["latent"]["kind"] == "lpc":
+        codes = run["latent"]["codes"]
+        prior = np.full((PAIRS, codes), 0.3 / (codes - 1))
+        prior[np.arange(PAIRS), source] = 0.7
+        posterior = generator.dirichlet(np.ones(codes), size=PAIRS)
+        z = prior @ generator.normal(size=(codes, FEATURES))
+        columns |= {"prior": list(prior.astype(np.float32)), "posterior": list(posterior.astype(np.float32))}
+    columns |= {"z": list(z.astype(np.float32)), "h_x": list(h_x.astype(np.float32))}
+    columns |= {"chosen_tokens": generator.integers(5, 60, PAIRS), "rejected_tokens": generator.integers(5, 60, PAIRS)}
+    files.write_parquet(folder / "latents.parquet", pa.table(columns))
+    measured = latent_diagnostics(prior, posterior, z, h_x, columns["source"], prompt_id=columns["prompt_id"], seed=0)
+    files.write_json(folder / "latents.json", measured)
+
+
+def step(name: str, spec: dict, *arguments) -> subprocess.CompletedProcess:
+    """Run `python -m lpc.steps.<name>` as a rule does; fails with its log when it fails."""
+    command = [sys.executable, "-m", f"lpc.steps.{name}", "--spec", files.canonical(spec), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def tables_spec() -> dict:
+    return {"runs": RUNS, "bases": ["tiny"], "tasks": TASKS}
+
+
+def report_spec() -> dict:
+    return {"runs": RUNS, "config": CONFIG, "experiments": EXPERIMENTS}
+
+
+def build(root: Path) -> None:
+    """Write the tree, with tables and t-SNE figures as the steps make them."""
+    write_data(root)
+    for run in RUNS:
+        if run["folder"] != ABSENT:
+            write_run(root, run)
+    timing = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
+    files.write_text(
+        root / "timing/train/tiny~world~dpo~0.tsv", timing + "41.5\t0:00:41\t900.25\t1\t1\t1\t0\t0\t99\t40.1\n"
+    )
+    files.write_text(root / "timing/split/world.tsv", timing + "0.5\t0:00:00\t-\t-\t-\t-\t-\t-\t0\t0.0\n")
+    for run in RUNS:
+        folder = root / run["folder"]
+        if (folder / "latents.parquet").exists() and run["seed"] == 0 and run["variant"] == "world":
+            step("tsne", CONFIG["evaluation"]["tsne"], "--latents", folder / "latents.parquet", "--coordinates",
+                 folder / "tsne.csv", "--by-source", folder / "tsne_source.svg", "--by-code", folder / "tsne_code.svg")  # fmt: skip
+    step("tables", tables_spec(), "--results", root, "--output", root / "tables")
