@@ -1,0 +1,325 @@
+"""Tasks of the Language Model Evaluation Harness: found, pointed at local files, run, and turned into one result.
+
+An entry of the configuration (`evaluation.benchmarks.tasks.<name>`), with its defaults filled in, is a dict:
+
+    name           the entry's name, under which tables show it
+    task           lm-eval's name of a task or group (arc_challenge, mmlu), or the path of a task's YAML file
+    metric         the one that tables show, by lm-eval's name: "acc", or "exact_match,strict-match" where a task filters
+    num_fewshot    examples in the prompt; None: the task's own number
+    limit          the first so many questions of each task only; None: all
+    chat_template  whether prompts are put into the base's chat template, examples as turns of their own
+    data           {split: local file} in place of the task's data set on the hub; None: the hub's, from the cache
+"""
+
+import csv
+import gzip
+import io
+import json
+import logging
+import math
+import random
+import time
+import zlib
+from importlib.metadata import version
+from pathlib import Path
+
+import datasets
+import huggingface_hub.errors
+import lm_eval.tasks
+import numpy as np
+import torch
+import transformers
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.evaluator import evaluate
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
+from lm_eval.utils import handle_non_serializable
+
+from lpc import files
+from lpc.cli import UserError
+
+log = logging.getLogger("lpc")
+
+# What lm-eval's own command line uses, so that few-shot examples are the ones that everybody gets.
+RANDOM_SEED, OTHER_SEED = 0, 1234
+SPLITS = ("test_split", "validation_split", "training_split", "fewshot_split")
+
+
+# ---- finding tasks
+
+
+def load_task(entry: dict) -> dict:
+    """What `lm_eval.evaluator.evaluate` runs: {"tasks": {name: task}, "groups": …}, with the data sets loaded."""
+    path = _yaml_file(entry["task"])
+    try:
+        if entry["data"]:
+            if path is None:
+                raise UserError(f"task {entry['name']}: `data` replaces the files of a single task; {entry['task']} is none")
+            loaded = {"tasks": {entry["name"]: _local_task(entry, load_yaml(path))}, "groups": {}, "group_map": {}}
+        elif path is not None:
+            # Only its own folder is indexed: reading all of lm-eval's 14,000 definitions takes eight seconds.
+            loaded = TaskManager(include_path=path.parent, include_defaults=False).load(load_yaml(path)["task"])
+        else:
+            loaded = TaskManager().load(entry["task"])
+    except KeyError as error:
+        raise UserError(
+            f"task {entry['name']}: lm-eval {version('lm_eval')} knows no {entry['task']!r} ({error}); see `lm-eval ls tasks`"
+        ) from None
+    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+        # ConnectionError, DatasetNotFoundError and OfflineModeIsEnabled are kinds of OSError.
+        raise UserError(
+            f"task {entry['name']}: its data set cannot be loaded ({error}); run the workflow's download_task where there is "
+            "a network, or name local files under `data`"
+        ) from None
+    if len(loaded["tasks"]) > 1 and entry["task"] not in loaded["groups"]:
+        raise UserError(
+            f"task {entry['name']}: {entry['task']} is a tag of several tasks without a common score; make one entry of each"
+        )
+    for task in loaded["tasks"].values():
+        _check(task, entry)
+    return loaded
+
+
+def _yaml_file(task: str) -> Path | None:
+    """The file that defines a single task; None where its name does not tell (groups, tags, oddly named files)."""
+    if task.endswith(".yaml"):
+        if not Path(task).is_file():
+            raise UserError(f"{task}: no such task file; correct `task` of this benchmark")
+        return Path(task).resolve()
+    for path in Path(lm_eval.tasks.__file__).parent.rglob(f"{task}.yaml"):
+        if load_yaml(path, resolve_func=False).get("task") == task:
+            return path
+    return None
+
+
+def _check(task: ConfigurableTask, entry: dict) -> None:
+    """Set the number of examples, and stop before hours of scoring if the metric does not exist."""
+    own = task.config.num_fewshot
+    if entry["num_fewshot"] is None:
+        task.set_config("num_fewshot", own or 0)
+    elif own == 0 and entry["num_fewshot"] != 0:
+        # lm-eval itself would go on with 0 and only log it.
+        raise UserError(f"task {entry['name']}: {entry['task']} fixes its number of examples at 0; drop `num_fewshot`")
+    else:
+        task.set_config("num_fewshot", entry["num_fewshot"])
+    task.set_fewshot_seed(OTHER_SEED)
+    metrics = {_metric(f"{metric},{f.name}") for metric in task.aggregation() for f in task._filters}
+    if entry["metric"] not in metrics:
+        raise UserError(
+            f"task {entry['name']}: {entry['task']} has no metric {entry['metric']!r}; it has {', '.join(sorted(metrics))}"
+        )
+
+
+def _metric(key: str) -> str:
+    """lm-eval's "acc,none" is our "acc"; a filter is named only where there is one."""
+    return key.removesuffix(",none")
+
+
+# ---- local files
+
+
+def _local_task(entry: dict, config: dict) -> ConfigurableTask:
+    """The task of a stock definition on the entry's own files, under the entry's name.
+
+    Splits for which no file is given do not exist for it, and examples come only from a split that is given for them.
+    """
+    rows = {split: read_rows(path) for split, path in entry["data"].items()}
+    if any("mc2_targets" in str(config.get(key)) or "mc1_targets" in str(config.get(key)) for key in ("doc_to_choice",)):
+        rows = {split: [truthfulqa_targets(row) for row in part] for split, part in rows.items()}
+
+    shots = entry["num_fewshot"] if entry["num_fewshot"] is not None else config.get("num_fewshot") or 0
+    scored = config.get("test_split") or config.get("validation_split")
+    examples = config.get("fewshot_split") or config.get("training_split") if shots else None
+    for split in {scored, examples} - {None} - set(rows):
+        role = "questions" if split == scored else "examples"
+        raise UserError(
+            f"task {entry['name']}: {entry['task']} takes its {role} from split {split!r}; give a file for it under `data`"
+        )
+    if unknown := set(rows) - {config.get(split) for split in SPLITS}:
+        raise UserError(f"task {entry['name']}: {entry['task']} has no split {', '.join(sorted(unknown))}; correct `data`")
+    if shots and examples is None:
+        raise UserError(f"task {entry['name']}: {entry['task']} names no split for examples; set `num_fewshot` to 0")
+
+    config = {key: value for key, value in config.items() if key not in ("tag", "group", "task_list", "dataset_kwargs")}
+    config |= {split: config[split] if config.get(split) in rows else None for split in SPLITS}
+    tables = datasets.DatasetDict({split: datasets.Dataset.from_list(part) for split, part in rows.items()})
+    config |= {"task": entry["name"], "dataset_name": None, "custom_dataset": lambda **_: tables}
+    try:
+        return ConfigurableTask(config=config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"task {entry['name']}: the files of `data` do not have the columns of {entry['task']} ({error!r}); "
+            f"they have {', '.join(next(iter(tables.values())).column_names)}"
+        ) from None
+
+
+def read_rows(path: str | Path) -> list[dict]:
+    """Rows of a .jsonl, .json (a list) or .csv file, each also with .gz, or of a .parquet file."""
+    path = Path(path)
+    kind = path.name.removesuffix(".gz").rpartition(".")[2]
+    try:
+        if kind == "parquet":
+            return files.read_parquet(path).to_pylist()
+        if kind not in ("jsonl", "json", "csv"):
+            raise UserError(f"{path}: not a kind of file that is read; give .jsonl, .json, .csv (also .gz) or .parquet")
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")  # TruthfulQA has a BOM
+        if kind == "csv":
+            rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        else:
+            rows = json.loads(text) if kind == "json" else [json.loads(line) for line in text.splitlines() if line.strip()]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: truncated or not {kind} ({error}); fetch it again") from None
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path}: holds no rows; expected a list of objects")
+    return rows
+
+
+def truthfulqa_targets(row: dict) -> dict:
+    """A row of TruthfulQA's published csv in the form of its multiple-choice data set; a row in that form is kept.
+
+    mc1: the best answer, then the incorrect ones; mc2: all correct ones, then the incorrect ones. The data set's own
+    choices were worded a little differently in places (full sentences), so scores compare only among runs on this file.
+    """
+    if "mc1_targets" in row:
+        return row
+    try:
+        best = row["Best Answer"].strip()
+        correct, incorrect = (
+            list(dict.fromkeys(part.strip() for part in row[column].split(";") if part.strip()))
+            for column in ("Correct Answers", "Incorrect Answers")
+        )
+        question = row["Question"].strip()
+    except (KeyError, AttributeError):
+        raise UserError(
+            "TruthfulQA: a row has neither mc1_targets nor Question, Best Answer, Correct Answers, Incorrect Answers"
+        ) from None
+
+    def targets(true: list[str]) -> dict:
+        return {"choices": true + incorrect, "labels": [1] * len(true) + [0] * len(incorrect)}
+
+    return {"question": question, "mc1_targets": targets([best]), "mc2_targets": targets(correct)}
+
+
+# ---- running
+
+
+def run_task(lm, loaded: dict, entry: dict) -> tuple[dict, list[dict]]:
+    """(result, samples) of a loaded task under an lm-eval model; the result as `benchmarks/<task>.json` holds it.
+
+    Values and standard errors are shares between 0 and 1; a standard error is None where lm-eval computes none.
+    """
+    if entry["chat_template"] and lm.tokenizer.chat_template is None:
+        raise UserError(
+            f"task {entry['name']}: the base's tokenizer has no chat template; set the base's or drop the task's `chat_template`"
+        )
+    random.seed(RANDOM_SEED)
+    np.random.seed(OTHER_SEED)
+    torch.manual_seed(OTHER_SEED)
+    start = time.monotonic()
+    results = evaluate(
+        lm,
+        loaded,
+        limit=entry["limit"],
+        apply_chat_template=entry["chat_template"],
+        fewshot_as_multiturn=entry["chat_template"],
+    )
+    seconds = time.monotonic() - start
+
+    summaries = {
+        name: {"n": results["n-samples"][name]["effective"], "metrics": _metrics(results["results"][name])}
+        for name in loaded["tasks"]
+    }
+    if loaded["groups"]:
+        name = entry["task"]
+        n = sum(summary["n"] for summary in summaries.values())
+        summary = {"n": n, "metrics": _metrics(results["groups"][name]), "subtasks": summaries}
+    else:
+        (name, summary), *_ = summaries.items()
+    result = summary | {
+        "task": entry["name"],
+        "harness_task": entry["task"],
+        "primary": entry["metric"],
+        "num_fewshot": results["n-shot"].get(name),
+        "limit": entry["limit"],
+        "chat_template": entry["chat_template"],
+        "data": describe_data(entry),
+        "task_version": results["versions"].get(name),
+        "harness_version": version("lm_eval"),
+        "torch_version": torch.__version__,
+        "transformers_version": transformers.__version__,
+        "batch_size": lm.batch_size,
+        "seconds": round(seconds, 3),
+    }
+    return result, [_sample(name, sample) for name in loaded["tasks"] for sample in results["samples"][name]]
+
+
+def _metrics(scores: dict) -> dict:
+    """{"acc": {"value", "stderr"}} from lm-eval's {"acc,none": …, "acc_stderr,none": …, "alias": …}."""
+    metrics = {}
+    for key, value in scores.items():
+        name, comma, kind = key.partition(",")
+        if comma and not name.endswith("_stderr"):
+            stderr = scores.get(f"{name}_stderr,{kind}")
+            finite = isinstance(stderr, float | int) and math.isfinite(stderr)
+            metrics[_metric(key)] = {"value": float(value), "stderr": float(stderr) if finite else None}
+    return metrics
+
+
+def _sample(task: str, sample: dict) -> dict:
+    """One line of the per-sample log. lm-eval repeats the prompt with each choice; here it stands once."""
+    prompts, requests = zip(*sample["arguments"], strict=True)
+    metrics = {metric: sample[metric] for metric in sample["metrics"]}
+    return {
+        "task": task,
+        "doc_id": sample["doc_id"],
+        "filter": sample["filter"],
+        "doc": sample["doc"],
+        "target": sample["target"],
+        "prompt": prompts[0] if len(set(prompts)) == 1 else prompts,
+        "requests": requests,
+        "responses": [response[0] for response in sample["resps"]],
+        "filtered": sample["filtered_resps"],
+        "metrics": metrics,
+    }
+
+
+def write_samples(path: str | Path, samples: list[dict]) -> None:
+    with files.atomic(path) as temporary, open(temporary, "w", encoding="utf-8") as stream:
+        for sample in samples:
+            stream.write(json.dumps(sample, default=handle_non_serializable, ensure_ascii=False) + "\n")
+
+
+def describe_data(entry: dict) -> dict | None:
+    """{split: {"file", "sha256"}} of the entry's local files."""
+    if not entry["data"]:
+        return None
+    return {split: {"file": str(path), "sha256": files.sha256(path)} for split, path in entry["data"].items()}
+
+
+def describe_task(loaded: dict, entry: dict) -> dict:
+    """What was brought for an entry: its data sets with their revisions, and the versions that chose them."""
+    sources = {}
+    for name, task in loaded["tasks"].items():
+        revisions = {
+            url.partition("@")[2].partition("/")[0]
+            for table in task.dataset.values()
+            for url in table.info.download_checksums or {}
+            if "@" in url
+        }
+        sources[name] = {
+            "path": None if entry["data"] else task.DATASET_PATH,
+            "name": None if entry["data"] else task.DATASET_NAME,
+            "revisions": sorted(revisions),
+            "rows": {split: len(table) for split, table in task.dataset.items()},
+            "version": task.VERSION,
+        }
+    return {
+        "task": entry["name"],
+        "harness_task": entry["task"],
+        "harness_version": version("lm_eval"),
+        "datasets": sources,
+        "data": describe_data(entry),
+    }
