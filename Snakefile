@@ -1,0 +1,30 @@
+# Latent Preference Coding: preference data -> base and reference -> training -> evaluation -> report.
+# `snakemake --cores 2 --configfile config/demo.yaml all`; without --configfile it is the paper's grid.
+from snakemake.utils import min_version
+
+min_version("9.14")
+
+
+# A configuration is complete by itself, so one that is named on the command line replaces this one.
+if not workflow.overwrite_configfiles:
+
+    configfile: "config/config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/analysis.smk"
+include: "workflow/rules/report.smk"
+
+
+localrules:
+    all,
+
+
+rule all:
+    default_target: True
+    input:
+        rules.report.output,
+        rules.tables.output,

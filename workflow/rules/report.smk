@@ -1,0 +1,102 @@
+# Stage report: tables over all runs of all experiments, and the page.
+# In : what the stages before wrote for each run; the whole configuration
+# Out: R/tables/*.csv, R/report.html
+TABLES = [
+    "preference_accuracy",
+    "comparisons",
+    "benchmarks",
+    "latents",
+    "codes",
+    "code_correlations",
+    "training",
+    "cost",
+]
+# What a result depends on; how many cores it took is no part of it.
+CONFIGURATION = {key: value for key, value in SETTINGS.items() if key != "resources"}
+
+
+def heldout(run):
+    """Datasets whose test pairs the run is scored on: its own, and those of the configuration."""
+    return list(dict.fromkeys([run.dataset, *SETTINGS["evaluation"]["preference"]["datasets"]]))
+
+
+def results_of(run):
+    folder = f"{R}/runs/{run.path}"
+    files = ["train.json", "train.jsonl"]
+    files += [f"preference/{name}.{kind}" for name in heldout(run) for kind in ("json", "parquet")]
+    files += [f"benchmarks/{name}.json" for name in TASKS]
+    if CONFIG.recipes[run.recipe]["latent"]:
+        files += ["latents.json", "latents.parquet", "tsne_source.svg", "tsne_code.svg"]
+    return [f"{folder}/{file}" for file in files]
+
+
+def benchmarks_of_bases(runs):
+    return [f"{R}/bases/{base}/benchmarks/{name}.json" for base in {run.base: None for run in runs} for name in TASKS]
+
+
+RESULTS = [file for run in CONFIG.runs for file in results_of(run)] + benchmarks_of_bases(CONFIG.runs)
+
+
+def run_list():
+    """What the tables and the page are told of each run."""
+    experiments = {}
+    for name, runs in CONFIG.experiments.items():
+        for run in runs:
+            experiments.setdefault(run, []).append(name)
+    return [
+        {
+            "base": run.base,
+            "dataset": run.dataset,
+            "noise": run.noise,
+            "variant": run.variant,
+            "recipe": run.recipe,
+            "seed": run.seed,
+            "folder": f"runs/{run.path}",
+            "heldout": heldout(run),
+            "experiments": experiments[run],
+            **CONFIG.recipes[run.recipe],
+        }
+        for run in CONFIG.runs
+    ]
+
+
+rule tables:
+    localrule: True
+    input:
+        results=RESULTS,
+        code=code("tables"),
+    output:
+        expand(f"{R}/tables/{{table}}.csv", table=TABLES),
+    log:
+        f"{R}/logs/tables/tables.log",
+    benchmark:
+        f"{R}/timing/tables/tables.tsv"
+    params:
+        spec=lambda wildcards: spec(runs=run_list(), bases=list(SETTINGS["bases"]), tasks=list(TASKS)),
+    container:
+        image("reporting")
+    # The list of runs may be longer than one argument of a command can be.
+    shell:
+        "python -m lpc.steps.tables --spec @<(printf %s {params.spec:q}) --results {R:q} --output {R:q}/tables > {log:q} 2>&1"
+
+
+rule report:
+    localrule: True
+    input:
+        results=RESULTS,
+        tables=rules.tables.output,
+        code=code("report"),
+    output:
+        f"{R}/report.html",
+    log:
+        f"{R}/logs/report/report.log",
+    benchmark:
+        f"{R}/timing/report/report.tsv"
+    params:
+        spec=lambda wildcards: spec(
+            runs=run_list(), bases=list(SETTINGS["bases"]), tasks=list(TASKS), configuration=CONFIGURATION
+        ),
+    container:
+        image("reporting")
+    shell:
+        "python -m lpc.steps.report --spec @<(printf %s {params.spec:q}) --results {R:q} --output {output:q} > {log:q} 2>&1"
