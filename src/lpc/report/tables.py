@@ -1,7 +1,7 @@
 """The tables of a project: lists of rows (dicts) read from its results, and CSV in and out.
 
 Every run of the configuration has its row in every table that concerns it; where its result is absent, the row's `status` says which
-file is missing. `run` below is one run of the spec of `lpc.steps.tables`; `results` is the project's folder.
+file is missing. `run` below is a run as `resolve` gives it; `results` is the project's folder.
 """
 
 import csv
@@ -73,6 +73,19 @@ def _parse(text: str):
         except ValueError:
             continue
     return text or None
+
+
+def resolve(runs: list[dict], recipes: dict[str, dict], datasets: list[str]) -> list[dict]:
+    """Runs of a spec with their recipe's objective, latent and training, their `folder` and the datasets they were `heldout` on."""
+    return [
+        {
+            **run,
+            **{section: recipes[run["recipe"]][section] for section in ("objective", "latent", "training")},
+            "folder": f"runs/{run['path']}",
+            "heldout": list(dict.fromkeys([run["dataset"], *datasets])),
+        }
+        for run in runs
+    ]
 
 
 def keys(run: dict) -> dict:
@@ -241,9 +254,10 @@ def _mean_over_seeds(seeds: list[pa.Table]) -> dict:
     return row
 
 
-def benchmarks(results: Path, runs: list[dict], bases: list[str], tasks: list[str]) -> list[dict]:
+def benchmarks(results: Path, runs: list[dict], tasks: list[str]) -> list[dict]:
     """A row a metric, of each base by itself and of each run."""
     rows = []
+    bases = dict.fromkeys(run["base"] for run in runs)
     base_models = [({"base": base, "recipe": "base"}, f"bases/{base}") for base in bases]
     for names, folder in [*base_models, *((keys(run), run["folder"]) for run in runs)]:
         for task in tasks:

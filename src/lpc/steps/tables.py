@@ -1,10 +1,7 @@
 """Tables of a project as CSV: preference accuracy, comparisons, benchmarks, latents, codes, training, cost.
 
-Spec:
-    {"runs": [RUN, …], "bases": [name, …], "tasks": [name, …]}
-    RUN = {"base", "dataset", "variant", "recipe", "seed",
-           "folder": the run's folder below the results, "heldout": [dataset whose test pairs were scored, …],
-           "objective": {"name", …}, "latent": {"kind", …} or null, "training": {…}}    (the recipe's resolved sections)
+Spec keys: runs, each with path, base, dataset, variant, recipe, seed; recipes, by name, each with objective, latent and training;
+tasks, the names of the benchmarks; datasets, the further held-out datasets.
 
 Writes into --output one file for each table of `lpc.report.tables.COLUMNS`.
 """
@@ -23,11 +20,12 @@ def parser():
 
 
 def main(args) -> None:
-    runs, rewards = args.spec["runs"], tables.Rewards(args.results)
+    runs = tables.resolve(args.spec["runs"], args.spec["recipes"], args.spec["datasets"])
+    rewards = tables.Rewards(args.results)
     made = {
         "preference_accuracy": tables.preference_accuracy(args.results, runs, rewards),
         "comparisons": tables.comparisons(args.results, runs, rewards),
-        "benchmarks": tables.benchmarks(args.results, runs, args.spec["bases"], args.spec["tasks"]),
+        "benchmarks": tables.benchmarks(args.results, runs, args.spec["tasks"]),
         "latents": tables.latents(args.results, runs),
         "codes": tables.codes(args.results, runs),
         "code_correlations": tables.code_correlations(args.results, runs),

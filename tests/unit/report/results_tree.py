@@ -12,6 +12,7 @@ import pyarrow as pa
 from lpc import files
 from lpc.evaluation import statistics
 from lpc.evaluation.diagnostics import latent_diagnostics
+from lpc.report import tables
 
 SOURCES = ["bank", "court", "courier", "library", "nursery", "poet"]
 PAIRS, CODES, FEATURES = 120, 8, 16
@@ -26,44 +27,59 @@ RECIPES = {
     "simpo": {"objective": {"name": "simpo", "beta": 2.0, "margin": 1.0}, "latent": None},
     "simpo-lpc": {"objective": {"name": "simpo", "beta": 2.0, "margin": 1.0}, "latent": LATENT},
 }
-TASKS = ["world_sum", "world_true"]
-CONFIG = {
+TASKS = {"sums": {"task": "config/tasks/world_generate.yaml"}, "truths": {"task": "config/tasks/world_truth.yaml"}}
+SETTINGS = {
     "project": "small",
     "datasets": {"world": {"kind": "world", "rows": 600, "split": {"validation": 20, "test": PAIRS, "seed": 0}}},
     "noise": {"flip50": {"rate": 0.5, "marker": "[FLIP]", "seed": 0}},
-    "bases": {"tiny": {"scratch": {"dataset": "world", "hidden_size": FEATURES}}},
+    "tokens": {"max_length": 256, "max_prompt_length": 128},
+    "bases": {"tiny": {"scratch": {"dataset": "world", "hidden_size": FEATURES}, "dtype": "float32"}},
     "training": {"epochs": 1, "learning_rate": 0.001},
     "recipes": {name: recipe for name, recipe in RECIPES.items() if "+" not in name},
     "experiments": {
-        "main": {"recipes": ["dpo", "dpo-lpc", "dpo-mlp", "simpo", "simpo-lpc"], "seeds": [0, 1]},
+        "main": {"recipes": ["dpo", "dpo-lpc", "dpo-mlp", "simpo", "simpo-lpc"], "sweep": {}, "seeds": [0, 1]},
         "codebook": {"recipes": ["dpo-lpc"], "sweep": {"latent.codes": [CODES, 16]}, "seeds": [0]},
-        "noise": {"recipes": ["dpo", "dpo-lpc"], "noise": ["flip50"], "seeds": [0]},
+        "noise": {"recipes": ["dpo", "dpo-lpc"], "noise": ["clean", "flip50"], "sweep": {}, "seeds": [0]},
     },
-    "evaluation": {"benchmarks": {"tasks": [{"name": name} for name in TASKS]}, "tsne": {"perplexity": 10, "seed": 0},
-                   "alpacaeval": None},
-}  # fmt: skip
+    "evaluation": {
+        "preference": {"batch_size": 64, "datasets": []},
+        "benchmarks": {"batch_size": 32, "tasks": TASKS},
+        "tsne": {"perplexity": 10, "seed": 0},
+        "alpacaeval": None,
+    },
+}
 
 
-def a_run(recipe: str, seed: int, variant: str = "world") -> dict:
+def listed(recipe: str, seed: int, noise: str = "clean", experiments: tuple[str, ...] = ("main",)) -> dict:
+    """A run as the rules list it."""
+    variant = "world" if noise == "clean" else f"world.{noise}"
     return {
-        "base": "tiny", "dataset": "world", "variant": variant, "recipe": recipe, "seed": seed, "heldout": ["world"],
-        "folder": f"runs/tiny/{variant}/{recipe}/seed-{seed}", **copy.deepcopy(RECIPES[recipe]),
-        "training": dict(CONFIG["training"]),
+        "path": f"tiny/{variant}/{recipe}/seed-{seed}", "base": "tiny", "dataset": "world", "noise": noise,
+        "variant": variant, "recipe": recipe, "seed": seed, "experiments": list(experiments),
     }  # fmt: skip
 
 
-MAIN = [a_run(recipe, seed) for recipe in CONFIG["experiments"]["main"]["recipes"] for seed in (0, 1)]
-CODEBOOK = [a_run("dpo-lpc+latent.codes=16", 0)]
-NOISE = [a_run("dpo", 0, "world.flip50"), a_run("dpo-lpc", 0, "world.flip50")]
-RUNS = MAIN + CODEBOOK + NOISE
-EXPERIMENTS = {
-    "main": {"runs": [run["folder"] for run in MAIN], "sweep": {}},
-    "codebook": {
-        "runs": [a_run("dpo-lpc", 0)["folder"], CODEBOOK[0]["folder"]],
-        "sweep": {"latent.codes": [CODES, 16]},
-    },
-    "noise": {"runs": [run["folder"] for run in NOISE], "sweep": {}},
-}
+MAIN = [listed(recipe, seed) for recipe in SETTINGS["experiments"]["main"]["recipes"] for seed in (0, 1)]
+for shared in MAIN:
+    if shared["recipe"] in ("dpo", "dpo-lpc") and shared["seed"] == 0:
+        shared["experiments"].append("noise")
+    if shared["recipe"] == "dpo-lpc" and shared["seed"] == 0:
+        shared["experiments"].append("codebook")
+LISTED = [
+    *MAIN,
+    listed("dpo-lpc+latent.codes=16", 0, experiments=("codebook",)),
+    listed("dpo", 0, "flip50", ("noise",)),
+    listed("dpo-lpc", 0, "flip50", ("noise",)),
+]
+WITH_TRAINING = {name: {**recipe, "training": SETTINGS["training"]} for name, recipe in RECIPES.items()}
+
+
+def a_run(recipe: str, seed: int, noise: str = "clean") -> dict:
+    """A run with its recipe's settings."""
+    return copy.deepcopy(tables.resolve([listed(recipe, seed, noise)], WITH_TRAINING, [])[0])
+
+
+RUNS = tables.resolve(LISTED, WITH_TRAINING, [])
 # Configured, but never trained: its rows and its section must say so.
 ABSENT = a_run("simpo-lpc", 1)["folder"]
 
@@ -191,11 +207,11 @@ def step(name: str, spec: dict, *arguments) -> subprocess.CompletedProcess:
 
 
 def tables_spec() -> dict:
-    return {"runs": RUNS, "bases": ["tiny"], "tasks": TASKS}
+    return {"runs": LISTED, "recipes": WITH_TRAINING, "tasks": list(TASKS), "datasets": []}
 
 
 def report_spec() -> dict:
-    return {"runs": RUNS, "config": CONFIG, "experiments": EXPERIMENTS}
+    return {**SETTINGS, "runs": LISTED, "recipes": WITH_TRAINING}
 
 
 def build(root: Path) -> None:
@@ -212,6 +228,6 @@ def build(root: Path) -> None:
     for run in RUNS:
         folder = root / run["folder"]
         if (folder / "latents.parquet").exists() and run["seed"] == 0 and run["variant"] == "world":
-            step("tsne", CONFIG["evaluation"]["tsne"], "--latents", folder / "latents.parquet", "--coordinates",
+            step("tsne", SETTINGS["evaluation"]["tsne"], "--latents", folder / "latents.parquet", "--coordinates",
                  folder / "tsne.csv", "--by-source", folder / "tsne_source.svg", "--by-code", folder / "tsne_code.svg")  # fmt: skip
     step("tables", tables_spec(), "--results", root, "--output", root / "tables")

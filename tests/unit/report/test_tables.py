@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from results_tree import ABSENT, CODES, CONFIG, PAIRS, RUNS, SOURCES, a_run
+from results_tree import ABSENT, CODES, PAIRS, RUNS, SETTINGS, SOURCES, a_run
 from scipy.stats import spearmanr
 
 from lpc import files
@@ -27,7 +27,7 @@ def test_each_run_has_its_row_and_a_missing_one_says_so(results):
         assert (absent["recipe"], absent["seed"], absent.get("accuracy")) == ("simpo-lpc", 1, None)
     (absent,) = [row for row in rows(results, "latents") if row["status"] != "ok"]
     assert absent["status"] == f"missing: {ABSENT}/latents.json"
-    assert len(rows(results, "benchmarks", status=f"missing: {ABSENT}/benchmarks/world_sum.json")) == 1
+    assert len(rows(results, "benchmarks", status=f"missing: {ABSENT}/benchmarks/sums.json")) == 1
 
 
 def test_accuracy_has_the_written_number_and_an_interval_by_prompt(results):
@@ -76,7 +76,7 @@ def test_a_run_is_held_against_the_closest_plain_run_and_the_rest_is_named():
     other["recipe"], other["training"] = "a-dpo-of-two-epochs", {"epochs": 2, "learning_rate": 0.001}
     assert tables.opponents(lpc, [lpc, other, plain]) == [(plain, [])]
     assert tables.opponents(lpc, [lpc, other]) == [(other, ["training.epochs"])]
-    assert tables.opponents(lpc, [lpc, a_run("simpo", 0), a_run("dpo", 1), a_run("dpo", 0, "world.flip50")]) == []
+    assert tables.opponents(lpc, [lpc, a_run("simpo", 0), a_run("dpo", 1), a_run("dpo", 0, "flip50")]) == []
     assert tables.opponents(plain, [lpc, plain]) == []
 
 
@@ -103,10 +103,10 @@ def test_pairs_scored_in_one_run_only_are_counted(tmp_path):
 def test_benchmarks_hold_each_metric_of_bases_and_runs(results):
     base = rows(results, "benchmarks", recipe="base")
     assert [(row["task"], row["metric"], row["primary"], row["value"], row["stderr"]) for row in base] == [
-        ("world_sum", "acc", 1, 0.4, 0.03), ("world_sum", "acc_norm", 0, 0.41, None),
-        ("world_true", "acc", 1, 0.4, 0.03), ("world_true", "acc_norm", 0, 0.41, None),
+        ("sums", "acc", 1, 0.4, 0.03), ("sums", "acc_norm", 0, 0.41, None),
+        ("truths", "acc", 1, 0.4, 0.03), ("truths", "acc_norm", 0, 0.41, None),
     ]  # fmt: skip
-    (row,) = rows(results, "benchmarks", recipe="dpo-mlp", task="world_true", metric="acc", seed=1)
+    (row,) = rows(results, "benchmarks", recipe="dpo-mlp", task="truths", metric="acc", seed=1)
     assert (row["value"], row["n"], row["latent"]) == (0.85, 200, "mlp")
 
 
@@ -168,5 +168,5 @@ def test_a_missing_table_names_the_cure(tmp_path):
 def test_settings_that_differ_are_named():
     run, other = a_run("dpo-lpc", 0), a_run("dpo", 0)
     other["objective"]["beta"] = 0.2
-    other["training"] = {**CONFIG["training"], "epochs": 3}
+    other["training"] = {**SETTINGS["training"], "epochs": 3}
     assert tables.differences(run, other) == ["objective.beta", "training.epochs"]

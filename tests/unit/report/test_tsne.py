@@ -3,14 +3,14 @@ import re
 
 import pyarrow as pa
 import pytest
-from results_tree import CONFIG, PAIRS, a_run, step
+from results_tree import PAIRS, SETTINGS, a_run, step
 
 from lpc import files
 
 OUTPUTS = ["tsne.csv", "tsne_source.svg", "tsne_source.png", "tsne_code.svg", "tsne_code.png"]
 
 
-def embed(latents, folder, spec=CONFIG["evaluation"]["tsne"]):
+def embed(latents, folder, spec=SETTINGS["evaluation"]["tsne"]):
     step("tsne", spec, "--latents", latents, "--coordinates", folder / "tsne.csv", "--by-source",
          folder / "tsne_source.svg", "--by-code", folder / "tsne_code.svg")  # fmt: skip
 
