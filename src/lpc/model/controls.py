@@ -49,7 +49,7 @@ class MLPControl(nn.Module):
         return LatentStep(self.infer(h_x), h_x.new_zeros(len(h_x), dtype=torch.float32))
 
     def infer(self, h_x: Tensor, generator=None) -> Tensor:
-        return self.mlp(self.prompt_standardizer(h_x.float()))
+        return self.mlp(self.prompt_standardizer(h_x))
 
 
 class GaussianLatent(nn.Module):
@@ -76,8 +76,8 @@ class GaussianLatent(nn.Module):
     ) -> LatentStep:
         if self.config.detach:
             h_x, h_chosen, h_rejected = h_x.detach(), h_chosen.detach(), h_rejected.detach()
-        prior_mean, prior_log_std = self.prior(self.prompt_standardizer(h_x.float())).chunk(2, -1)
-        completions = [self.completion_standardizer(h.float()) for h in (h_chosen, h_rejected)]
+        prior_mean, prior_log_std = self.prior(self.prompt_standardizer(h_x)).chunk(2, -1)
+        completions = [self.completion_standardizer(h) for h in (h_chosen, h_rejected)]
         posterior_mean, posterior_log_std = self.posterior(torch.cat(completions, -1)).chunk(2, -1)
         prior_sample, posterior_sample = prior_mean, posterior_mean
         if self.config.gumbel_noise:
@@ -89,7 +89,7 @@ class GaussianLatent(nn.Module):
         return LatentStep(z, gaussian_kl(posterior_mean, posterior_log_std, prior_mean, prior_log_std))
 
     def infer(self, h_x: Tensor, generator=None) -> Tensor:
-        return self.config.init_std * self.prior(self.prompt_standardizer(h_x.float())).chunk(2, -1)[0]
+        return self.config.init_std * self.prior(self.prompt_standardizer(h_x)).chunk(2, -1)[0]
 
 
 KINDS = {"lpc": Latent, "vector": VectorControl, "mlp": MLPControl, "gaussian": GaussianLatent}

@@ -54,6 +54,7 @@ def two_layer_mlp(inputs: int, width: int, outputs: int, output_scale: float = 1
 
 class Standardizer(nn.Module):
     """(h − mean) / std per feature, with statistics of the base model's training pairs; the identity until they are set.
+    The result has the latent's own type, float32, whatever the backbone's.
 
     Why: where every prompt ends in the same template token, h_x is a large constant plus a small signal.
     """
@@ -64,7 +65,7 @@ class Standardizer(nn.Module):
         self.register_buffer("std", torch.ones(features))
 
     def forward(self, h: Tensor) -> Tensor:
-        return (h - self.mean) / self.std
+        return (h.to(self.mean.dtype) - self.mean) / self.std
 
 
 class Latent(nn.Module):
@@ -91,12 +92,12 @@ class Latent(nn.Module):
 
     def prior_logits(self, h_x: Tensor) -> Tensor:
         """Equation 9 before the softmax: [B, d] to [B, K]."""
-        return self.prior(self.prompt_standardizer(h_x.float()))
+        return self.prior(self.prompt_standardizer(h_x))
 
     def posterior_logits(self, h_chosen: Tensor, h_rejected: Tensor) -> Tensor:
         """Equation 8 before the softmax: [B, d] twice to [B, K]. It sees which completion won: never for a result."""
         standardize = self.completion_standardizer
-        return self.posterior(torch.cat([standardize(h_chosen.float()), standardize(h_rejected.float())], dim=-1))
+        return self.posterior(torch.cat([standardize(h_chosen), standardize(h_rejected)], dim=-1))
 
     def forward(
         self, h_x: Tensor, h_chosen: Tensor, h_rejected: Tensor, *, progress: float, noise: Tensor | None = None

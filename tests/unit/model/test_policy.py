@@ -1,0 +1,220 @@
+"""The policy over real architectures of transformers: log-probabilities, saving, loading, generation."""
+
+import json
+
+import pytest
+import torch
+from conftest import make_backbone
+from transformers import AutoModelForCausalLM
+
+from lpc.cli import UserError
+from lpc.data.tokens import MODEL_INPUTS, collate
+from lpc.model.latent import Latent, LatentConfig
+from lpc.model.policy import LatentPolicy, check_head
+
+ARCHITECTURES = {
+    "llama": {},
+    "llama-tied": {"tie_word_embeddings": True},
+    "mistral": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},
+    "gemma": {},
+    "gemma2": {"final_logit_softcapping": 5.0, "attn_implementation": "eager"},
+    "gemma3_text": {},
+    "cohere": {"logit_scale": 0.3},
+    "granite": {"logits_scaling": 2.5},
+    "olmo2": {},
+    "phi3": {},
+}
+
+
+def make_policy(name: str = "llama", latent: bool = True, **options) -> LatentPolicy:
+    backbone = make_backbone(name.removesuffix("-tied"), **ARCHITECTURES[name])
+    config = LatentConfig(codes=5, init_std=1.0, logit_scale=10.0, **options)
+    torch.manual_seed(3)
+    return LatentPolicy(backbone, Latent(config, 32) if latent else None).eval()
+
+
+def batch_of(*rows: tuple[list[int], list[int], list[int]]) -> dict:
+    import numpy as np
+
+    items = [
+        {"index": i, "prompt": np.array(p), "chosen": np.array(c), "rejected": np.array(r)}
+        for i, (p, c, r) in enumerate(rows)
+    ]
+    return {key: collate(items)[key] for key in MODEL_INPUTS}
+
+
+ROWS = [([5, 6, 7], [8, 9], [10, 11, 12, 13]), ([20], [21, 22, 23, 24, 25], [26]), ([30, 31, 32, 33], [34], [35, 36])]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@torch.no_grad()
+def test_pair_logps_are_the_models_own(name):
+    """Sums over completion tokens equal the architecture's own logits, sequence by sequence without padding."""
+    policy = make_policy(name, latent=False)
+    check_head(policy.backbone)
+    sums = policy.pair_logps(policy.encode(**batch_of(*ROWS)), None)
+    for i, (prompt, *completions) in enumerate(ROWS):
+        for side, completion in enumerate(completions):
+            ids = torch.tensor([prompt + completion])
+            logps = policy.backbone(input_ids=ids).logits[0].log_softmax(-1)
+            expected = sum(logps[t - 1, ids[0, t]] for t in range(len(prompt), ids.shape[1]))
+            torch.testing.assert_close(sums[side][i], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_architecture_with_other_logits_is_refused_by_name():
+    backbone = make_backbone()
+    original = backbone.lm_head.forward
+    backbone.lm_head.forward = lambda h: original(h) * 1.5  # a head that is not what its weights say
+    with pytest.raises(UserError, match="llama: its logits are not a linear head"):
+        check_head(backbone)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-tied", "gemma2"])
+@pytest.mark.parametrize("latent", [True, False])
+def test_save_and_load(tmp_path, name, latent):
+    """Bit-equal weights and z after a round trip; the backbone loads in plain transformers; shards load too."""
+    policy = make_policy(name, latent)
+    policy.save_pretrained(tmp_path)
+    loaded = LatentPolicy.from_pretrained(tmp_path, attention="eager")
+    for (key, a), (other, b) in zip(policy.state_dict().items(), loaded.state_dict().items(), strict=True):
+        assert key == other and torch.equal(a, b), key
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    ids = torch.tensor([[5, 6, 7]])
+    torch.testing.assert_close(plain(ids).logits, policy.backbone(ids).logits)
+    h = torch.randn(2, 32)
+    assert torch.equal(loaded.prior_z(h), policy.prior_z(h))
+    assert (tmp_path / "latent.safetensors").exists() == latent
+    assert not list(tmp_path.glob("*.bin")) and not list(tmp_path.glob("*.pt"))
+
+
+def test_sharded_backbone_loads(tmp_path):
+    policy = make_policy()
+    policy.save_pretrained(tmp_path)
+    for file in tmp_path.glob("model*.safetensors"):
+        file.unlink()
+    policy.backbone.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    loaded = LatentPolicy.from_pretrained(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(policy.state_dict().values(), loaded.state_dict().values()))
+
+
+def test_broken_checkpoints_say_what_is_wrong(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint"):
+        LatentPolicy.from_pretrained(tmp_path / "nothing")
+    policy = make_policy()
+    policy.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "latent.json").read_text())
+    (tmp_path / "latent.json").write_text(json.dumps(settings | {"codes": 7}))
+    with pytest.raises(UserError, match="latent.safetensors: does not fit"):
+        LatentPolicy.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        LatentPolicy.from_pretrained(tmp_path)
+
+
+# ---- generation
+
+
+def left_pad(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    return ids, mask
+
+
+@torch.no_grad()
+def next_logps(policy: LatentPolicy, ids: list[int], z: torch.Tensor) -> torch.Tensor:
+    """log π(next | ids, z), from the equations: one unpadded pass, z added before the head."""
+    hidden = policy.hidden(torch.tensor([ids]))[0, -1]
+    return policy.backbone.lm_head(hidden + z).log_softmax(-1)
+
+
+@torch.no_grad()
+def z_of(policy: LatentPolicy, prompt: list[int]) -> torch.Tensor:
+    return policy.prior_z(policy.hidden(torch.tensor([prompt]))[:, -1])[0]
+
+
+PROMPTS = [[5, 6, 7, 8, 9], [40, 41], [77, 3, 99]]
+
+
+@pytest.mark.parametrize("code", [None, 2])
+def test_greedy_generation_equals_the_step_by_step_reference(code):
+    policy = make_policy()
+    ids, mask = left_pad(PROMPTS)
+    output = policy.generate(ids, mask, code=code, max_new_tokens=12, do_sample=False, eos_token_id=None)
+    changed = False
+    for row, prompt in zip(output[:, ids.shape[1] :].tolist(), PROMPTS):
+        z = z_of(policy, prompt) if code is None else policy.latent.codebook[code]
+        sequence = list(prompt)
+        for token in row:
+            expected = next_logps(policy, sequence, z)
+            changed |= int(next_logps(policy, sequence, torch.zeros(32)).argmax()) != token
+            assert token == int(expected.argmax())
+            sequence.append(token)
+    assert changed  # else z never mattered and the test would prove nothing
+
+
+def test_sampling_draws_from_the_latent_policy():
+    """Given transformers' own random numbers, each sampled token is the one that the reference distribution gives."""
+    policy = make_policy()
+    ids, mask = left_pad(PROMPTS)
+    options = {"max_new_tokens": 8, "do_sample": True, "top_k": 0, "eos_token_id": None}
+    torch.manual_seed(11)
+    output = policy.generate(ids, mask, **options)
+    zs = [z_of(policy, prompt) for prompt in PROMPTS]
+    sequences = [list(prompt) for prompt in PROMPTS]
+    torch.manual_seed(11)
+    for _ in range(8):
+        logps = torch.stack([next_logps(policy, s, z) for s, z in zip(sequences, zs)])
+        tokens = torch.multinomial(logps.softmax(-1), 1).squeeze(-1).tolist()
+        for sequence, token in zip(sequences, tokens):
+            sequence.append(token)
+    assert [row[len(p) :] for row, p in zip(sequences, PROMPTS)] == output[:, ids.shape[1] :].tolist()
+
+
+def test_beam_search_equals_an_exhaustive_reference():
+    """Two steps with as many beams as the vocabulary has tokens search everything: the best pair of tokens wins."""
+    backbone = make_backbone(vocabulary=24)
+    torch.manual_seed(3)
+    policy = LatentPolicy(backbone, Latent(LatentConfig(codes=5, init_std=1.0, logit_scale=10.0), 32)).eval()
+    prompts = [[5, 6, 7], [8]]
+    ids, mask = left_pad(prompts)
+    output = policy.generate(ids, mask, num_beams=24, max_new_tokens=2, do_sample=False, eos_token_id=None)
+    for row, prompt in zip(output[:, ids.shape[1] :].tolist(), prompts):
+        z = z_of(policy, prompt)
+        first = next_logps(policy, prompt, z)
+        scores = torch.stack([first[t] + next_logps(policy, [*prompt, t], z) for t in range(24)])
+        assert row == [int(scores.argmax()) // 24, int(scores.argmax()) % 24]
+
+
+def test_several_sequences_per_prompt_keep_their_prompts_z():
+    policy = make_policy()
+    ids, mask = left_pad(PROMPTS)
+    options = {"max_new_tokens": 6, "do_sample": False, "num_beams": 3, "num_return_sequences": 3, "eos_token_id": None}
+    together = policy.generate(ids, mask, **options)
+    for i, prompt in enumerate(PROMPTS):
+        alone = policy.generate(torch.tensor([prompt]), **options)
+        assert together[3 * i : 3 * i + 3, ids.shape[1] :].tolist() == alone[:, len(prompt) :].tolist()
+
+
+def test_generation_without_cache_is_the_same():
+    policy = make_policy()
+    ids, mask = left_pad(PROMPTS)
+    options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+    assert torch.equal(policy.generate(ids, mask, **options), policy.generate(ids, mask, use_cache=False, **options))
+
+
+def test_generation_refuses_what_would_give_a_wrong_z():
+    policy = make_policy()
+    ids, mask = left_pad(PROMPTS)
+    with pytest.raises(ValueError, match="left padding"):
+        policy.generate(ids.flip(1), mask.flip(1))
+    with pytest.raises(ValueError, match="prefill_chunk_size"):
+        policy.generate(ids, mask, prefill_chunk_size=2)
+    with pytest.raises(ValueError, match="codes 0 to 4"):
+        policy.generate(ids, mask, code=5, max_new_tokens=1)
+    with pytest.raises(ValueError, match="no latent"):
+        make_policy(latent=False).generate(ids, mask, code=0)
+    assert not policy.head._forward_pre_hooks  # nothing is left behind after an error either
