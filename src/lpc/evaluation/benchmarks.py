@@ -4,7 +4,7 @@ An entry of the configuration (`evaluation.benchmarks.tasks.<name>`), with its d
 
     name           the entry's name, under which tables show it
     task           lm-eval's name of a task or group (arc_challenge, mmlu), or the path of a task's YAML file
-    metric         the one that tables show, by lm-eval's name: "acc", or "exact_match,strict-match" where a task filters
+    metric         the one that tables show, by lm-eval's name: "acc"; "exact_match,strict-match" where a task filters
     num_fewshot    examples in the prompt; None: the task's own number
     limit          the first so many questions of each task only; None: all
     chat_template  whether prompts are put into the base's chat template, examples as turns of their own
@@ -25,6 +25,7 @@ from pathlib import Path
 
 import datasets
 import huggingface_hub.errors
+import jinja2
 import lm_eval.tasks
 import numpy as np
 import torch
@@ -54,26 +55,29 @@ def load_task(entry: dict) -> dict:
     try:
         if entry["data"]:
             if path is None:
-                raise UserError(f"task {entry['name']}: `data` replaces the files of a single task; {entry['task']} is none")
+                raise UserError(f"task {entry['name']}: `data` is for single tasks, and {entry['task']} is none")
             loaded = {"tasks": {entry["name"]: _local_task(entry, load_yaml(path))}, "groups": {}, "group_map": {}}
         elif path is not None:
             # Only its own folder is indexed: reading all of lm-eval's 14,000 definitions takes eight seconds.
-            loaded = TaskManager(include_path=path.parent, include_defaults=False).load(load_yaml(path)["task"])
+            config = load_yaml(path)
+            manager = TaskManager(include_path=path.parent, include_defaults=False)
+            loaded = manager.load(config.get("group", config["task"]))
         else:
             loaded = TaskManager().load(entry["task"])
     except KeyError as error:
         raise UserError(
-            f"task {entry['name']}: lm-eval {version('lm_eval')} knows no {entry['task']!r} ({error}); see `lm-eval ls tasks`"
+            f"task {entry['name']}: lm-eval {version('lm_eval')} knows no {entry['task']!r} ({error}); "
+            "`lm-eval ls tasks` lists its names"
         ) from None
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         # ConnectionError, DatasetNotFoundError and OfflineModeIsEnabled are kinds of OSError.
         raise UserError(
-            f"task {entry['name']}: its data set cannot be loaded ({error}); run the workflow's download_task where there is "
-            "a network, or name local files under `data`"
+            f"task {entry['name']}: its data set cannot be loaded ({error}); run download_task where there is a "
+            "network, or name local files under `data`"
         ) from None
-    if len(loaded["tasks"]) > 1 and entry["task"] not in loaded["groups"]:
+    if len(loaded["tasks"]) > 1 and not loaded["groups"]:
         raise UserError(
-            f"task {entry['name']}: {entry['task']} is a tag of several tasks without a common score; make one entry of each"
+            f"task {entry['name']}: {entry['task']} is a tag of several tasks without a common score; name each of them"
         )
     for task in loaded["tasks"].values():
         _check(task, entry)
@@ -105,9 +109,8 @@ def _check(task: ConfigurableTask, entry: dict) -> None:
     task.set_fewshot_seed(OTHER_SEED)
     metrics = {_metric(f"{metric},{f.name}") for metric in task.aggregation() for f in task._filters}
     if entry["metric"] not in metrics:
-        raise UserError(
-            f"task {entry['name']}: {entry['task']} has no metric {entry['metric']!r}; it has {', '.join(sorted(metrics))}"
-        )
+        known = ", ".join(sorted(metrics))
+        raise UserError(f"task {entry['name']}: {entry['task']} has no metric {entry['metric']!r}; it has {known}")
 
 
 def _metric(key: str) -> str:
@@ -124,7 +127,7 @@ def _local_task(entry: dict, config: dict) -> ConfigurableTask:
     Splits for which no file is given do not exist for it, and examples come only from a split that is given for them.
     """
     rows = {split: read_rows(path) for split, path in entry["data"].items()}
-    if any("mc2_targets" in str(config.get(key)) or "mc1_targets" in str(config.get(key)) for key in ("doc_to_choice",)):
+    if "mc1_targets" in str(config.get("doc_to_choice")) or "mc2_targets" in str(config.get("doc_to_choice")):
         rows = {split: [truthfulqa_targets(row) for row in part] for split, part in rows.items()}
 
     shots = entry["num_fewshot"] if entry["num_fewshot"] is not None else config.get("num_fewshot") or 0
@@ -132,11 +135,9 @@ def _local_task(entry: dict, config: dict) -> ConfigurableTask:
     examples = config.get("fewshot_split") or config.get("training_split") if shots else None
     for split in {scored, examples} - {None} - set(rows):
         role = "questions" if split == scored else "examples"
-        raise UserError(
-            f"task {entry['name']}: {entry['task']} takes its {role} from split {split!r}; give a file for it under `data`"
-        )
-    if unknown := set(rows) - {config.get(split) for split in SPLITS}:
-        raise UserError(f"task {entry['name']}: {entry['task']} has no split {', '.join(sorted(unknown))}; correct `data`")
+        raise UserError(f"task {entry['name']}: {entry['task']} takes its {role} from split {split}; add it to `data`")
+    if unknown := ", ".join(sorted(set(rows) - {config.get(split) for split in SPLITS})):
+        raise UserError(f"task {entry['name']}: {entry['task']} has no split {unknown}; correct `data`")
     if shots and examples is None:
         raise UserError(f"task {entry['name']}: {entry['task']} names no split for examples; set `num_fewshot` to 0")
 
@@ -144,9 +145,11 @@ def _local_task(entry: dict, config: dict) -> ConfigurableTask:
     config |= {split: config[split] if config.get(split) in rows else None for split in SPLITS}
     tables = datasets.DatasetDict({split: datasets.Dataset.from_list(part) for split, part in rows.items()})
     config |= {"task": entry["name"], "dataset_name": None, "custom_dataset": lambda **_: tables}
+    if not shots:
+        config["num_fewshot"] = 0  # else lm-eval looks for examples that are not wanted
     try:
         return ConfigurableTask(config=config)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, jinja2.TemplateError) as error:
         raise UserError(
             f"task {entry['name']}: the files of `data` do not have the columns of {entry['task']} ({error!r}); "
             f"they have {', '.join(next(iter(tables.values())).column_names)}"
@@ -166,8 +169,10 @@ def read_rows(path: str | Path) -> list[dict]:
         text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")  # TruthfulQA has a BOM
         if kind == "csv":
             rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        elif kind == "json":
+            rows = json.loads(text)
         else:
-            rows = json.loads(text) if kind == "json" else [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]  # splitlines() would cut at U+2028
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
@@ -213,8 +218,16 @@ def run_task(lm, loaded: dict, entry: dict) -> tuple[dict, list[dict]]:
     """
     if entry["chat_template"] and lm.tokenizer.chat_template is None:
         raise UserError(
-            f"task {entry['name']}: the base's tokenizer has no chat template; set the base's or drop the task's `chat_template`"
+            f"task {entry['name']}: this base's tokenizer has no chat template; set `chat_template` of the base, "
+            "or turn that of the task off"
         )
+    for name, task in loaded["tasks"].items():
+        new = (task.config.generation_kwargs or {}).get("max_gen_toks", lm.max_gen_toks)
+        if task.OUTPUT_TYPE == "generate_until" and new >= lm.max_length:
+            raise UserError(
+                f"task {entry['name']}: {name} writes up to {new} tokens, but this base's context has {lm.max_length} in all; "
+                "take a base with a longer context, or leave this task out"
+            )
     random.seed(RANDOM_SEED)
     np.random.seed(OTHER_SEED)
     torch.manual_seed(OTHER_SEED)
@@ -233,7 +246,7 @@ def run_task(lm, loaded: dict, entry: dict) -> tuple[dict, list[dict]]:
         for name in loaded["tasks"]
     }
     if loaded["groups"]:
-        name = entry["task"]
+        name = _root(loaded["groups"])
         n = sum(summary["n"] for summary in summaries.values())
         summary = {"n": n, "metrics": _metrics(results["groups"][name]), "subtasks": summaries}
     else:
@@ -254,6 +267,12 @@ def run_task(lm, loaded: dict, entry: dict) -> tuple[dict, list[dict]]:
         "seconds": round(seconds, 3),
     }
     return result, [_sample(name, sample) for name in loaded["tasks"] for sample in results["samples"][name]]
+
+
+def _root(groups: dict) -> str:
+    """The group that contains all others."""
+    children = {child for group in groups.values() for child in group.child_names}
+    return next(name for name in groups if name not in children)
 
 
 def _metrics(scores: dict) -> dict:

@@ -2,8 +2,8 @@
 
 It is lm-eval's own `hf` class with two changes: z from the prior at the end of the context reaches every scored or
 generated token, and log-likelihoods meet the LM head at the continuation's tokens alone, so that logits of shape
-[batch, length, vocabulary] never exist. Tokenisation, truncation, batching by length, stop strings and the text that comes
-back are `hf`'s; without a latent, or with a codebook of zeros, its results are `hf`'s too.
+[batch, length, vocabulary] never exist. Tokenisation, truncation, batching by length, stop strings and the text that
+comes back are `hf`'s; without a latent, or with a codebook of zeros, its results are `hf`'s too.
 """
 
 from collections.abc import Iterator
@@ -93,8 +93,8 @@ class LatentLM(HFLM):
         """
         strings, context, continuation = request
         if strings is not None and strings[0] != strings[0].rstrip() and strings[0].strip():
-            whole = self.tok_encode(strings[0])
-            if len(context) < len(whole) < len(context) + len(continuation) and whole == (context + continuation)[: len(whole)]:
+            whole, joint = self.tok_encode(strings[0]), context + continuation
+            if len(context) < len(whole) < len(joint) and whole == joint[: len(whole)]:
                 return len(whole) - 1
         return len(context) - 1
 
@@ -117,7 +117,7 @@ class LatentLM(HFLM):
         inputs: dict[tuple[int, ...], list[tuple[int, list[int], int]]] = {}
         for index, request in enumerate(requests):
             _, context, continuation = request
-            assert 0 < len(continuation) <= self.max_length and context, "lm-eval never asks for an empty text, or one too long"
+            assert context and 0 < len(continuation) <= self.max_length, "lm-eval asks for no empty and no longer text"
             cut = max(0, len(context) + len(continuation) - (self.max_length + 1))
             # The last token is only a label: nothing is predicted from it.
             tokens = tuple((context + continuation)[cut:-1])

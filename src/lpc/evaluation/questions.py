@@ -1,14 +1,14 @@
 """Benchmark questions about the preference world, one set of each kind of the paper's four benchmarks.
 
 The world's texts (`lpc.data.world`) state facts and sums, always in answers to its own prompts about one object. These
-questions ask for the same knowledge the other way round and in another form ("Question: … Answer:"), so that a base model
-that was trained on those texts answers well above chance and well below perfectly.
+questions ask for the same knowledge the other way round and in another form ("Question: … Answer:"), so that a base
+model that was trained on those texts answers well above chance and well below perfectly.
 
-    easy      four choices: of which object is a fact true?                           chance 1/4
-    hard      four choices: of which object are two facts true? Each wrong one has one of the two    chance 1/4
-    generate  the model writes; the sum that it states must be right                  chance about 1/10
-    truth     is a fact true of this object, for several objects; the score is the true sentences' share of the probability,
-              true and false ones being equally many                                  chance 1/2
+    easy      four choices: of which object is a fact true? Chance 1/4.
+    hard      four choices: of which object are two facts true? Of each other choice one is. Chance 1/4.
+    generate  the model writes; the sum that it states must be right. Chance about 1/10.
+    truth     of which objects is a fact true? The score is the true sentences' share of the probability, of four true
+              and four false ones. Chance 1/2.
 """
 
 import random
@@ -89,7 +89,7 @@ def _truth(rng: random.Random) -> dict:
 
 
 def share_of_truth(doc: dict, results: list[tuple[float, bool]]) -> dict[str, float]:
-    """The true choices' share of the choices' probability, as TruthfulQA's mc2 scores it; lm-eval calls this per question.
+    """The true choices' share of the choices' probability, as TruthfulQA's mc2 scores it. lm-eval calls this.
 
     Log-likelihoods are shifted by their largest before `exp`, so that long choices do not all underflow to zero.
     """

@@ -1,7 +1,7 @@
 """Run one benchmark task on one model and write its result and its per-sample log.
 
---spec: an entry of `evaluation.benchmarks.tasks` with its name and the batch size:
-{"name", "task", "metric", "num_fewshot", "limit", "chat_template", "data", "batch_size"}; see `lpc.evaluation.benchmarks`.
+--spec: an entry of `evaluation.benchmarks.tasks` with its name and the batch size: {"name", "task", "metric",
+"num_fewshot", "limit", "chat_template", "data", "batch_size"}; see `lpc.evaluation.benchmarks`.
 Without --model the base itself is evaluated. With --questions, that file is the task's test split in place of `data`.
 Nothing is fetched: what the task needs was brought by `download_task`.
 """
@@ -51,10 +51,9 @@ def main(args):
     result |= {"base": base["name"]}
     benchmarks.write_samples(args.samples, samples)
     files.write_json(args.output, result)
-    score = result["metrics"][result["primary"]]
-    logging.getLogger("lpc").info(
-        "%s %s = %.4f (n = %d, %.1f s)", result["task"], result["primary"], score["value"], result["n"], result["seconds"]
-    )
+    value = result["metrics"][result["primary"]]["value"]
+    numbers = (result["task"], result["primary"], value, result["n"], result["seconds"])
+    logging.getLogger("lpc").info("%s %s = %.4f (n = %d, %.1f s)", *numbers)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,343 @@
+"""Tasks: stock definitions on local files, our own, their results, and what bad entries get."""
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import lm_eval
+import pytest
+from conftest import make_backbone, make_tokenizer
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from lpc.cli import UserError
+from lpc.evaluation import benchmarks, questions
+from lpc.evaluation.harness import LatentLM
+from lpc.model.controls import build_latent
+from lpc.model.policy import LatentPolicy
+
+REPOSITORY = Path(__file__).parents[3]
+DATA = REPOSITORY.parent / "shared" / "data"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"real benchmark files are not there ({DATA})")
+TASKS = REPOSITORY / "config" / "tasks"
+
+
+def entry(**keys):
+    defaults = {"num_fewshot": None, "limit": None, "chat_template": False, "data": None}
+    return {"name": "mine"} | defaults | keys
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random model with a latent whose codebook is zero: it must score as its backbone alone."""
+    folder = tmp_path_factory.mktemp("model")
+    LatentPolicy(make_backbone(), build_latent({"codes": 4, "init_std": 0.0}, 32, seed=0)).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """{kind: file of generated questions}."""
+    folder = tmp_path_factory.mktemp("world")
+    for kind in ("easy", "hard", "generate", "truth"):
+        rows = questions.generate(kind, count=12, seed=0)
+        (folder / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {path.stem: path for path in folder.iterdir()}
+
+
+def run(lm, entry):
+    return benchmarks.run_task(lm, benchmarks.load_task(entry), entry)
+
+
+def lpc(folder, **options):
+    return LatentLM(folder, batch_size=8, device="cpu", **options)
+
+
+def hf(folder, **options):
+    return HFLM(str(folder), batch_size=8, device="cpu", dtype="float32", **options)
+
+
+def assert_same_samples(folder, entry, **options):
+    """Every response and metric of every sample equals that of lm-eval's own model class."""
+    result, samples = run(lpc(folder, **options), entry)
+    expected, expected_samples = run(hf(folder, **options), entry)
+    assert len(samples) == len(expected_samples) > 0
+    for sample, other in zip(samples, expected_samples, strict=True):
+        assert sample["prompt"] == other["prompt"] and sample["requests"] == other["requests"]
+        for response, wanted in zip(sample["responses"], other["responses"], strict=True):
+            assert response == (wanted if isinstance(wanted, str) else (pytest.approx(wanted[0], abs=1e-3), wanted[1]))
+        assert sample["metrics"] == pytest.approx(other["metrics"], abs=1e-3)
+    for name, score in expected["metrics"].items():
+        assert result["metrics"][name] == pytest.approx(score, abs=1e-3, nan_ok=False)
+    return result
+
+
+# ---- our own tasks
+
+
+@pytest.mark.parametrize(
+    "kind, task, metric",
+    [
+        ("easy", "world_choice", "acc"),
+        ("hard", "world_choice", "acc_norm"),
+        ("generate", "world_generate", "exact_match,sum"),
+        ("truth", "world_truth", "acc"),
+    ],
+)
+@pytest.mark.parametrize("chat_template", [False, True])
+def test_own_tasks_score_as_under_hf(folder, world, kind, task, metric, chat_template):
+    own = entry(
+        task=str(TASKS / f"{task}.yaml"), metric=metric, data={"test": str(world[kind])}, chat_template=chat_template
+    )
+    result = assert_same_samples(folder, own)
+    assert result["task"] == "mine" and result["n"] == 12 and result["primary"] in result["metrics"]
+    assert result["harness_version"] == lm_eval.__version__ and result["task_version"] == 1.0
+
+
+def test_own_tasks_examples_come_as_turns_of_a_chat(folder, world, tmp_path):
+    (tmp_path / "with_examples.yaml").write_text(
+        (TASKS / "world_choice.yaml").read_text().replace("world_choice", "with_examples") + "fewshot_split: train\n"
+    )
+    own = entry(
+        task=str(tmp_path / "with_examples.yaml"),
+        metric="acc",
+        num_fewshot=2,
+        chat_template=True,
+        data={"test": str(world["easy"]), "train": str(world["hard"])},
+        limit=4,
+    )
+    assert_same_samples(folder, own)
+    _, samples = run(lpc(folder), own)
+    assert samples[0]["prompt"].count("<|user|>Question: ") == 3 and samples[0]["prompt"].endswith("<|assistant|>")
+    assert len(samples) == 4
+
+
+# ---- stock definitions on local files
+
+
+@pytest.fixture(scope="module")
+def arc_rows(tmp_path_factory):
+    rows = [
+        {"id": str(i), "question": f"the quick {i}?", "choices": {"text": ["fox", "dog"], "label": ["A", "B"]}, "answerKey": "AB"[i % 2]}
+        for i in range(9)
+    ]  # fmt: skip
+    path = tmp_path_factory.mktemp("arc") / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    return path
+
+
+def test_results_are_those_of_lm_evals_own_entry_point(folder, arc_rows, tmp_path):
+    """Seeds, examples, metrics and errors as `lm_eval --model hf` has them, by the recipe of lm-eval's documentation
+    for local files: a definition that includes the stock one."""
+    stock = Path(lm_eval.__file__).parent / "tasks" / "arc" / "arc_easy.yaml"
+    (tmp_path / "local.yaml").write_text(
+        f"include: {stock}\ntask: local\ntag: []\ndataset_path: json\ndataset_name: null\nvalidation_split: null\n"
+        f"dataset_kwargs: {{data_files: {{train: {arc_rows}, test: {arc_rows}}}}}\n"
+    )
+    manager = TaskManager(include_path=tmp_path, include_defaults=False)
+    arguments = {"pretrained": str(folder), "dtype": "float32"}
+    expected = lm_eval.simple_evaluate(
+        "hf", arguments, tasks=["local"], num_fewshot=3, task_manager=manager, device="cpu", batch_size=4
+    )
+    data = {"train": str(arc_rows), "test": str(arc_rows)}
+    own = entry(task="arc_easy", metric="acc", num_fewshot=3, data=data)
+    result, samples = run(lpc(folder), own)
+    for metric in ("acc", "acc_norm"):
+        assert result["metrics"][metric]["value"] == expected["results"]["local"][f"{metric},none"]
+        assert result["metrics"][metric]["stderr"] == pytest.approx(expected["results"]["local"][f"{metric}_stderr,none"])
+    wanted = {sample["doc_id"]: sample for sample in expected["samples"]["local"]}
+    for sample in samples:
+        assert sample["prompt"] == wanted[sample["doc_id"]]["arguments"][0][0]
+        for response, other in zip(sample["responses"], wanted[sample["doc_id"]]["resps"], strict=True):
+            assert response[0] == pytest.approx(other[0][0], abs=1e-3)
+    assert result["data"]["test"]["sha256"] == benchmarks.files.sha256(arc_rows)
+
+
+@needs_data
+def test_stock_gsm8k_on_the_real_files(folder):
+    data = {split: str(DATA / f"gsm8k_{split}.jsonl.gz") for split in ("train", "test")}
+    own = entry(task="gsm8k", metric="exact_match,strict-match", data=data, limit=4, num_fewshot=1)
+    result = assert_same_samples(folder, own, max_length=1024)
+    with pytest.raises(UserError, match="writes up to 256 tokens, but this base's context has 256"):
+        run(lpc(folder), own)
+    assert set(result["metrics"]) == {"exact_match,strict-match", "exact_match,flexible-extract"}
+    (task,) = benchmarks.load_task(entry(task="gsm8k", metric="exact_match,strict-match", data=data))["tasks"].values()
+    assert task.config.num_fewshot == 5 and len(task.eval_docs) == 1319
+
+
+@needs_data
+@pytest.mark.parametrize("task", ["truthfulqa_mc1", "truthfulqa_mc2"])
+def test_stock_truthfulqa_on_the_published_csv(folder, task):
+    data = {"validation": str(DATA / "truthfulqa.csv.gz")}
+    result = assert_same_samples(folder, entry(task=task, metric="acc", data=data, limit=6))
+    assert 0 <= result["metrics"]["acc"]["value"] <= 1
+    (loaded,) = benchmarks.load_task(entry(task=task, metric="acc", data=data))["tasks"].values()
+    assert len(loaded.eval_docs) == 817
+
+
+@needs_data
+def test_stock_arc_definition_on_two_choice_questions_is_not_called_arc(folder):
+    data = {"test": str(DATA / "arc_two_choice.jsonl.gz")}
+    own = entry(name="two-choice-science", task="arc_challenge", metric="acc", data=data, limit=20)
+    result = assert_same_samples(folder, own)
+    assert result["task"] == "two-choice-science" and "acc_norm" in result["metrics"]
+    _, samples = run(lpc(folder), own)
+    assert {sample["task"] for sample in samples} == {"two-choice-science"}
+
+
+def test_truthfulqa_csv_becomes_targets():
+    row = {
+        "Question": "What happens? ",
+        "Best Answer": "Nothing",
+        "Correct Answers": "Nothing; It is fine;  ; It is fine",
+        "Incorrect Answers": "You die; You fly",
+    }
+    assert benchmarks.truthfulqa_targets(row) == {
+        "question": "What happens?",
+        "mc1_targets": {"choices": ["Nothing", "You die", "You fly"], "labels": [1, 0, 0]},
+        "mc2_targets": {"choices": ["Nothing", "It is fine", "You die", "You fly"], "labels": [1, 1, 0, 0]},
+    }
+
+
+# ---- groups
+
+
+def test_a_group_has_its_own_score_and_those_of_its_tasks(folder, arc_rows, tmp_path):
+    stock = Path(lm_eval.__file__).parent / "tasks" / "arc" / "arc_easy.yaml"
+    for name in ("first", "second"):
+        (tmp_path / f"{name}.yaml").write_text(
+            f"include: {stock}\ntask: {name}\ntag: []\ndataset_path: json\ndataset_name: null\ntraining_split: null\n"
+            f"validation_split: null\ndataset_kwargs: {{data_files: {{test: {arc_rows}}}}}\n"
+        )
+    (tmp_path / "both.yaml").write_text(
+        "group: both\ntask: [first, second]\naggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
+        "metadata: {version: 2.0}\n"
+    )
+    result, samples = run(lpc(folder), entry(name="pair", task=str(tmp_path / "both.yaml"), metric="acc"))
+    parts = [part["metrics"]["acc"]["value"] for part in result["subtasks"].values()]
+    assert set(result["subtasks"]) == {"first", "second"} and result["n"] == 18 and len(samples) == 18
+    assert result["metrics"]["acc"]["value"] == pytest.approx(sum(parts) / 2)
+    assert result["task"] == "pair" and float(result["task_version"]) == 2.0
+
+
+# ---- bad entries
+
+
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        ({"task": "arc_easzy", "metric": "acc"}, "lm-eval .* knows no 'arc_easzy'"),
+        ({"task": "config/tasks/none.yaml", "metric": "acc"}, "none.yaml: no such task file"),
+        ({"task": "mmlu", "metric": "acc", "data": {"test": "x.jsonl"}}, "`data` is for single tasks, and mmlu is none"),
+        ({"task": "arc_easy", "metric": "f1", "data": "test"}, "has no metric 'f1'; it has acc, acc_norm"),
+        ({"task": "arc_easy", "metric": "acc", "data": "train"}, "takes its questions from split test"),
+        ({"task": "arc_easy", "metric": "acc", "data": "test", "num_fewshot": 2}, "takes its examples from split train"),
+        ({"task": "arc_easy", "metric": "acc", "data": "other"}, "takes its questions from split test"),
+        ({"task": "gsm8k", "metric": "exact_match,strict-match", "data": "test"}, "takes its examples from split train"),
+        ({"task": "gsm8k", "metric": "exact_match,strict-match", "data": "test", "num_fewshot": 0}, "do not have the columns"),
+        ({"task": "truthfulqa_mc1", "metric": "acc", "data": "validation"}, "neither mc1_targets nor Question"),
+        ({"task": "arc_easy", "metric": "acc"}, "its data set cannot be loaded .* run download_task"),
+    ],
+)
+def test_bad_entries_are_said_in_one_line(arc_rows, keys, message):
+    if isinstance(keys.get("data"), str):
+        keys = keys | {"data": {keys["data"]: str(arc_rows)}}
+    with pytest.raises(UserError, match=message):
+        benchmarks.load_task(entry(**keys))
+
+
+def test_examples_that_a_task_fixes_at_none_are_not_silently_ignored(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"question": "q", "mc1_targets": {"choices": ["a", "b"], "labels": [1, 0]}}) + "\n")
+    wrong = entry(task="truthfulqa_mc1", metric="acc", num_fewshot=3, data={"validation": str(path)})
+    with pytest.raises(UserError, match="names no split for examples; set `num_fewshot` to 0"):
+        benchmarks.load_task(wrong)
+    loaded = benchmarks.load_task(wrong | {"num_fewshot": 0})
+    assert loaded["tasks"]["mine"].config.num_fewshot == 0
+
+
+def test_a_chat_template_that_is_not_there(folder, world):
+    lm = lpc(folder)
+    lm.tokenizer.chat_template = None
+    own = entry(task=str(TASKS / "world_choice.yaml"), metric="acc", data={"test": str(world["easy"])}, chat_template=True)
+    with pytest.raises(UserError, match="no chat template"):
+        run(lm, own)
+
+
+ROWS = [{"a": "x\u2028y", "b": "1"}, {"a": "z", "b": "2"}]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "rows.jsonl.gz", "rows.csv.gz", "rows.parquet"])
+def test_kinds_of_files(tmp_path, name):
+    path = tmp_path / name
+    if name.endswith("parquet"):
+        import pyarrow
+
+        benchmarks.files.write_parquet(path, pyarrow.Table.from_pylist(ROWS))
+    else:
+        text = {
+            "jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS),
+            "json": json.dumps(ROWS),
+            "csv": "\ufeffa,b\nx\u2028y,1\nz,2\n",
+        }[name.split(".")[1]].encode()
+        path.write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    assert benchmarks.read_rows(path) == ROWS
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-9], "truncated or not jsonl"),
+        ("a.jsonl.gz", b"plain", "truncated or not jsonl"),
+        ("a.jsonl", b'{"a": 1}\n{"a"', "truncated or not jsonl"),
+        ("a.json", b'{"a": 1}', "holds no rows"),
+        ("a.jsonl", b"", "holds no rows"),
+        ("a.txt", b"text", "not a kind of file"),
+        ("a.parquet", b"text", "not a readable Parquet"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name}: .*{message}"):
+        benchmarks.read_rows(tmp_path / name)
+    with pytest.raises(UserError, match="none.json: no such file"):
+        benchmarks.read_rows(tmp_path / "none.json")
+
+
+# ---- the steps
+
+
+def step(name, *arguments):
+    command = [sys.executable, "-m", f"lpc.steps.{name}", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(REPOSITORY / "src")}, timeout=120)
+
+
+def test_the_steps_from_questions_to_result(folder, tmp_path):
+    spec = json.dumps({"kind": "truth", "count": 5, "seed": 1})
+    assert step("questions", "--spec", spec, "--output", tmp_path / "q.jsonl").returncode == 0
+    base = {"name": "tiny", "path": str(folder), "dtype": "float32", "attention": "sdpa", "trust_remote_code": False}
+    (tmp_path / "base.json").write_text(json.dumps(base | {"chat_template": None}))
+    own = entry(name="truths", task=str(TASKS / "world_truth.yaml"), metric="acc") | {"batch_size": 4}
+    files = ("--output", tmp_path / "r.json", "--samples", tmp_path / "s.jsonl")
+    done = step("benchmark", "--base", tmp_path / "base.json", "--questions", tmp_path / "q.jsonl", "--spec", json.dumps(own), *files)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["task"] == "truths" and result["base"] == "tiny" and result["n"] == 5
+    samples = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    shares = [sample["metrics"]["acc"] for sample in samples]
+    assert result["metrics"]["acc"]["value"] == pytest.approx(sum(shares) / 5)
+
+    own["metric"] = "f1"
+    failed = step("benchmark", "--base", tmp_path / "base.json", "--questions", tmp_path / "q.jsonl", "--spec", json.dumps(own), *files)
+    assert failed.returncode == 1 and "error: task truths: " in failed.stderr and "Traceback" not in failed.stderr
+
+
+def test_what_a_download_records(arc_rows, tmp_path):
+    own = entry(task="arc_challenge", metric="acc", data={"test": str(arc_rows)})
+    done = step("download_task", "--spec", json.dumps(own), "--output", tmp_path / "task.json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "task.json").read_text())
+    assert record["datasets"]["mine"]["rows"] == {"test": 9} and record["data"]["test"]["file"] == str(arc_rows)
