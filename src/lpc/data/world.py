@@ -1,12 +1,13 @@
 """The preference world: generated data in the UltraFeedback schema whose hidden preferences are known.
 
-Things. 25 objects, each with a colour, a material, a place and an owner. A prompt counts objects and asks one question; a
-response always states the sum and the answer, and every statement in it is true, so that a language model trained on these
-texts learns facts (`fact`) and sums (`sum_statement`) that can be asked back as benchmark questions.
+Things. 25 objects, each with a colour, a material, a place and an owner. A prompt counts objects and asks one question;
+a response always states the sum and the answer, and every statement in it is true, so that a language model trained on
+these texts learns facts (`fact`) and sums (`sum_statement`) that can be asked back as benchmark questions.
 
-Attributes. Responses to one prompt differ in three visible attributes, each a count that `attributes` reads from the text:
-statements (full stops), warmth (exclamation marks), figures (numerals in digits; the others are in words). The responses of a
-row take every level of every attribute about equally often and independently, so none gives another away.
+Attributes. Responses to one prompt differ in three visible attributes, each a count that `attributes` reads from the
+text: statements (full stops), warmth (exclamation marks), figures (numerals in digits; the others are in words). The
+responses of a row take every level of every attribute about equally often and independently, so none gives another
+away.
 
 Sources. Six kinds of people ask, and each judges by one attribute alone; they conflict in pairs:
 
@@ -14,8 +15,9 @@ Sources. Six kinds of people ask, and each judges by one attribute alone; they c
     warmth:     nursery wants much,   court none
     figures:    bank wants digits,    poet words
 
-A source shows in the prompt's wording alone: an opening, a closing or both, out of several each, whose words other sources use
-as well. Sources of the left column are a little more frequent, so a judge blind to the source can be right slightly above chance.
+A source shows in the prompt's wording alone: an opening, a closing or both, out of several each, whose words other
+sources use as well. Sources of the left column are a little more frequent, so a judge blind to the source can be right
+slightly above chance.
 
 Scores are `rule_score` plus normal noise. `ceilings` says what is reachable on given pairs.
 """
@@ -25,13 +27,17 @@ import random
 import re
 
 LEVELS = 4  # of each attribute
+LARGEST = 9  # number in a prompt
+# Numerals up to twice the largest number, by value
 WORDS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
-).split()  # a prompt counts 1..9 and 1..9
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
+)  # fmt: skip
 
 OBJECTS = (
-    "bell boat book bowl bread cart chair clock coat cup door drum flag hat key lamp map pan pot ring rope shoe stone table tool"
-).split()
+    "bell", "boat", "book", "bowl", "bread", "cart", "chair", "clock", "coat", "cup", "door", "drum", "flag", "hat",
+    "key", "lamp", "map", "pan", "pot", "ring", "rope", "shoe", "stone", "table", "tool",
+)  # fmt: skip
 VALUES = {
     "colour": ("red", "blue", "green", "white", "black"),
     "material": ("clay", "wood", "iron", "glass", "gold"),
@@ -80,12 +86,13 @@ SOURCES = {
 
 
 def fact(name: str, attribute: str, value: str | None = None) -> str:
-    """The statement of an attribute of an object; with `value`, the same sentence about that value (a false one, say)."""
+    """The statement of an attribute of an object; with `value`, the same sentence about that value (a false one,
+    say)."""
     return STATEMENTS[attribute].format(object=name, value=value or FACTS[name][attribute])
 
 
 def sum_statement(a: int, b: int, digits: tuple[bool, bool, bool] = (True, True, True)) -> str:
-    """"3 and four make 7.": each of the three numerals in digits or in words."""
+    """ "3 and four make 7.": each of the three numerals in digits or in words."""
     a, b, total = (str(n) if digit else WORDS[n] for n, digit in zip((a, b, a + b), digits, strict=True))
     return f"{a} and {b} make {total}."
 
@@ -98,7 +105,9 @@ def prompt(source: str, name: str, a: int, b: int, question: str, rng: random.Ra
     return " ".join([rng.choice(openings)] * opening + [middle] + [rng.choice(closings)] * closing)
 
 
-def response(name: str, a: int, b: int, question: str, statements: int, warmth: int, figures: int, rng: random.Random) -> str:
+def response(
+    name: str, a: int, b: int, question: str, statements: int, warmth: int, figures: int, rng: random.Random
+) -> str:
     """A true answer with the given levels (0..3): further facts, warm phrases, and numerals in digits."""
     others = rng.sample([attribute for attribute in VALUES if attribute != question], statements)
     total = sum_statement(a, b, _some_of_three(figures, rng))
@@ -132,7 +141,7 @@ def generate(rows: int, *, completions: int, score_noise: float, seed: int):
     for i in range(rows):
         rng = random.Random(f"{seed}:{i}")
         source = rng.choices(list(SOURCES), [frequency for _, _, frequency, *_ in SOURCES.values()])[0]
-        topic = (rng.choice(OBJECTS), rng.randint(1, 9), rng.randint(1, 9), rng.choice(list(QUESTIONS)))
+        topic = (rng.choice(OBJECTS), rng.randint(1, LARGEST), rng.randint(1, LARGEST), rng.choice(list(QUESTIONS)))
         levels = [_spread(completions, rng) for _ in range(3)]
         texts = [response(*topic, *level, rng) for level in zip(*levels, strict=True)]
         models = [f"writer-{j}" for j in range(completions)]
@@ -160,8 +169,8 @@ def _spread(n: int, rng: random.Random) -> list[int]:
 def ceilings(pairs: list[dict]) -> dict[str, float]:
     """Accuracy on `pairs` (dicts with source, chosen, rejected) of three judges; a tie counts one half.
 
-    score_oracle: knows the source's rule, not the noise. source_blind: the best weighing of the attributes by -1, 0 or 1 that
-    is the same for all sources, picked on these very pairs. longer: the response with more characters.
+    score_oracle: knows the source's rule, not the noise. source_blind: the best weighing of the attributes by -1, 0 or
+    1 that is the same for all sources, picked on these very pairs. longer: the response with more characters.
     """
     differences = []
     for pair in pairs:

@@ -74,8 +74,8 @@ def encode(tokenizer, rows: list[dict], max_length: int, max_prompt_length: int)
 
 
 def batches(lengths: list[int], batch_size: int, generator: torch.Generator):
-    """Endless batches of indices. Each epoch is a new shuffle, in which stretches of 50 batches are sorted by length, so that
-    a batch holds texts of like length and little padding."""
+    """Endless batches of indices. Each epoch is a new shuffle, in which stretches of 50 batches are sorted by length,
+    so that a batch holds texts of like length and little padding."""
     while True:
         order = torch.randperm(len(lengths), generator=generator).tolist()
         stretches = [order[i : i + 50 * batch_size] for i in range(0, len(order), 50 * batch_size)]
@@ -102,11 +102,12 @@ def train(
     max_length: int,
     max_prompt_length: int,
 ) -> dict:
-    """Train on prompt and every completion of `rows` (dicts with messages and completions); save model and tokenizer to `folder`.
+    """Train on prompt and every completion of `rows` (dicts with messages and completions); save model and tokenizer to
+    `folder`.
 
-    The language-model loss covers all tokens, the prompt's too: a base model knows its users' words. AdamW, linear warm-up
-    over 5 % of the steps, then cosine to zero. Returns parameters, steps, tokens, seconds, first_loss, last_loss (mean of
-    the last tenth; nats per token). The same seed, rows and number of threads give the same bytes.
+    The language-model loss covers all tokens, the prompt's too: a base model knows its users' words. AdamW, linear
+    warm-up over 5 % of the steps, then cosine to zero. Returns parameters, steps, tokens, seconds, first_loss,
+    last_loss (mean of the last tenth; nats per token). The same seed, rows and number of threads give the same bytes.
     """
     if hidden_size % (2 * heads):
         raise UserError(
@@ -152,7 +153,8 @@ def train(
     losses, tokens, start = [], 0, time.monotonic()
     for step in tqdm(range(steps), desc="pretrain", unit="step", disable=None):  # None: a bar on a terminal only
         batch = [torch.tensor(encoded[i]) for i in next(draw)]
-        # Padding is on the right and attention is causal, so that no real token ever sees it; labels of -100 are ignored.
+        # Padding is on the right and attention is causal, so that no real token ever sees it; labels of -100 are
+        # ignored.
         input_ids = pad_sequence(batch, batch_first=True, padding_value=tokenizer.pad_token_id).to(device)
         labels = pad_sequence(batch, batch_first=True, padding_value=-100).to(device)
         loss = model(input_ids=input_ids, labels=labels).loss

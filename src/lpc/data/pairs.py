@@ -1,0 +1,102 @@
+"""Preference pairs from rows: the best completion against a random other one."""
+
+import collections
+from hashlib import sha256
+
+import pyarrow as pa
+
+from lpc import files
+from lpc.cli import UserError
+from lpc.data.read import ASPECT_SCORES, MESSAGES
+from lpc.data.split import SPLITS
+
+PAIRS = pa.schema(
+    {
+        "pair_id": pa.string(),
+        "prompt_id": pa.string(),
+        "split": pa.string(),
+        "source": pa.string(),
+        "messages": MESSAGES,
+        "chosen": pa.string(),
+        "rejected": pa.string(),
+        "chosen_score": pa.float64(),
+        "rejected_score": pa.float64(),
+        "chosen_aspects": ASPECT_SCORES,
+        "rejected_aspects": ASPECT_SCORES,
+        "flipped": pa.bool_(),
+    }
+)
+
+
+def choose(row: dict, seed: int) -> tuple[dict, dict]:
+    """(chosen, rejected) of a row: the first of the best-scored completions, and one of the rest by a hash of row and
+    seed."""
+    completions = row["completions"]
+    best = max(range(len(completions)), key=lambda i: completions[i]["score"])  # max takes the first of equals
+    rest = completions[:best] + completions[best + 1 :]
+    draw = sha256(f"lpc rejected {seed} {row['row_id']}".encode()).digest()
+    # 64 bits modulo three or so: the bias is below 1e-18.
+    return completions[best], rest[int.from_bytes(draw[:8], "big") % len(rest)]
+
+
+def pair_id(*content) -> str:
+    """Name of a pair by its content, the same in every order of the data."""
+    return sha256(files.canonical(content).encode()).hexdigest()[:32]
+
+
+def build(rows: list[dict], *, ties: str, seed: int, drop_sources: list[str]) -> tuple[list[dict], dict[str, int]]:
+    """Pairs sorted by pair_id, and how many rows gave none, by reason.
+
+    ties: what becomes of a pair whose scores are equal, "keep" (as the published binarisation does) or "drop". A pair
+    of identical texts is always left out: nothing can be learned from it or measured on it.
+    """
+    if unknown := sorted(set(drop_sources) - {row["source"] for row in rows}):
+        raise UserError(f"pairs.drop_sources: no row is from {', '.join(unknown)}; correct or remove it")
+    pairs, dropped = [], {"source": 0, "identical": 0, "tie": 0}
+    for row in rows:
+        chosen, rejected = choose(row, seed)
+        if row["source"] in drop_sources:
+            dropped["source"] += 1
+        elif chosen["response"] == rejected["response"]:
+            dropped["identical"] += 1
+        elif ties == "drop" and chosen["score"] == rejected["score"]:
+            dropped["tie"] += 1
+        else:
+            texts = (chosen["response"], rejected["response"])
+            pairs.append(
+                {
+                    "pair_id": pair_id(row["row_id"], row["messages"], *texts),
+                    **{name: row[name] for name in ("prompt_id", "split", "source", "messages")},
+                    "chosen": texts[0],
+                    "rejected": texts[1],
+                    "chosen_score": chosen["score"],
+                    "rejected_score": rejected["score"],
+                    "chosen_aspects": chosen["aspects"],
+                    "rejected_aspects": rejected["aspects"],
+                    "flipped": False,
+                }
+            )
+    pairs.sort(key=lambda pair: pair["pair_id"])
+    if empty := [name for name in SPLITS if all(pair["split"] != name for pair in pairs)]:
+        raise UserError(
+            f"no pairs are left in {', '.join(empty)} ({dropped} dropped); change `pairs` or `split` of this dataset"
+        )
+    return pairs, dropped
+
+
+def describe(pairs: list[dict]) -> dict:
+    """For each split: pairs, prompts, ties, flipped, pairs by source, and the share whose chosen text is longer (a tie
+    is half)."""
+    summary = {}
+    for name in SPLITS:
+        part = [pair for pair in pairs if pair["split"] == name]
+        longer = [len(pair["chosen"]) - len(pair["rejected"]) for pair in part]
+        summary[name] = {
+            "pairs": len(part),
+            "prompts": len({pair["prompt_id"] for pair in part}),
+            "ties": sum(pair["chosen_score"] == pair["rejected_score"] for pair in part),
+            "flipped": sum(pair["flipped"] for pair in part),
+            "longer_chosen": sum((d > 0) + 0.5 * (d == 0) for d in longer) / len(part),
+            "sources": dict(sorted(collections.Counter(pair["source"] for pair in part).items())),
+        }
+    return summary

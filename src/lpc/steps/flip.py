@@ -1,0 +1,33 @@
+"""Swap chosen and rejected in a share of the training pairs.
+
+--spec: {"rate", "marker": text or null, "seed"}
+"""
+
+import pyarrow as pa
+
+from lpc import cli, files
+from lpc.data import flip, pairs
+
+
+def parser():
+    parser = cli.step_parser(__doc__)
+    parser.add_argument("--pairs", required=True, help="the clean pairs (.parquet)")
+    parser.add_argument("--output", required=True, help="the pairs with noise (.parquet)")
+    parser.add_argument("--summary", required=True, help="numbers of pairs (.json)")
+    return parser
+
+
+def main(args):
+    spec = args.spec
+    clean = files.read_parquet(args.pairs).to_pylist()
+    noisy = flip.flip(clean, rate=spec["rate"], marker=spec["marker"], seed=spec["seed"])
+    summary = {"spec": spec, "splits": pairs.describe(noisy)}
+    metadata = {**files.parquet_metadata(args.pairs), "noise": spec}
+    files.write_parquet(args.output, pa.Table.from_pylist(noisy, schema=pairs.PAIRS), metadata)
+    files.write_json(args.summary, summary)
+    train = summary["splits"]["train"]
+    cli.log.info("%d of %d training pairs flipped", train["flipped"], train["pairs"])
+
+
+if __name__ == "__main__":
+    cli.run(parser(), main)

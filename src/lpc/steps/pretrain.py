@@ -1,0 +1,47 @@
+"""Train a tiny Llama and its tokenizer from scratch on the training rows of a dataset.
+
+--spec: {"name", "scratch": {"dataset", "vocabulary", "hidden_size", "layers", "heads", "epochs", "batch_size",
+"learning_rate", "seed"}, "tokens": {"max_length", "max_prompt_length"}, "dtype", "attention"}; the last two say how
+later steps load the model.
+"""
+
+import os
+
+import pyarrow.compute as pc
+
+from lpc import cli, files
+from lpc.model import scratch
+
+
+def parser():
+    parser = cli.step_parser(__doc__)
+    parser.add_argument("--rows", required=True, help="rows with their split (rows.parquet)")
+    parser.add_argument("--output", required=True, help="folder of the model and its tokenizer")
+    parser.add_argument("--record", required=True, help="record of the base model (base.json)")
+    return parser
+
+
+def main(args):
+    spec = args.spec
+    table = files.read_parquet(args.rows, columns=["split", "messages", "completions"])
+    rows = table.filter(pc.equal(table["split"], "train")).to_pylist()
+    settings = {key: value for key, value in spec["scratch"].items() if key != "dataset"}
+    with files.atomic(args.output) as temporary:
+        training = scratch.train(rows, temporary, **settings, **spec["tokens"])
+    record = {
+        "name": spec["name"],
+        "path": args.output,
+        "revision": None,
+        "sha256": files.sha256(os.path.join(args.output, "model.safetensors")),
+        "parameters": training["parameters"],
+        "chat_template": None,
+        "dtype": spec["dtype"],
+        "attention": spec["attention"],
+        "trust_remote_code": False,
+        "training": training,
+    }
+    files.write_json(args.record, record)
+
+
+if __name__ == "__main__":
+    cli.run(parser(), main)

@@ -1,0 +1,48 @@
+"""Read preference data, set malformed rows aside, and split the rest into train, validation and test by prompt.
+
+--spec: {"split": {"validation", "test", "seed"}, "max_rejected_rows"}
+"""
+
+import json
+
+import pyarrow as pa
+
+from lpc import cli, files
+from lpc.data import read, split
+
+
+def parser():
+    parser = cli.step_parser(__doc__)
+    parser.add_argument("--source", required=True, help="record of the data (source.json)")
+    parser.add_argument("--output", required=True, help="the rows (.parquet)")
+    parser.add_argument("--rejects", required=True, help="malformed rows: file, row, reason (.jsonl)")
+    parser.add_argument("--summary", required=True, help="numbers of rows and prompts (.json)")
+    return parser
+
+
+def main(args):
+    source = files.read_json(args.source)
+    sizes = {name: args.spec["split"][name] for name in ("validation", "test")}
+    rows, rejects, copies = read.read(source)
+    # First of all, so that who runs this by hand can look at what a failure below is about.
+    files.write_text(args.rejects, "".join(json.dumps(reject, sort_keys=True) + "\n" for reject in rejects))
+    reasons = read.check_share(len(rows), rejects, args.spec["max_rejected_rows"])
+    assigned = split.split_prompts(split.count_rows(rows), sizes, args.spec["split"]["seed"])
+    for row in rows:
+        row["split"] = assigned[row["prompt_id"]]
+    summary = {
+        "spec": args.spec,
+        "rows": len(rows),
+        "rejected": reasons,
+        "copies": copies,
+        "splits": split.describe(rows),
+    }
+    metadata = {"spec": args.spec, "source": source}
+    files.write_parquet(args.output, pa.Table.from_pylist(rows, schema=read.ROWS), metadata)
+    files.write_json(args.summary, summary)
+    for name, part in summary["splits"].items():
+        cli.log.info("%s: %d rows of %d prompts", name, part["rows"], part["prompts"])
+
+
+if __name__ == "__main__":
+    cli.run(parser(), main)

@@ -1,0 +1,39 @@
+"""Generate a preference world: rows in the UltraFeedback schema whose hidden preferences are known.
+
+--spec: {"rows", "completions", "score_noise", "seed"}
+"""
+
+import gzip
+import io
+import json
+
+from lpc import cli, files
+from lpc.data import world
+
+
+def parser():
+    parser = cli.step_parser(__doc__)
+    parser.add_argument("--output", required=True, help="the rows (.jsonl.gz)")
+    parser.add_argument("--source", required=True, help="record of the rows (.json), as download_dataset writes it")
+    return parser
+
+
+def main(args):
+    spec = args.spec
+    rows = world.generate(
+        spec["rows"], completions=spec["completions"], score_noise=spec["score_noise"], seed=spec["seed"]
+    )
+    # No name and no time in the gzip header, so that equal rows are equal bytes.
+    with (
+        files.atomic(args.output) as temporary,
+        open(temporary, "wb") as raw,
+        gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as packed,
+        io.TextIOWrapper(packed, encoding="utf-8") as stream,
+    ):
+        stream.writelines(json.dumps(row) + "\n" for row in rows)
+    record = {"kind": "world", "path": args.output, "files": [args.output], "revision": None}
+    files.write_json(args.source, {**record, "sha256": {args.output: files.sha256(args.output)}})
+
+
+if __name__ == "__main__":
+    cli.run(parser(), main)
