@@ -1,14 +1,14 @@
 """Build the container images (`make images`): containers/images/<name>-<version>.sif, each with a record beside it.
 
-What the machine needs to reach its package sources is taken from its own configuration and used for the build alone: the
-mirror of apt, and pip's index, wheel folders and certificates. An image that is there already is left as it is.
+How to reach the package sources is taken from the machine's own configuration, for the build alone: the mirror of apt,
+and pip's index, wheel folders and certificates. An image that is there already is left as it is.
 """
 
 import argparse
 import ast
 import ctypes
-import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -22,10 +22,11 @@ from pathlib import Path
 from spython.main import Client
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
-from lpc import images  # noqa: E402
-from lpc.cli import UserError, fail  # noqa: E402
-from lpc.files import sha256, write_json  # noqa: E402
+from lpc import images
+from lpc.cli import UserError, fail
+from lpc.files import sha256, write_json
 
+PYTHON = "python:3.11-slim-bookworm"
 REGISTRY = "https://registry-1.docker.io/v2/"
 # Decompresses as fast as the default and packs several times faster, for a tenth more space.
 SQUASHFS = "-comp zstd -Xcompression-level 3"
@@ -33,12 +34,18 @@ CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="images to build, with those that they start from (default: all)")
-    parser.add_argument("--base", default="auto", help='image of a registry, e.g. "python:3.11-slim-bookworm" or a CUDA runtime; '
-                        '"debootstrap": from Debian packages; "auto": the former if the registry answers, else the latter')
-    parser.add_argument("--mirror", help="Debian mirror for debootstrap (default: that of this machine's apt, else the public one)")
-    parser.add_argument("--certificates", help="certificate bundle for pip in the build (default: that of this machine's pip)")
+    parser.add_argument(
+        "--base",
+        default="auto",
+        help=f'image of a registry, as a CUDA runtime; "debootstrap": from packages; "auto" (default): {PYTHON} '
+        "if the registry answers, else debootstrap",
+    )
+    parser.add_argument(
+        "--mirror", help="Debian mirror for debootstrap (default: that of this machine's apt, if Debian)"
+    )
+    parser.add_argument("--certificates", help="certificate bundle for pip (default: that of this machine's pip)")
     parser.add_argument("--fakeroot", action="store_true", help="build as a user who is not root")
     parser.add_argument("--force", action="store_true", help="build what is up to date, too")
     parser.add_argument("--print", action="store_true", help="print the images' paths and build nothing")
@@ -85,8 +92,9 @@ def lineage(name: str) -> list[str]:
 def base_arguments(args: argparse.Namespace) -> dict[str, str]:
     base = args.base
     if base == "auto":
-        base = "python:3.11-slim-bookworm" if registry_answers() else "debootstrap"
-        print(f"base: {base} (the image registry {'answers' if base != 'debootstrap' else 'does not answer'})", flush=True)
+        answers = registry_answers()
+        base = PYTHON if answers else "debootstrap"
+        print(f"base: {base} (the image registry {'answers' if answers else 'does not answer'})", flush=True)
     if base != "debootstrap":
         return {"BOOTSTRAP": "docker", "FROM": base}
     if not shutil.which("debootstrap"):
@@ -109,21 +117,23 @@ def apt_mirror() -> str | None:
     """The mirror that this machine gets its own Debian release from; None on another system."""
     if not shutil.which("apt-get"):
         return None
-    import platform
-
     release = platform.freedesktop_os_release()
     if release.get("ID") != "debian":
         return None
     lines = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages"],
-        check=True, capture_output=True, text=True,
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout.splitlines()
     return next((line.split()[1] for line in lines if line.split()[0] == release["VERSION_CODENAME"]), None)
 
 
 def pip_configuration(folder: Path, certificates: str | None) -> tuple[Path, list[str]]:
-    """Write this machine's pip settings for the build; also the local folders that they name, for the build to bind."""
-    listing = subprocess.run([sys.executable, "-m", "pip", "config", "list"], check=True, capture_output=True, text=True)
+    """Write this machine's pip settings for the build; also the local folders that they name, to be bound."""
+    listing = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], check=True, capture_output=True, text=True
+    )
     settings = {}
     for line in sorted(listing.stdout.splitlines(), key=lambda line: line.startswith(":env:")):  # the environment wins
         key, value = line.split("=", 1)
@@ -172,7 +182,7 @@ def build(name: str, options: list[str], arguments: dict[str, str]) -> None:
             "bytes": partial.stat().st_size,
             "build_seconds": round(seconds, 1),
             "built": datetime.now(UTC).isoformat(timespec="seconds"),
-            "parent": images.path(images.PARENTS[name]).name if images.PARENTS[name] else arguments.get("FROM", "debootstrap"),
+            "from": Path(arguments["PARENT"]).name if name != "base" else arguments.get("FROM", "debootstrap"),
             "packages": packages.split(),
         },
     )

@@ -15,7 +15,7 @@ PARENTS = {"base": None, "training": "base", "evaluation": "training", "reportin
 
 
 def version(name: str) -> str:
-    """12 hexadecimal digits of the SHA-256 of all that defines the image: definition, pins, and its parent's version."""
+    """12 hexadecimal digits of the SHA-256 of what makes the image: its definition, its pins, its parent's version."""
     digest = hashlib.sha256()
     if PARENTS[name]:
         digest.update(version(PARENTS[name]).encode())
@@ -27,7 +27,7 @@ def version(name: str) -> str:
 
 
 def path(name: str) -> Path:
-    """Where `containers/build.py` puts the image. Its version stands in the name, because Snakemake compares names only."""
+    """Where `containers/build.py` puts the image. Its name holds the version, as Snakemake compares names alone."""
     return FOLDER / "images" / f"{name}-{version(name)}.sif"
 
 

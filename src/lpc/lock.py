@@ -1,0 +1,191 @@
+"""One trainer per run folder, also on network file systems and when its owner dies without a word.
+
+A killed Snakemake leaves its jobs running, and the next one submits them again; both would write the same checkpoints.
+
+The owner is the file `lock.<n>` with the highest n. It is never deleted: to release, the owner empties it; to acquire a
+lock that is free or whose owner is dead is to create `lock.<n+1>`. Creating a name by `link` is exclusive on every
+POSIX file system and on NFS, so of several processes that find the same owner dead, one wins. `flock` would not do: on
+many clusters it is local to a node or absent.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from lpc.cli import UserError, fail
+
+log = logging.getLogger("lpc")
+
+BEAT = 20.0
+"""Seconds between an owner's signs of life, which are the lock file's modification times."""
+STALE = 180.0
+"""Seconds without one after which an owner on another machine counts as dead. NFS may show a time 60 s late."""
+
+
+@contextlib.contextmanager
+def lock(folder: str | Path, *, wait: float = 300.0, beat: float = BEAT, stale: float = STALE) -> Iterator[float]:
+    """Hold the lock of `folder`, which is created if needed. Yields the seconds that it waited for another owner.
+
+    Raises UserError, which names the owner, after `wait` seconds. They should exceed `stale`, so that a dead owner is
+    told from a living one. Ends the process if the lock is lost, as by one that was suspended for longer than `stale`.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    generation, waited = _acquire(folder, wait, stale)
+    done = threading.Event()
+    heart = threading.Thread(target=_beat, args=(folder, generation, beat, done), daemon=True, name="lock")
+    heart.start()
+    try:
+        yield waited
+    finally:
+        done.set()
+        heart.join()
+        _check(folder, generation)
+        os.truncate(_path(folder, generation), 0)
+
+
+def _path(folder: Path, generation: int) -> Path:
+    return folder / f"lock.{generation}"
+
+
+def _newest(folder: Path) -> int:
+    """The highest generation; 0 if nobody ever held the lock."""
+    numbers = [entry.removeprefix("lock.") for entry in os.listdir(folder) if entry.startswith("lock.")]
+    return max((int(number) for number in numbers if number.isdigit()), default=0)
+
+
+def _acquire(folder: Path, wait: float, stale: float) -> tuple[int, float]:
+    begin = time.monotonic()
+    told = None
+    while True:
+        generation = _newest(folder)
+        owner = _living_owner(folder, generation, stale) if generation else None
+        waited = time.monotonic() - begin
+        if owner is None:
+            if _create(folder, generation + 1):
+                return generation + 1, waited if told else 0.0
+        elif waited >= wait:
+            job = f"scancel {owner['slurm_job']}" if owner["slurm_job"] else f"kill {owner['pid']} there"
+            raise UserError(
+                f"{folder}: in use by {_describe(owner)}; wait for it to end, or end it ({job}), then rerun"
+            )
+        else:
+            if owner != told:
+                log.info("%s: in use by %s; waiting", folder, _describe(owner))
+                told = owner
+            time.sleep(min(2.0, stale / 4, wait - waited))
+
+
+def _living_owner(folder: Path, generation: int, stale: float) -> dict | None:
+    """Who holds the lock; None if it was released or its owner is dead."""
+    try:
+        # Opening makes an NFS client ask the server for the file's present state; stat alone may answer from its cache.
+        with open(_path(folder, generation), encoding="utf-8") as stream:
+            text, seen = stream.read(), os.fstat(stream.fileno()).st_mtime
+    except FileNotFoundError:
+        return None  # a newer owner has tidied it away; to create the next generation will fail
+    if not text:
+        return None
+    owner = json.loads(text)
+    me = _me()
+    if owner["machine"] == me["machine"]:
+        dead = _start_time(owner["pid"]) != owner["start_time"]
+    elif owner["slurm_job"] and (owner["slurm_job"], owner["slurm_step"]) == (me["slurm_job"], me["slurm_step"]):
+        dead = True  # the same step of the same job on another node: SLURM requeues a job only after it has ended
+    else:
+        dead = _file_system_time(folder) - seen > stale
+    if dead:
+        log.info("%s: %s has died; taking over", folder, _describe(owner))
+        return None
+    return owner
+
+
+def _create(folder: Path, generation: int) -> bool:
+    """Try to become the owner of that generation."""
+    temporary = folder / f".lock-{uuid.uuid4().hex}"
+    temporary.write_text(json.dumps(_me()), encoding="utf-8")
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, _path(folder, generation))
+        # Not the call's answer: NFS may lose it, repeat the call, and report that the name exists.
+        if os.stat(temporary).st_nlink != 2:
+            return False
+    finally:
+        temporary.unlink()
+    if _newest(folder) > generation:
+        # We were slow: others took the lock and tidied away the generation that we have just created again.
+        _path(folder, generation).unlink()
+        return False
+    for entry in os.listdir(folder):
+        number = entry.removeprefix("lock.")
+        if entry.startswith("lock.") and number.isdigit() and int(number) < generation:
+            with contextlib.suppress(FileNotFoundError):
+                (folder / entry).unlink()
+    return True
+
+
+def _beat(folder: Path, generation: int, beat: float, done: threading.Event) -> None:
+    while not done.wait(beat):
+        try:
+            _check(folder, generation)
+            os.utime(_path(folder, generation))
+        except OSError as error:
+            # The file server is away for a moment. If for long, others take over, which a later beat finds.
+            log.warning("%s: no sign of life could be left: %s", folder, error)
+
+
+def _check(folder: Path, generation: int) -> None:
+    """End this process if the lock is no longer its own: another one is writing where it would write."""
+    try:
+        newest = _newest(folder)
+    except FileNotFoundError:
+        newest = 0
+    if newest != generation:
+        how = "another process has taken" if newest > generation else "was deleted"
+        fail(f"{folder}: lost its lock, which {how} (was this process suspended?); rerun to go on from a checkpoint", 1)
+
+
+def _me() -> dict:
+    """What tells this process from every other one that is or was."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return {
+        "host": socket.gethostname(),
+        # Process numbers can be compared only within one boot of one machine, and one process namespace of it.
+        "machine": f"{boot} {os.readlink('/proc/self/ns/pid')}",
+        "pid": os.getpid(),
+        "start_time": _start_time(os.getpid()),
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "slurm_step": os.environ.get("SLURM_STEP_ID"),
+    }
+
+
+def _start_time(pid: int) -> str | None:
+    """Ticks from boot to the start of a process, by which it differs from a later one of that number; None if dead."""
+    try:
+        # The second field, in parentheses, may hold spaces; the third is the state (Z: dead, but not yet collected).
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def _file_system_time(folder: Path) -> float:
+    """Now by the clock of the file system, since the clocks of machines differ."""
+    probe = folder / f".lock-{uuid.uuid4().hex}"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _describe(owner: dict) -> str:
+    job = f", SLURM job {owner['slurm_job']}" if owner["slurm_job"] else ""
+    return f"process {owner['pid']} on {owner['host']}{job}"
