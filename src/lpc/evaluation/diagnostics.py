@@ -1,7 +1,8 @@
 """Is the latent used, and do the codes find the sources? Measures of prior, posterior, z and h_x over test pairs.
 
-Cluster measures of z mislead by themselves: they are computed after standardising, so a z that varies by a thousandth of |h| can score
-as well as one that matters. So the spread of z, I(code; prompt) and the same measures of h_x stand beside them, always.
+Cluster measures of z mislead by themselves: they are computed after standardising, so a z that varies by a
+thousandth of |h| can score as well as one that matters. So the spread of z, I(code; prompt) and the same measures of
+h_x stand beside them, always.
 """
 
 import warnings
@@ -53,10 +54,11 @@ def distinct(prompt_id) -> np.ndarray:
 def latent_diagnostics(prior, posterior, z, h_x, source, *, prompt_id=None, seed: int) -> dict:
     """Diagnostics of a run's latent over N pairs, as written to `latents.json`.
 
-    prior, posterior: [N, K] probabilities of the codes, or None for a latent without codes. z, h_x: [N, d]. source: [N] names.
-    prompt_id: [N]; pairs of one prompt share prior, z, h_x and source, and count once in all but `kl` and the posterior's perplexity
-    (a prompt in both halves of a cross-validated probe would be read from memory). None: every pair is a prompt of its own.
-    Entropies in nats. A measure that does not exist for the input (no codes, one source) is None.
+    prior, posterior: [N, K] probabilities of the codes, or None for a latent without codes. z, h_x: [N, d]. source:
+    [N] names. prompt_id: [N]; pairs of one prompt share prior, z, h_x and source, and count once in all but `kl` and
+    the posterior's perplexity (a prompt in both halves of a cross-validated probe would be read from memory). None:
+    every pair is a prompt of its own. Entropies in nats. A measure that does not exist for the input (no codes, one
+    source) is None.
     """
     z, h_x, source = np.asarray(z, np.float64), np.asarray(h_x, np.float64), np.asarray(source)
     for name, value in {"prior": prior, "posterior": posterior, "z": z, "h_x": h_x}.items():
@@ -110,7 +112,9 @@ def code_measures(prior, posterior, source, first) -> dict:
 
 
 def varying(features: np.ndarray) -> np.ndarray:
-    """The columns that vary by more than float32 can resolve: below that, standardising would blow rounding up to structure."""
+    """The columns that vary by more than float32 can resolve: below that, standardising would blow rounding up to
+    structure.
+    """
     resolution = np.finfo(np.float32).eps * np.abs(features).max(axis=0)
     return features[:, features.std(axis=0) > 4 * resolution]
 
@@ -148,8 +152,8 @@ def kmeans_nmi(features: np.ndarray, source: np.ndarray, seed: int) -> float | N
 def probe(features: np.ndarray, source: np.ndarray, seed: int) -> float | None:
     """Cross-validated accuracy of a logistic regression that reads the source from `features`.
 
-    Sources with fewer prompts than folds are left out; None when fewer than two remain. Features that do not vary: the share of the
-    largest source, which is all that such a probe can reach.
+    Sources with fewer prompts than folds are left out; None when fewer than two remain. Features that do not vary:
+    the share of the largest source, which is all that such a probe can reach.
     """
     counts = Counter(source.tolist())
     keep = np.array([counts[name] >= FOLDS for name in source.tolist()])
@@ -176,7 +180,8 @@ def embed(features: np.ndarray, *, perplexity: float, seed: int) -> np.ndarray |
     samples, features = len(features), varying(np.asarray(features, np.float64))
     if not 0 < perplexity < samples:
         raise UserError(
-            f"evaluation.tsne.perplexity: {perplexity} must lie between 0 and the number of test prompts ({samples}); lower it"
+            f"evaluation.tsne.perplexity: {perplexity} must lie between 0 and the number of test prompts ({samples}); "
+            f"lower it"
         )
     if features.shape[1] == 0:
         return None

@@ -39,8 +39,8 @@ def cluster_sums(values: np.ndarray, clusters) -> tuple[np.ndarray, np.ndarray]:
 def accuracy_interval(outcome, clusters, *, confidence: float = 0.95) -> Interval:
     """Mean of `outcome` [N] with a Wilson score interval at the sample size that the clusters leave.
 
-    The design effect is the cluster-robust variance of the mean over the variance that ignores clusters (Kish 1965); it is
-    not taken below 1. With one pair a prompt this is the ordinary Wilson interval (Wilson 1927).
+    The design effect is the cluster-robust variance of the mean over the variance that ignores clusters (Kish 1965);
+    it is not taken below 1. With one pair a prompt this is the ordinary Wilson interval (Wilson 1927).
     """
     outcome = np.asarray(outcome, np.float64)
     n = len(outcome)
@@ -65,8 +65,9 @@ def paired_bootstrap(
 ) -> Interval:
     """Mean of the paired `difference` [N] and its percentile bootstrap interval, whole clusters resampled.
 
-    Each resample draws as many clusters as there are, with replacement, and takes the mean over their pairs (a ratio of sums, since
-    clusters differ in size). Clusters are ordered by name, so the interval does not depend on the order of the pairs.
+    Each resample draws as many clusters as there are, with replacement, and takes the mean over their pairs (a ratio
+    of sums, since clusters differ in size). Clusters are ordered by name, so the interval does not depend on the
+    order of the pairs.
     """
     difference = np.asarray(difference, np.float64)
     if len(difference) == 0:
@@ -84,8 +85,8 @@ def paired_bootstrap(
 def mcnemar(difference) -> tuple[int, int, float]:
     """Wins, losses and the two-sided p-value of the exact McNemar test on the paired `difference` [N] of outcomes.
 
-    A win is a pair with a positive difference; pairs without difference say nothing. The test takes pairs as independent, so with many pairs
-    a prompt it is too sure: the clustered bootstrap stands beside it.
+    A win is a pair with a positive difference; pairs without difference say nothing. The test takes pairs as
+    independent, so with many pairs a prompt it is too sure: the clustered bootstrap stands beside it.
     """
     difference = np.asarray(difference)
     wins, losses = int((difference > 0).sum()), int((difference < 0).sum())

@@ -1,7 +1,8 @@
 """Figures as SVG that follow the page's light or dark theme, and stand alone as well.
 
-Every colour drawn is one of `THEME`; in the SVG it becomes a CSS variable with that colour as fallback. Text stays text, in the page's font.
-The categorical colours are those of Okabe and Ito (2008), told apart by readers with any colour vision; series differ in marker or dash too, for grey.
+Every colour drawn is one of `THEME`; in the SVG it becomes a CSS variable with that colour as fallback. Text stays
+text, in the page's font. The categorical colours are those of Okabe and Ito (2008), told apart by readers with any
+colour vision; series differ in marker or dash too, for grey.
 """
 
 import io
@@ -118,7 +119,7 @@ def scatter_panel(axes, points: np.ndarray | None, label: list[str], order: list
 def tsne_by_source(z, h_x, source: list[str], note: str) -> Figure:
     """Two panels, t-SNE of z and of h_x, coloured by data source; `note` stands above them."""
     with style():
-        fig = figure(7.4, 4.4)
+        fig = figure(6.2, 4.1)
         left, right = fig.subplots(1, 2)
         names = sorted(set(source), key=lambda name: (-source.count(name), name))[: len(MARKERS)]
         scatter_panel(left, z, source, sorted(names), "z, what the latent adds")
@@ -131,7 +132,7 @@ def tsne_by_source(z, h_x, source: list[str], note: str) -> Figure:
 def tsne_by_code(z, code: list[str], note: str) -> Figure:
     """One panel, t-SNE of z, coloured by the strongest code of the prior; the most used codes are named."""
     with style():
-        fig = figure(4.6, 4.8)
+        fig = figure(3.45, 4.1)
         axes = fig.subplots()
         names = sorted(set(code), key=lambda name: (-code.count(name), name))[: len(MARKERS)]
         scatter_panel(axes, z, code, names, "z")
@@ -144,3 +145,193 @@ def _finish_scatter(fig: Figure, axes, title: str, columns: int) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         fig.legend(handles, labels, loc="outside lower center", ncols=columns, markerscale=1.6, fontsize=8.5)
+
+
+def reach(values, intervals, margin: float = 0.12) -> tuple[float, float]:
+    """Axis limits around `values`, and around `intervals` as far as they do not dwarf them: those of two seeds are
+    huge.
+    """
+    low, high = min(values), max(values)
+    room = max(12.0, high - low)
+    ends = [*values, *(min(max(end, low - room), high + room) for end in intervals)]
+    low, high = min(ends), max(ends)
+    return low - margin * (high - low), high + margin * (high - low)
+
+
+def dots(rows: list[dict], references: dict[str, float]) -> Figure:
+    """Accuracy by recipe: a dot and its 95 % interval a row, small ticks for single seeds, dotted lines for
+    `references`.
+
+    rows: {"label", "mean", "low", "high" (or None), "seeds": [accuracy, …], "kind": latent kind or None}, in per cent.
+    """
+    looks = {None: (MUTED, "o"), "lpc": (BLUE, "s")}
+    low, high = reach(
+        [*(value for row in rows for value in (row["mean"], *row["seeds"])), *references.values()],
+        [row[end] for row in rows for end in ("low", "high") if row[end] is not None],
+        margin=0.03,
+    )
+    with style():
+        fig = figure(4.8, 0.8 + 0.3 * len(rows) + (0.45 if references else 0))
+        axes = fig.subplots()
+        axes.grid(axis="y", visible=False)
+        axes.spines["left"].set_visible(False)
+        for place, row in enumerate(rows):
+            colour, marker = looks.get(row["kind"], (ORANGE, "D"))
+            if row["low"] is not None:
+                axes.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=2.4, alpha=0.5)
+            if len(row["seeds"]) > 1:
+                axes.plot(row["seeds"], [place] * len(row["seeds"]), "|", color=colour, markersize=9)
+            axes.plot(row["mean"], place, marker, color=colour, markersize=6, markeredgewidth=0)
+        last, level = -np.inf, 0
+        for label, value in sorted(references.items(), key=lambda item: item[1]):
+            # Labels of lines close together stand one above the other.
+            level = (level + 1) % 3 if value - last < 0.3 * (high - low) else 0
+            last = value
+            axes.axvline(value, color=MUTED, linewidth=1, linestyle=(0, (1, 2)), zorder=0)
+            axes.text(value, -0.75 - 0.55 * level, f" {label}", color=MUTED, fontsize=8, va="center",
+                      ha="left" if value < (low + high) / 2 else "right")  # fmt: skip
+        axes.set_yticks(range(len(rows)), [row["label"] for row in rows], color=INK)
+        axes.set_ylim(len(rows) - 0.4, -2.2 if references else -0.6)
+        axes.set_xlim(low, high)
+        axes.set_xlabel("accuracy on test pairs, %")
+    return fig
+
+
+def forest(rows: list[dict]) -> Figure:
+    """Differences around zero: thick line over test prompts, thin line over seeds where there are several.
+
+    rows: {"label", "difference", "low", "high", "seeds_low", "seeds_high" (or None), "sure"}, in points.
+    """
+    with style():
+        fig = figure(4.8, 0.75 + 0.34 * len(rows))
+        axes = fig.subplots()
+        axes.grid(axis="y", visible=False)
+        axes.spines["left"].set_visible(False)
+        axes.axvline(0, color=INK, linewidth=1)
+        for place, row in enumerate(rows):
+            axes.plot(
+                [row["low"], row["high"]], [place, place], color=BLUE, linewidth=3, alpha=1 if row["sure"] else 0.45
+            )
+            if row["seeds_low"] is not None:
+                axes.plot([row["seeds_low"], row["seeds_high"]], [place, place], color=BLUE, linewidth=0.9)
+            inside = BLUE if row["sure"] else PAPER
+            axes.plot(row["difference"], place, "s", markersize=6.5, markerfacecolor=inside, markeredgecolor=BLUE)
+        axes.set_yticks(range(len(rows)), [row["label"] for row in rows], color=INK)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        widest = 1.4 * max(1.0, *(abs(row[end]) for row in rows for end in ("low", "high")))
+        axes.set_xlim(-widest, widest)
+        axes.set_xlabel("accuracy with LPC minus without, points")
+    return fig
+
+
+def curves(title: str, lines: list[dict]) -> Figure:
+    """A quantity over training steps. lines: {"name", "x", "y"}; lines of one name (its seeds) share colour and dash."""
+    names = dict.fromkeys(line["name"] for line in lines)
+    look = {name: (COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]) for i, name in enumerate(names)}
+    with style():
+        fig = figure(3.1, 2.5)
+        axes = fig.subplots()
+        shown = set()
+        for line in lines:
+            colour, dash = look[line["name"]]
+            label = None if line["name"] in shown else line["name"]
+            shown.add(line["name"])
+            axes.plot(line["x"], smooth(line["y"]), color=colour, linestyle=dash, linewidth=1.5, label=label, alpha=0.9)
+        axes.set_title(title)
+        axes.set_xlabel("step")
+        fig.legend(loc="outside lower left", ncols=2 if max(map(len, names)) < 16 else 1, fontsize=8)
+    return fig
+
+
+def smooth(values, width: int = 9) -> np.ndarray:
+    """Centred running mean over up to `width` points; at the ends over what there is."""
+    values = np.asarray(values, np.float64)
+    kernel = np.ones(min(width, len(values)))
+    return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")
+
+
+def sweep(key: str, lines: list[dict], *, log2: bool, level: list[dict]) -> Figure:
+    """Accuracy against a swept key. lines: {"name", "x", "y", "low", "high"} in per cent; level: {"name", "y"} without
+    LPC.
+    """
+    with style():
+        fig = figure(3.6, 2.9)
+        axes = fig.subplots()
+        look = series([line["name"] for line in lines])
+        for line in lines:
+            colour, marker = look[line["name"]]
+            axes.fill_between(line["x"], line["low"], line["high"], color=colour, alpha=0.15, linewidth=0)
+            axes.plot(line["x"], line["y"], marker=marker, markersize=5, color=colour, label=line["name"])
+        for plain in level:
+            axes.axhline(plain["y"], color=MUTED, linestyle=(0, (3, 2)), linewidth=1, label=plain["name"])
+        if log2:
+            axes.set_xscale("log", base=2)
+        values = sorted({x for line in lines for x in line["x"]})
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.minorticks_off()
+        axes.set_ylim(
+            reach(
+                [*(y for line in lines for y in line["y"]), *(plain["y"] for plain in level)],
+                [end for line in lines for end in (*line["low"], *line["high"])],
+            )
+        )
+        axes.set_xlabel(key)
+        axes.set_ylabel("accuracy, %")
+        fig.legend(loc="outside lower left", ncols=2, fontsize=8)
+    return fig
+
+
+def noise(variants: list[str], lines: list[dict]) -> Figure:
+    """Accuracy by dataset variant, plain and LPC side by side. lines: {"name", "kind", "y", "low", "high"}, None where
+    absent.
+    """
+    with style():
+        fig = figure(3.6, 2.9)
+        axes = fig.subplots()
+        axes.grid(axis="x", visible=False)
+        look = series([line["name"] for line in lines])
+        step = 0.6 / max(len(lines) - 1, 1)
+        for number, line in enumerate(lines):
+            colour, marker = look[line["name"]]
+            label = line["name"]
+            for place, (y, low, high) in enumerate(zip(line["y"], line["low"], line["high"], strict=True)):
+                if y is not None:
+                    x = place + (number - (len(lines) - 1) / 2) * step
+                    axes.plot([x, x], [low, high], color=colour, linewidth=2, alpha=0.55)
+                    axes.plot(x, y, marker, color=colour, markersize=6, markeredgewidth=0, label=label)
+                    label = None
+        axes.set_xticks(range(len(variants)), variants)
+        axes.set_xlim(-0.6, len(variants) - 0.4)
+        known = [value for line in lines for value in line["y"] if value is not None]
+        axes.set_ylim(reach(known, [end for line in lines for end in (*line["low"], *line["high"]) if end is not None]))
+        axes.set_ylabel("accuracy, %")
+        fig.legend(loc="outside lower left", ncols=2, fontsize=8)
+    return fig
+
+
+def heat_map(usage: np.ndarray, sources: list[str], codes: list[str]) -> Figure:
+    """Mean prior of each code for each source [S, K], dark for much; the number stands in the cells that hold a tenth
+    or more.
+    """
+    with style():
+        fig = figure(max(3.2, 1.4 + 0.27 * len(codes)), 1.0 + 0.28 * len(sources))
+        axes = fig.subplots()
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+        top = max(usage.max(), 1e-12)
+        for row, column in np.ndindex(*usage.shape):
+            value = usage[row, column]
+            axes.add_patch(
+                matplotlib.patches.Rectangle(
+                    (column - 0.47, row - 0.46), 0.94, 0.92, color=BLUE, alpha=value / top, lw=0
+                )
+            )
+            if value >= 0.1:
+                colour = PAPER if value / top > 0.55 else INK
+                axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=6.5, color=colour)
+        axes.set_xlim(-0.6, len(codes) - 0.4)
+        axes.set_ylim(len(sources) - 0.4, -0.6)
+        axes.set_yticks(range(len(sources)), sources, color=INK)
+        axes.set_xticks(range(len(codes)), codes, fontsize=7)
+        axes.set_xlabel("code, by use")
+    return fig

@@ -1,4 +1,6 @@
-"""The numbers that the paper reports (arXiv 2505.04993, Tables 1 to 3), in per cent; None where no text source has the number."""
+"""The numbers that the paper reports (arXiv 2505.04993, Tables 1 to 3), in per cent; None where no text source has the
+number.
+"""
 
 # Hub names of the paper's bases, lower case, to the paper's names for them.
 BASES = {

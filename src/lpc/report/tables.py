@@ -1,7 +1,7 @@
 """The tables of a project: lists of rows (dicts) read from its results, and CSV in and out.
 
-Every run of the configuration has its row in every table that concerns it; where its result is absent, the row's `status` says which
-file is missing. `run` below is a run as `resolve` gives it; `results` is the project's folder.
+Every run of the configuration has its row in every table that concerns it; where its result is absent, the row's
+`status` says which file is missing. `run` below is a run as `resolve` gives it; `results` is the project's folder.
 """
 
 import csv
@@ -76,7 +76,9 @@ def _parse(text: str):
 
 
 def resolve(runs: list[dict], recipes: dict[str, dict], datasets: list[str]) -> list[dict]:
-    """Runs of a spec with their recipe's objective, latent and training, their `folder` and the datasets they were `heldout` on."""
+    """Runs of a spec with their recipe's objective, latent and training, their `folder` and the datasets they were
+    `heldout` on.
+    """
     return [
         {
             **run,
@@ -155,8 +157,8 @@ def preference_accuracy(results: Path, runs: list[dict], rewards: Rewards) -> li
 def opponents(run: dict, runs: list[dict]) -> list[tuple[dict, list[str]]]:
     """The runs that `run` is held against, each with the settings in which they differ beyond the latent.
 
-    A run with a latent is held against the plain run, one with codes also against each control: same base, variant, seed and objective,
-    and of those of one kind the one that shares most settings.
+    A run with a latent is held against the plain run, one with codes also against each control: same base, variant,
+    seed and objective, and of those of one kind the one that shares most settings.
     """
     kind = latent_kind(run)
     if kind is None:
@@ -193,7 +195,8 @@ def differences(run: dict, other: dict) -> list[str]:
 def comparisons(results: Path, runs: list[dict], rewards: Rewards) -> list[dict]:
     """Pair by pair, each latent run against its opponents: a row a seed, then one of the mean over seeds.
 
-    `low`, `high`: 95 % bootstrap interval over test prompts. `seeds_low`, `seeds_high`: 95 % t interval over seeds, from two seeds on.
+    `low`, `high`: 95 % bootstrap interval over test prompts. `seeds_low`, `seeds_high`: 95 % t interval over seeds,
+    from two seeds on.
     """
     rows, over_seeds = [], defaultdict(list)
     for run in runs:
@@ -301,7 +304,8 @@ def codes(results: Path, runs: list[dict]) -> list[dict]:
 
 
 def code_correlations(results: Path, runs: list[dict]) -> list[dict]:
-    """Spearman correlation over test pairs of each code's prior and posterior with what sets chosen apart from rejected.
+    """Spearman correlation over test pairs of each code's prior and posterior with what sets chosen apart from
+    rejected.
 
     Measures: `length`, chosen minus rejected tokens; and chosen minus rejected score of each aspect that the data has.
     """

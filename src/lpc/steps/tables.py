@@ -1,7 +1,7 @@
 """Tables of a project as CSV: preference accuracy, comparisons, benchmarks, latents, codes, training, cost.
 
-Spec keys: runs, each with path, base, dataset, variant, recipe, seed; recipes, by name, each with objective, latent and training;
-tasks, the names of the benchmarks; datasets, the further held-out datasets.
+Spec keys: runs, each with path, base, dataset, variant, recipe, seed; recipes, by name, each with objective, latent
+and training; tasks, the names of the benchmarks; datasets, the further held-out datasets.
 
 Writes into --output one file for each table of `lpc.report.tables.COLUMNS`.
 """

@@ -43,8 +43,8 @@ def test_spread_by_hand():
 def test_code_measures_by_hand():
     """Two prompts with q = (1, 0, 0) and (0, 1, 0), p = (1/2, 1/2, 0) for both.
 
-    KL = ln 2 each. mean p = p, so I = 0 and both prior perplexities are 2. H(q) = 0: perplexity 1. The third code is dead. Both argmax are
-    code 0, so it tells nothing of the source: NMI 0.
+    KL = ln 2 each. mean p = p, so I = 0 and both prior perplexities are 2. H(q) = 0: perplexity 1. The third code is
+    dead. Both argmax are code 0, so it tells nothing of the source: NMI 0.
     """
     prior = np.array([[0.5, 0.5, 0.0]] * 2)
     posterior = np.array([[1.0, 0, 0], [0, 1.0, 0]])
@@ -89,7 +89,9 @@ def test_cluster_measures_mislead_and_the_spread_tells():
 
 
 def test_rounding_is_not_structure():
-    """One vector for all prompts, as float32 sums leave it: equal but for the last bit, and that bit follows the source."""
+    """One vector for all prompts, as float32 sums leave it: equal but for the last bit, and that bit follows the
+    source.
+    """
     h_x, source, index = world(300, 8, separation=5)
     z = np.full((300, 8), 0.3, np.float32)
     z[index == 1] = np.nextafter(np.float32(0.3), np.float32(1))
@@ -117,7 +119,9 @@ def test_one_source_has_nothing_to_find():
 
 
 def test_pairs_of_one_prompt_count_once():
-    """Sources drawn at random for each prompt cannot be read from noise; with the prompts' copies in both folds they would be."""
+    """Sources drawn at random for each prompt cannot be read from noise; with the prompts' copies in both folds they
+    would be.
+    """
     generator = np.random.default_rng(0)
     h_x = np.repeat(generator.normal(size=(60, 64)), 6, axis=0)
     source = np.repeat(SOURCES[generator.integers(3, size=60)], 6)

@@ -35,7 +35,9 @@ def test_accuracy_interval_is_wilsons_when_each_prompt_has_one_pair(right, n):
 
 
 def test_accuracy_interval_has_the_clustered_standard_error():
-    """Wilson's half-width tends to z·SE; SE² is then p(1−p)/n_eff = the cluster-robust variance of statsmodels, but for n/(n−1)."""
+    """Wilson's half-width tends to z·SE; SE² is then p(1−p)/n_eff = the cluster-robust variance of statsmodels, but for
+    n/(n−1).
+    """
     outcome, clusters = clustered_outcomes(0, prompts=4000)
     interval = accuracy_interval(outcome, clusters)
     fit = OLS(outcome, np.ones(len(outcome))).fit(cov_type="cluster", cov_kwds={"groups": clusters})
@@ -52,7 +54,9 @@ def test_accuracy_interval_of_copies_is_that_of_the_prompts():
 
 
 def test_accuracy_interval_covers_the_truth():
-    """Of 400 samples with true accuracy 1/2 and clusters, about 95 % of intervals hold it; an interval over pairs holds it in about 80 %."""
+    """Of 400 samples with true accuracy 1/2 and clusters, about 95 % of intervals hold it; an interval over pairs holds
+    it in about 80 %.
+    """
     held = {"prompts": 0, "pairs": 0}
     for seed in range(400):
         outcome, clusters = clustered_outcomes(seed, prompts=80)

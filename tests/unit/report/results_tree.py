@@ -54,9 +54,15 @@ def listed(recipe: str, seed: int, noise: str = "clean", experiments: tuple[str,
     """A run as the rules list it."""
     variant = "world" if noise == "clean" else f"world.{noise}"
     return {
-        "path": f"tiny/{variant}/{recipe}/seed-{seed}", "base": "tiny", "dataset": "world", "noise": noise,
-        "variant": variant, "recipe": recipe, "seed": seed, "experiments": list(experiments),
-    }  # fmt: skip
+        "path": f"tiny/{variant}/{recipe}/seed-{seed}",
+        "base": "tiny",
+        "dataset": "world",
+        "noise": noise,
+        "variant": variant,
+        "recipe": recipe,
+        "seed": seed,
+        "experiments": list(experiments),
+    }
 
 
 MAIN = [listed(recipe, seed) for recipe in SETTINGS["experiments"]["main"]["recipes"] for seed in (0, 1)]
@@ -102,13 +108,16 @@ def write_data(root: Path) -> None:
     ]
     table = pa.table(
         {
-            **pair_columns(), "split": ["test"] * PAIRS, "chosen_aspects": pa.array(scores, aspect),
+            **pair_columns(),
+            "split": ["test"] * PAIRS,
+            "chosen": ["Seven! It is 7. Good luck!", "Seven."] * (PAIRS // 2),
+            "rejected": ["7 and more."] * PAIRS,
+            "chosen_aspects": pa.array(scores, aspect),
             "rejected_aspects": pa.array(scores[::-1], aspect),
         }
-    )  # fmt: skip
+    )
     files.write_parquet(folder / "pairs.parquet", table)
-    ceilings = {"score_oracle": 0.9, "source_blind": 0.55, "longer": 0.56}
-    files.write_json(folder / "pairs.json", {"pairs": {"train": 400, "test": PAIRS}, "ceilings": ceilings})
+    files.write_json(folder / "pairs.json", {"splits": {"test": {"pairs": PAIRS, "prompts": PAIRS // 2}}})
     files.write_json(
         folder / "source.json", {"kind": "world", "files": [], "revision": None, "sha256": {"world": "ab" * 32}}
     )
@@ -128,8 +137,19 @@ def write_data(root: Path) -> None:
 def write_benchmarks(folder: Path, value: float) -> None:
     for task in TASKS:
         metrics = {"acc": {"value": value, "stderr": 0.03}, "acc_norm": {"value": value + 0.01, "stderr": None}}
-        files.write_json(folder / "benchmarks" / f"{task}.json", {"task": task, "base": "tiny", "n": 200, "metrics": metrics,
-                         "primary": "acc", "harness_version": "0.4.13", "task_version": 1, "num_fewshot": 0})  # fmt: skip
+        files.write_json(
+            folder / "benchmarks" / f"{task}.json",
+            {
+                "task": task,
+                "base": "tiny",
+                "n": 200,
+                "metrics": metrics,
+                "primary": "acc",
+                "harness_version": "0.4.13",
+                "task_version": 1,
+                "num_fewshot": 0,
+            },
+        )
 
 
 def write_run(root: Path, run: dict) -> None:
@@ -141,12 +161,25 @@ def write_run(root: Path, run: dict) -> None:
     files.write_json(
         folder / "train.json",
         {
-            "steps": 188, "pairs": 6000, "dropped": 0, "tokens": 400_000, "seconds": 40.0 + latent, "tokens_per_second": 10_000.0,
-            "seconds_per_step": 0.2 + 0.004 * latent, "peak_memory_gib": 1.2, "parameters": 680_000 + 50_000 * latent,
-            "latent_parameters": 50_000 * latent, "first_loss": float(np.log(2)), "last_loss": 0.4, "device": "cpu",
-            "processes": 1, "torch": "2.13.0", "transformers": "5.23.0", "resumed_from": [],
+            "steps": 188,
+            "pairs": 6000,
+            "dropped": 0,
+            "tokens": 400_000,
+            "seconds": 40.0 + latent,
+            "tokens_per_second": 10_000.0,
+            "seconds_per_step": 0.2 + 0.004 * latent,
+            "peak_memory_gib": 1.2,
+            "parameters": 680_000 + 50_000 * latent,
+            "latent_parameters": 50_000 * latent,
+            "first_loss": float(np.log(2)),
+            "last_loss": 0.4,
+            "device": "cpu",
+            "processes": 1,
+            "torch": "2.13.0",
+            "transformers": "5.23.0",
+            "resumed_from": [],
         },
-    )  # fmt: skip
+    )
     lines = []
     for step in range(5, 189, 5):
         line = {"step": step, "epoch": step / 188, "loss": 0.69 * np.exp(-step / 200), "accuracy": 0.5 + step / 900}
@@ -228,6 +261,16 @@ def build(root: Path) -> None:
     for run in RUNS:
         folder = root / run["folder"]
         if (folder / "latents.parquet").exists() and run["seed"] == 0 and run["variant"] == "world":
-            step("tsne", SETTINGS["evaluation"]["tsne"], "--latents", folder / "latents.parquet", "--coordinates",
-                 folder / "tsne.csv", "--by-source", folder / "tsne_source.svg", "--by-code", folder / "tsne_code.svg")  # fmt: skip
+            step(
+                "tsne",
+                SETTINGS["evaluation"]["tsne"],
+                "--latents",
+                folder / "latents.parquet",
+                "--coordinates",
+                folder / "tsne.csv",
+                "--by-source",
+                folder / "tsne_source.svg",
+                "--by-code",
+                folder / "tsne_code.svg",
+            )
     step("tables", tables_spec(), "--results", root, "--output", root / "tables")

@@ -103,9 +103,11 @@ def test_pairs_scored_in_one_run_only_are_counted(tmp_path):
 def test_benchmarks_hold_each_metric_of_bases_and_runs(results):
     base = rows(results, "benchmarks", recipe="base")
     assert [(row["task"], row["metric"], row["primary"], row["value"], row["stderr"]) for row in base] == [
-        ("sums", "acc", 1, 0.4, 0.03), ("sums", "acc_norm", 0, 0.41, None),
-        ("truths", "acc", 1, 0.4, 0.03), ("truths", "acc_norm", 0, 0.41, None),
-    ]  # fmt: skip
+        ("sums", "acc", 1, 0.4, 0.03),
+        ("sums", "acc_norm", 0, 0.41, None),
+        ("truths", "acc", 1, 0.4, 0.03),
+        ("truths", "acc_norm", 0, 0.41, None),
+    ]
     (row,) = rows(results, "benchmarks", recipe="dpo-mlp", task="truths", metric="acc", seed=1)
     assert (row["value"], row["n"], row["latent"]) == (0.85, 200, "mlp")
 

@@ -11,8 +11,18 @@ OUTPUTS = ["tsne.csv", "tsne_source.svg", "tsne_source.png", "tsne_code.svg", "t
 
 
 def embed(latents, folder, spec=SETTINGS["evaluation"]["tsne"]):
-    step("tsne", spec, "--latents", latents, "--coordinates", folder / "tsne.csv", "--by-source",
-         folder / "tsne_source.svg", "--by-code", folder / "tsne_code.svg")  # fmt: skip
+    step(
+        "tsne",
+        spec,
+        "--latents",
+        latents,
+        "--coordinates",
+        folder / "tsne.csv",
+        "--by-source",
+        folder / "tsne_source.svg",
+        "--by-code",
+        folder / "tsne_code.svg",
+    )
 
 
 @pytest.fixture(scope="module")
