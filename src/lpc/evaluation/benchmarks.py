@@ -121,6 +121,17 @@ def _metric(key: str) -> str:
 # ---- local files
 
 
+class LocalTask(ConfigurableTask):
+    """A task on rows that are there already. lm-eval's own way to local files, `load_dataset`, copies them into a cache."""
+
+    def __init__(self, config: dict, dataset: datasets.DatasetDict) -> None:
+        self.dataset = dataset
+        super().__init__(config=config)
+
+    def download(self, *args, **kwargs) -> None:
+        """Called by lm-eval to set `dataset`."""
+
+
 def _local_task(entry: dict, config: dict) -> ConfigurableTask:
     """The task of a stock definition on the entry's own files, under the entry's name.
 
@@ -144,11 +155,11 @@ def _local_task(entry: dict, config: dict) -> ConfigurableTask:
     config = {key: value for key, value in config.items() if key not in ("tag", "group", "task_list", "dataset_kwargs")}
     config |= {split: config[split] if config.get(split) in rows else None for split in SPLITS}
     tables = datasets.DatasetDict({split: datasets.Dataset.from_list(part) for split, part in rows.items()})
-    config |= {"task": entry["name"], "dataset_name": None, "custom_dataset": lambda **_: tables}
+    config |= {"task": entry["name"], "dataset_path": None, "dataset_name": None}
     if not shots:
         config["num_fewshot"] = 0  # else lm-eval looks for examples that are not wanted
     try:
-        return ConfigurableTask(config=config)
+        return LocalTask(config, tables)
     except (KeyError, TypeError, ValueError, jinja2.TemplateError) as error:
         raise UserError(
             f"task {entry['name']}: the files of `data` do not have the columns of {entry['task']} ({error!r}); "
@@ -303,6 +314,16 @@ def _sample(task: str, sample: dict) -> dict:
         "filtered": sample["filtered_resps"],
         "metrics": metrics,
     }
+
+
+def share_of_truth(doc: dict, results: list[tuple[float, bool]]) -> dict[str, float]:
+    """The true choices' share of the choices' probability, as TruthfulQA's mc2 scores it. lm-eval calls this.
+
+    doc: a question with `labels`. Log-likelihoods are shifted by their largest before `exp`, so that they do not all underflow to zero.
+    """
+    logps = np.array([logp for logp, _ in results])
+    weights = np.exp(logps - logps.max())
+    return {"acc": float(weights[np.array(doc["labels"]) == 1].sum() / weights.sum())}
 
 
 def write_samples(path: str | Path, samples: list[dict]) -> None:

@@ -6,6 +6,7 @@ generated token, and log-likelihoods meet the LM head at the continuation's toke
 comes back are `hf`'s; without a latent, or with a codebook of zeros, its results are `hf`'s too.
 """
 
+import sys
 from collections.abc import Iterator
 
 import torch
@@ -14,6 +15,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils_hf import stop_sequences_criteria
 from torch import Tensor
 from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
 
 from lpc.files import fingerprint
 from lpc.model.policy import LatentPolicy
@@ -50,6 +52,20 @@ class LatentLM(HFLM):
         )
         if chat_template is not None:
             self.tokenizer.chat_template = chat_template
+
+    @classmethod
+    def of_base(cls, base: dict, model: str | None = None, *, batch_size: int) -> "LatentLM":
+        """The model of a record base.json, or with `model` the run's of that folder."""
+        if not sys.stderr.isatty():
+            transformers_logging.disable_progress_bar()  # a log file is no terminal
+        return cls(
+            model or base["path"],
+            batch_size=batch_size,
+            dtype=base["dtype"],
+            attention=base["attention"],
+            trust_remote_code=base["trust_remote_code"],
+            chat_template=base["chat_template"],
+        )
 
     def _create_model(self, pretrained: str, dtype: str, trust_remote_code: bool, **_) -> None:
         self.policy = LatentPolicy.from_pretrained(

@@ -13,8 +13,6 @@ model that was trained on those texts answers well above chance and well below p
 
 import random
 
-import numpy as np
-
 from lpc.data import world
 
 ASKED = {
@@ -86,13 +84,3 @@ def _truth(rng: random.Random) -> dict:
         "choices": [world.fact(name, attribute, value) for name in true + false],
         "labels": [1] * len(true) + [0] * len(false),
     }
-
-
-def share_of_truth(doc: dict, results: list[tuple[float, bool]]) -> dict[str, float]:
-    """The true choices' share of the choices' probability, as TruthfulQA's mc2 scores it. lm-eval calls this.
-
-    Log-likelihoods are shifted by their largest before `exp`, so that long choices do not all underflow to zero.
-    """
-    logps = np.array([logp for logp, _ in results])
-    weights = np.exp(logps - logps.max())
-    return {"acc": float(weights[np.array(doc["labels"]) == 1].sum() / weights.sum())}

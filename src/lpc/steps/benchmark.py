@@ -15,9 +15,7 @@ def parser():
     parser = cli.step_parser(__doc__)
     parser.add_argument("--model", help="a run's model folder (default: the base)")
     parser.add_argument("--base", required=True, help="the base's record (base.json)")
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--questions", help="generated questions (.jsonl), the test split")
-    source.add_argument("--download", help="record of download_task: only there to order the steps")
+    parser.add_argument("--questions", help="generated questions (.jsonl), the test split")
     parser.add_argument("--output", required=True, help="the result (.json)")
     parser.add_argument("--samples", required=True, help="the per-sample log (.jsonl)")
     return parser
@@ -39,14 +37,7 @@ def main(args):
     if args.questions:
         entry["data"] = {"test": args.questions}
     loaded = benchmarks.load_task(entry)  # before the model: a wrong name must not wait for it
-    lm = LatentLM(
-        args.model or base["path"],
-        batch_size=batch_size,
-        dtype=base["dtype"],
-        attention=base["attention"],
-        trust_remote_code=base["trust_remote_code"],
-        chat_template=base["chat_template"],
-    )
+    lm = LatentLM.of_base(base, args.model, batch_size=batch_size)
     result, samples = benchmarks.run_task(lm, loaded, entry)
     result |= {"base": base["name"]}
     benchmarks.write_samples(args.samples, samples)

@@ -147,7 +147,9 @@ def test_results_are_those_of_lm_evals_own_entry_point(folder, arc_rows, tmp_pat
     result, samples = run(lpc(folder), own)
     for metric in ("acc", "acc_norm"):
         assert result["metrics"][metric]["value"] == expected["results"]["local"][f"{metric},none"]
-        assert result["metrics"][metric]["stderr"] == pytest.approx(expected["results"]["local"][f"{metric}_stderr,none"])
+        assert result["metrics"][metric]["stderr"] == pytest.approx(
+            expected["results"]["local"][f"{metric}_stderr,none"]
+        )
     wanted = {sample["doc_id"]: sample for sample in expected["samples"]["local"]}
     for sample in samples:
         assert sample["prompt"] == wanted[sample["doc_id"]]["arguments"][0][0]
@@ -231,13 +233,25 @@ def test_a_group_has_its_own_score_and_those_of_its_tasks(folder, arc_rows, tmp_
     [
         ({"task": "arc_easzy", "metric": "acc"}, "lm-eval .* knows no 'arc_easzy'"),
         ({"task": "config/tasks/none.yaml", "metric": "acc"}, "none.yaml: no such task file"),
-        ({"task": "mmlu", "metric": "acc", "data": {"test": "x.jsonl"}}, "`data` is for single tasks, and mmlu is none"),
+        (
+            {"task": "mmlu", "metric": "acc", "data": {"test": "x.jsonl"}},
+            "`data` is for single tasks, and mmlu is none",
+        ),
         ({"task": "arc_easy", "metric": "f1", "data": "test"}, "has no metric 'f1'; it has acc, acc_norm"),
         ({"task": "arc_easy", "metric": "acc", "data": "train"}, "takes its questions from split test"),
-        ({"task": "arc_easy", "metric": "acc", "data": "test", "num_fewshot": 2}, "takes its examples from split train"),
+        (
+            {"task": "arc_easy", "metric": "acc", "data": "test", "num_fewshot": 2},
+            "takes its examples from split train",
+        ),
         ({"task": "arc_easy", "metric": "acc", "data": "other"}, "takes its questions from split test"),
-        ({"task": "gsm8k", "metric": "exact_match,strict-match", "data": "test"}, "takes its examples from split train"),
-        ({"task": "gsm8k", "metric": "exact_match,strict-match", "data": "test", "num_fewshot": 0}, "do not have the columns"),
+        (
+            {"task": "gsm8k", "metric": "exact_match,strict-match", "data": "test"},
+            "takes its examples from split train",
+        ),
+        (
+            {"task": "gsm8k", "metric": "exact_match,strict-match", "data": "test", "num_fewshot": 0},
+            "do not have the columns",
+        ),
         ({"task": "truthfulqa_mc1", "metric": "acc", "data": "validation"}, "neither mc1_targets nor Question"),
         ({"task": "arc_easy", "metric": "acc"}, "its data set cannot be loaded .* run download_task"),
     ],
@@ -262,7 +276,9 @@ def test_examples_that_a_task_fixes_at_none_are_not_silently_ignored(tmp_path):
 def test_a_chat_template_that_is_not_there(folder, world):
     lm = lpc(folder)
     lm.tokenizer.chat_template = None
-    own = entry(task=str(TASKS / "world_choice.yaml"), metric="acc", data={"test": str(world["easy"])}, chat_template=True)
+    own = entry(
+        task=str(TASKS / "world_choice.yaml"), metric="acc", data={"test": str(world["easy"])}, chat_template=True
+    )
     with pytest.raises(UserError, match="no chat template"):
         run(lm, own)
 
@@ -270,7 +286,9 @@ def test_a_chat_template_that_is_not_there(folder, world):
 ROWS = [{"a": "x\u2028y", "b": "1"}, {"a": "z", "b": "2"}]
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "rows.jsonl.gz", "rows.csv.gz", "rows.parquet"])
+@pytest.mark.parametrize(
+    "name", ["rows.jsonl", "rows.json", "rows.csv", "rows.jsonl.gz", "rows.csv.gz", "rows.parquet"]
+)
 def test_kinds_of_files(tmp_path, name):
     path = tmp_path / name
     if name.endswith("parquet"):
@@ -312,7 +330,9 @@ def test_bad_files_are_named(tmp_path, name, content, message):
 
 def step(name, *arguments):
     command = [sys.executable, "-m", f"lpc.steps.{name}", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(REPOSITORY / "src")}, timeout=120)
+    return subprocess.run(
+        command, capture_output=True, text=True, env={"PYTHONPATH": str(REPOSITORY / "src")}, timeout=120
+    )
 
 
 def test_the_steps_from_questions_to_result(folder, tmp_path):
@@ -322,7 +342,16 @@ def test_the_steps_from_questions_to_result(folder, tmp_path):
     (tmp_path / "base.json").write_text(json.dumps(base | {"chat_template": None}))
     own = entry(name="truths", task=str(TASKS / "world_truth.yaml"), metric="acc") | {"batch_size": 4}
     files = ("--output", tmp_path / "r.json", "--samples", tmp_path / "s.jsonl")
-    done = step("benchmark", "--base", tmp_path / "base.json", "--questions", tmp_path / "q.jsonl", "--spec", json.dumps(own), *files)
+    done = step(
+        "benchmark",
+        "--base",
+        tmp_path / "base.json",
+        "--questions",
+        tmp_path / "q.jsonl",
+        "--spec",
+        json.dumps(own),
+        *files,
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["task"] == "truths" and result["base"] == "tiny" and result["n"] == 5
@@ -331,7 +360,16 @@ def test_the_steps_from_questions_to_result(folder, tmp_path):
     assert result["metrics"]["acc"]["value"] == pytest.approx(sum(shares) / 5)
 
     own["metric"] = "f1"
-    failed = step("benchmark", "--base", tmp_path / "base.json", "--questions", tmp_path / "q.jsonl", "--spec", json.dumps(own), *files)
+    failed = step(
+        "benchmark",
+        "--base",
+        tmp_path / "base.json",
+        "--questions",
+        tmp_path / "q.jsonl",
+        "--spec",
+        json.dumps(own),
+        *files,
+    )
     assert failed.returncode == 1 and "error: task truths: " in failed.stderr and "Traceback" not in failed.stderr
 
 

@@ -54,7 +54,12 @@ def texts(count=40, seed=0):
     for _ in range(count // 4):
         context = random_text(rng, 1, 40)
         pairs += [(context, f" {choice}") for choice in "abc"] + [(context, " " + random_text(rng, 1, 8))]
-    pairs += [("the quick ", "brown fox"), ("the quick\n\n", "brown"), ("", "lazy dog"), ("the quick", " brown fox dog")]
+    pairs += [
+        ("the quick ", "brown fox"),
+        ("the quick\n\n", "brown"),
+        ("", "lazy dog"),
+        ("the quick", " brown fox dog"),
+    ]
     return pairs
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from lpc.data import world
-from lpc.evaluation import questions
+from lpc.evaluation import benchmarks, questions
 
 TRUE = {world.fact(name, attribute) for name in world.OBJECTS for attribute in world.VALUES}
 
@@ -19,7 +19,9 @@ def test_one_choice_of_four_is_true(kind):
         true = [i for i, choice in enumerate(row["choices"]) if sentences(choice) <= TRUE]
         assert true == [row["answer"]] and len(set(row["choices"])) == 4
         if kind == "hard":
-            assert all(len(sentences(choice) & TRUE) == 1 for i, choice in enumerate(row["choices"]) if i != row["answer"])
+            assert all(
+                len(sentences(choice) & TRUE) == 1 for i, choice in enumerate(row["choices"]) if i != row["answer"]
+            )
     assert {row["answer"] for row in rows} == {0, 1, 2, 3}
 
 
@@ -48,5 +50,5 @@ def test_the_share_of_truth_is_that_of_the_probabilities():
     # Probabilities 0.2, 0.5 and 0.1: the true ones' share is 0.3 / 0.8, and stays so where all underflow.
     logps = [-1.6094379, -0.6931472, -2.3025851]
     for shift in (0.0, -5000.0):
-        share = questions.share_of_truth(doc, [(logp + shift, False) for logp in logps])
+        share = benchmarks.share_of_truth(doc, [(logp + shift, False) for logp in logps])
         assert share["acc"] == pytest.approx(0.375, abs=1e-6)
