@@ -261,7 +261,9 @@ class PreferenceTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        shutil.rmtree(folder, ignore_errors=True)  # a torn one of an earlier attempt
+        if self.args.should_save and folder.exists():
+            shutil.rmtree(folder)  # a torn one of an earlier attempt
+        self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
         # Sums since the last log line belong to the state: without them the next line after a resume would differ.
         sums = {name: self.accelerator.reduce(value, "sum").tolist() for name, value in sorted(self.sums.items())}
@@ -420,7 +422,7 @@ def train(
     if len(pairs) < training["batch_size"]:
         raise UserError(f"{len(pairs)} training pairs: fewer than training.batch_size ({training['batch_size']})")
     if training["gradient_checkpointing"]:
-        policy.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        policy.backbone.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     trainer = PreferenceTrainer(policy, args, pairs, objective, log_file)
     saving = Checkpointing(trainer, training["save_minutes"])
     trainer.add_callback(saving)

@@ -70,7 +70,7 @@ rule train:
         code=code("train"),
     output:
         model=directory(f"{RUN}/model"),
-        log=f"{RUN}/train.jsonl",
+        metrics=f"{RUN}/train.jsonl",
         summary=f"{RUN}/train.json",
     log:
         f"{R}/logs/train/{{base}}~{{variant}}~{{recipe}}~{{seed}}.log",
@@ -91,4 +91,4 @@ rule train:
         ' ${{reference:+--reference "$reference"}} ${{statistics:+--statistics "$statistics"}}'
         " --processes {PROCESSES} --checkpoints {R:q}/checkpoints/{wildcards.base:q}~{wildcards.variant:q}"
         "~{wildcards.recipe:q}~{wildcards.seed:q}"
-        " --output {output.model:q} --log {output.log:q} --summary {output.summary:q} > {log:q} 2>&1"
+        " --output {output.model:q} --metrics {output.metrics:q} --summary {output.summary:q} > {log:q} 2>&1"

@@ -30,7 +30,7 @@ def parser():
     parser.add_argument("--processes", type=int, default=1, help="processes that were launched; asserted")
     parser.add_argument("--checkpoints", type=Path, required=True, help="folder for checkpoints of this run")
     parser.add_argument("--output", type=Path, required=True, help="folder of the finished model")
-    parser.add_argument("--log", type=Path, required=True, help="metrics of the training, JSON lines")
+    parser.add_argument("--metrics", type=Path, required=True, help="train.jsonl: one JSON line per log interval")
     parser.add_argument("--summary", required=True, help="what the run was and cost, JSON")
     return parser
 
@@ -65,7 +65,7 @@ def main(args):
         training=spec["training"],
         seed=spec["seed"],
         checkpoints=checkpoints,
-        log_file=args.log,
+        log_file=args.metrics,
         processes=args.processes,
     )
     if trainer is None:
