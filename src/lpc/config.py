@@ -5,12 +5,10 @@ Read by the Snakefile and by each job of a workflow, so nothing heavy is importe
 
 import copy
 import dataclasses
-import difflib
 import functools
 import itertools
 import json
 import math
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import jsonschema
 import yaml
 
 from lpc.cli import UserError
+from lpc.faults import Faults, closest, explain, kind, one_of
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
@@ -84,23 +83,23 @@ def resolve(config: dict, files: tuple[str | Path, ...] | list[str | Path] = ())
 
     Raises ConfigError, which lists every fault with file and line, path of the key, value, and what is allowed.
     """
-    faults = _Faults(files)
+    faults = Faults(files)
     settings = _fill(_schema(), _plain(config, (), faults))
     for error in _validator().iter_errors(settings):
-        _explain(error, faults)
+        explain(error, faults)
     faults.add_duplicates()
     _check_values(settings, faults)
     _check_references(settings, faults)
-    recipes = {
-        name: {**recipe, "training": {**settings["training"], **recipe["training"]}}
-        for name, recipe in _entries(settings, "recipes", faults)
-        if faults.none_under("recipes", name) and faults.none_under("training")
-    }
+    recipes = {}
+    if training := _sound(settings, faults, "training"):
+        for name in _names(settings, "recipes"):
+            if recipe := _sound(settings, faults, "recipes", name):
+                recipes[name] = {**recipe, "training": {**training, **recipe["training"]}}
+    experiments = {}
+    for name in _names(settings, "experiments"):
+        if experiment := _sound(settings, faults, "experiments", name):
+            experiments[name] = tuple(_runs(name, experiment, recipes, faults))
     _check_batches(settings, recipes, faults)
-    experiments = {
-        name: tuple(_runs(name, experiment, recipes, faults))
-        for name, experiment in _entries(settings, "experiments", faults)
-    }
     if faults:
         raise ConfigError(str(faults))
     return Config(settings, recipes, experiments)
@@ -185,257 +184,111 @@ def _merge(first: dict, second: dict) -> dict:
     return merged
 
 
-def _plain(value, path: tuple, faults: "_Faults"):
-    """A copy of `value` without what YAML can hold and JSON cannot, each reported: keys that are no strings, dates, inf."""
+def _plain(value, path: tuple, faults: Faults):
+    """A copy of `value` as JSON can hold it. What YAML can hold besides is reported: dates, inf, keys that are no
+    strings."""
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):
-                faults.add((*path, key), f"{key!r} as a key is read by YAML as {_kind(key)}; write it in quotes")
+                faults.add((*path, key), f"{key!r} as a key is read by YAML as {kind(key)}; write it in quotes")
         return {key: _plain(item, (*path, key), faults) for key, item in value.items() if isinstance(key, str)}
     if isinstance(value, list):
         return [_plain(item, (*path, index), faults) for index, item in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
         faults.add(path, f"{value} is not a finite number")
     elif not isinstance(value, (str, int, float, bool, type(None))):
-        faults.add(path, f"'{value}' is read by YAML as {_kind(value)}; write it in quotes")
+        faults.add(path, f"'{value}' is read by YAML as {kind(value)}; write it in quotes")
         return str(value)
     return value
-
-
-# Messages
-
-
-class _Faults:
-    """Collected faults, in the order found, with the line of the file where each stands."""
-
-    def __init__(self, files) -> None:
-        self.files = [str(file) for file in files]
-        self.entries: list[tuple[tuple, str]] = []
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def add(self, path: tuple, message: str) -> None:
-        if (path, message) not in self.entries:
-            self.entries.append((path, message))
-
-    def none_under(self, *prefix: str) -> bool:
-        return all(path[: len(prefix)] != prefix for path, _ in self.entries)
-
-    @functools.cached_property
-    def _trees(self) -> list[tuple[str, yaml.Node]]:
-        trees = []
-        for file in self.files:
-            with open(file, encoding="utf-8") as stream:
-                trees.append((file, yaml.compose(stream, Loader=yaml.SafeLoader)))
-        return trees
-
-    def add_duplicates(self) -> None:
-        """A key given twice: YAML would quietly take the last one."""
-        for file, tree in self._trees:
-            stack: list[tuple[tuple, yaml.Node]] = [((), tree)]
-            while stack:
-                path, node = stack.pop()
-                if isinstance(node, yaml.SequenceNode):
-                    stack += [((*path, index), item) for index, item in enumerate(node.value)]
-                if isinstance(node, yaml.MappingNode):
-                    seen: dict[str, int] = {}
-                    for key, item in node.value:
-                        line = key.start_mark.line + 1
-                        if key.value in seen:
-                            self.add(
-                                (*path, key.value),
-                                f"given twice, in lines {seen[key.value]} and {line} of {file}; keep one",
-                            )
-                        seen[key.value] = line
-                        stack.append(((*path, key.value), item))
-
-    def _place(self, path: tuple) -> tuple[str, int]:
-        """File and line of the key, or of the nearest one above it that is written down; line 0 where none is."""
-        deepest, best = 0, (", ".join(self.files) or "configuration", 0)
-        for file, tree in self._trees:
-            depth, node, line = 0, tree, 1
-            for part in path:
-                if isinstance(node, yaml.MappingNode):
-                    found = [(key, item) for key, item in node.value if key.value == str(part)]
-                    if not found:
-                        break
-                    line, node = found[-1][0].start_mark.line + 1, found[-1][1]
-                elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-                    node = node.value[part]
-                    line = node.start_mark.line + 1
-                else:
-                    break
-                depth += 1
-            if depth >= max(deepest, 1):
-                deepest, best = depth, (file, line)
-        return best
-
-    def __str__(self) -> str:
-        count = "1 fault" if len(self.entries) == 1 else f"{len(self.entries)} faults"
-        placed = sorted((self._place(path), _dotted(path), message) for path, message in self.entries)
-        lines = [f"{file}{f':{line}' if line else ''}: {key}: {message}" for (file, line), key, message in placed]
-        return "\n  ".join([f"{count} in the configuration:", *lines])
-
-
-def _dotted(path: tuple) -> str:
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    return text.removeprefix(".") or "top level"
-
-
-def _kind(value) -> str:
-    names = {str: "a string", bool: "true or false", int: "an integer", float: "a number", dict: "a section of keys"}
-    return "nothing (null)" if value is None else names.get(type(value), f"a {type(value).__name__}")
-
-
-def _one_of(values) -> str:
-    return ", ".join(json.dumps(value) if not isinstance(value, str) else value for value in values) or "none"
-
-
-def _closest(name, names) -> str:
-    close = difflib.get_close_matches(str(name), [str(known) for known in names], n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _explain(error: jsonschema.ValidationError, faults: _Faults, path: tuple | None = None) -> None:
-    """Turn one error of the validator into what a person needs: the value, what is allowed, the likely slip."""
-    value, rule, limit = error.instance, error.validator, error.validator_value
-    path = tuple(error.absolute_path) if path is None else path
-    shown = json.dumps(value, ensure_ascii=False)
-    if rule == "additionalProperties":
-        known = list(error.schema.get("properties", {}))
-        for key in value:
-            if key not in known:
-                faults.add((*path, key), f"unknown key{_closest(key, known)} (allowed: {_one_of(known)})")
-    elif rule == "required":
-        for key in limit:
-            if key not in value:
-                faults.add(path, f"{key} is missing")
-    elif rule == "type":
-        wanted = " or ".join(_ALLOWED[kind] for kind in ([limit] if isinstance(limit, str) else limit))
-        hint = ""
-        if isinstance(value, str) and re.fullmatch(r"[-+]?[\d_]*\.?\d+([eE][-+]?\d+)?", value.strip()):
-            hint = f"; YAML reads it as text: write {_yaml_number(value)}"
-        faults.add(path, f"{shown} is {_kind(value)}, expected {wanted}{hint}")
-    elif rule == "enum":
-        faults.add(path, f"{shown} is not one of {_one_of(limit)}{_closest(value, limit)}")
-    elif rule == "pattern":
-        faults.add(path, f"{shown} is no name: allowed are {_PATTERNS[limit]}")
-    elif rule in _BOUNDS:
-        faults.add(path, f"{shown} is out of range, {_BOUNDS[rule].format(limit)}")
-    elif rule == "uniqueItems":
-        faults.add(path, f"{shown} names something twice")
-    else:
-        faults.add(path, error.message)
-
-
-_ALLOWED = {
-    "object": "a section of keys",
-    "array": "a list",
-    "string": "a string",
-    "number": "a number",
-    "integer": "an integer",
-    "boolean": "true or false",
-    "null": "null",
-}
-_BOUNDS = {
-    "minimum": "must be at least {}",
-    "maximum": "must be at most {}",
-    "exclusiveMinimum": "must be more than {}",
-    "exclusiveMaximum": "must be less than {}",
-    "minLength": "must not be empty",
-    "minItems": "needs at least {} entry",
-    "minProperties": "needs at least {} entry",
-}
-_PATTERNS = {
-    "^[a-z0-9][a-z0-9-]*$": "small letters, digits and hyphens, not a hyphen first",
-    "^[A-Za-z0-9][A-Za-z0-9_-]*$": "letters, digits, hyphens and underscores",
-}
-
-
-def _yaml_number(text: str) -> str:
-    """`5e-7` as YAML 1.1 wants it: 5.0e-7."""
-    mantissa, mark, exponent = text.strip().lower().replace("_", "").partition("e")
-    if not mark:
-        return mantissa
-    return f"{float(mantissa)}e{exponent if exponent[0] in '+-' else '+' + exponent}"
 
 
 # Cross-references, and checks that need more than one key
 
 
-def _entries(settings: dict, section: str, faults: _Faults) -> list[tuple[str, dict]]:
-    """The entries of a section that the schema found nothing wrong with."""
+def _sound(settings: dict, faults: Faults, *path: str):
+    """The value at `path`; None where there is none, or where it or something in it was found at fault."""
+    value = settings
+    for part in path:
+        if not isinstance(value, dict) or part not in value:
+            return None
+        value = value[part]
+    return value if faults.none_under(*path) else None
+
+
+def _names(settings: dict, section: str) -> list[str]:
     entries = settings.get(section)
-    if not isinstance(entries, dict):
-        return []
-    return [(name, entry) for name, entry in entries.items() if faults.none_under(section, name)]
+    return list(entries) if isinstance(entries, dict) else []
 
 
-def _check_references(settings: dict, faults: _Faults) -> None:
+def _check_references(settings: dict, faults: Faults) -> None:
     """Names that stand in one section and must be defined in another."""
-    wanted = [
-        (("experiments", name, section, index), entry, section)
-        for name, experiment in _entries(settings, "experiments", faults)
+    lists = [
+        (("experiments", name, section), section)
+        for name in _names(settings, "experiments")
         for section in ("bases", "datasets", "noise", "recipes")
-        for index, entry in enumerate(experiment[section])
     ]
-    for name, base in _entries(settings, "bases", faults):
-        if "scratch" in base:
-            wanted.append((("bases", name, "scratch", "dataset"), base["scratch"]["dataset"], "datasets"))
-    if faults.none_under("evaluation"):
-        for index, name in enumerate(settings["evaluation"]["preference"]["datasets"]):
-            wanted.append((("evaluation", "preference", "datasets", index), name, "datasets"))
+    lists.append((("evaluation", "preference", "datasets"), "datasets"))
+    wanted = [
+        ((*path, index), name, section)
+        for path, section in lists
+        for index, name in enumerate(_sound(settings, faults, *path) or [])
+    ]
+    for base in _names(settings, "bases"):
+        path = ("bases", base, "scratch", "dataset")
+        if name := _sound(settings, faults, *path):
+            wanted.append((path, name, "datasets"))
     for path, name, section in wanted:
-        entries = settings.get(section)
-        names = [CLEAN] * (section == "noise") + list(entries if isinstance(entries, dict) else {})
+        names = [CLEAN] * (section == "noise") + _names(settings, section)
         if name not in names:
-            faults.add(
-                path, f"{name} is not defined under {section}{_closest(name, names)} (defined: {_one_of(names)})"
-            )
+            faults.add(path, f"{name} is not defined under {section}{closest(name, names)} (defined: {one_of(names)})")
 
 
-def _check_values(settings: dict, faults: _Faults) -> None:
+def _check_values(settings: dict, faults: Faults) -> None:
     """What one key's schema cannot say: relations between keys, and files that must exist."""
-    if CLEAN in (settings.get("noise") or {}):
+
+    def value(*path: str):
+        return _sound(settings, faults, *path)
+
+    if CLEAN in _names(settings, "noise"):
         faults.add(("noise", CLEAN), f"{CLEAN} is the name of a dataset without noise; choose another")
-    for name, dataset in _entries(settings, "datasets", faults):
-        if dataset["kind"] != "world" and is_local(dataset["path"]) and not Path(dataset["path"]).is_file():
+    for name in _names(settings, "datasets"):
+        file = value("datasets", name, "path")
+        if file and is_local(file) and not Path(file).is_file():
+            faults.add(("datasets", name, "path"), f"{file}: no such file; give a .jsonl, .jsonl.gz or .parquet")
+    for name in _names(settings, "bases"):
+        scratch, model = value("bases", name, "scratch"), value("bases", name, "model")
+        if scratch and scratch["hidden_size"] % scratch["heads"]:
             faults.add(
-                ("datasets", name, "path"), f"{dataset['path']}: no such file; give a .jsonl, .jsonl.gz or .parquet"
+                ("bases", name, "scratch", "hidden_size"),
+                f"{scratch['hidden_size']} is no multiple of heads ({scratch['heads']})",
             )
-    for name, base in _entries(settings, "bases", faults):
-        if "scratch" in base:
-            size, heads = base["scratch"]["hidden_size"], base["scratch"]["heads"]
-            if size % heads:
-                faults.add(("bases", name, "scratch", "hidden_size"), f"{size} is no multiple of heads ({heads})")
-        elif is_local(base["model"]) and not (Path(base["model"]) / "config.json").is_file():
+        if model and is_local(model) and not (Path(model) / "config.json").is_file():
             faults.add(
                 ("bases", name, "model"),
-                f"{base['model']} is no checkpoint; give a folder with config.json, weights and tokenizer, or a hub name",
+                f"{model} is no checkpoint; give a folder with config.json, weights and tokenizer, or a hub name",
             )
-    if faults.none_under("tokens"):
-        prompt, total = settings["tokens"]["max_prompt_length"], settings["tokens"]["max_length"]
-        if prompt >= total:
-            faults.add(
-                ("tokens", "max_prompt_length"),
-                f"{prompt} leaves no room for a completion; must be less than max_length ({total})",
-            )
-    if faults.none_under("evaluation"):
-        for name, task in settings["evaluation"]["benchmarks"]["tasks"].items():
-            _check_task(("evaluation", "benchmarks", "tasks", name), task, faults)
-    if faults.none_under("resources"):
-        launch = settings["resources"]["train"]["launch"]
+    if (tokens := value("tokens")) and tokens["max_prompt_length"] >= tokens["max_length"]:
+        faults.add(
+            ("tokens", "max_prompt_length"),
+            f"{tokens['max_prompt_length']} leaves no room for a completion; must be less than max_length"
+            f" ({tokens['max_length']})",
+        )
+    tasks = ("evaluation", "benchmarks", "tasks")
+    for name in value(*tasks) or ():
+        _check_task((*tasks, name), settings["evaluation"]["benchmarks"]["tasks"][name], faults)
+    if resources := value("resources"):
+        launch = resources["train"]["launch"]
         if launch is not None and not (ROOT / launch).is_file():
             faults.add(("resources", "train", "launch"), f"{launch}: no such file in {ROOT}")
         if launch is None and _devices(settings) > 1:
             faults.add(
                 ("resources", "train"),
-                f"{_devices(settings)} GPUs need launch: a file such as config/accelerate/ddp.yaml, which starts a process for each",
+                f"{_devices(settings)} GPUs need launch, a file such as config/accelerate/ddp.yaml that starts a"
+                " process for each",
             )
 
 
-def _check_task(path: tuple, task: dict, faults: _Faults) -> None:
+def _check_task(path: tuple, task: dict, faults: Faults) -> None:
     name = task["task"]
     if name is not None and name.endswith(".yaml") and not (Path(name).is_file() or (ROOT / name).is_file()):
         faults.add((*path, "task"), f"{name}: no such file")
@@ -451,17 +304,16 @@ def _devices(settings: dict) -> int:
     return max(1, {**settings["resources"]["default"], **settings["resources"]["train"]}["gpus"])
 
 
-def _check_batches(settings: dict, recipes: dict, faults: _Faults) -> None:
-    if not faults.none_under("resources"):
+def _check_batches(settings: dict, recipes: dict, faults: Faults) -> None:
+    if _sound(settings, faults, "resources") is None:
         return
     devices = _devices(settings)
     for name, recipe in recipes.items():
         training = recipe["training"]
         at_once = training["micro_batch_size"] * devices
         if training["batch_size"] % at_once:
-            own = settings["recipes"][name]["training"].keys() & {"batch_size", "micro_batch_size"}
             faults.add(
-                (*(("recipes", name) if own else ()), "training", "batch_size"),
+                ("recipes", name, "training", "batch_size"),
                 f"{training['batch_size']} is no multiple of {at_once}, which is micro_batch_size"
                 f" ({training['micro_batch_size']}) times the devices of rule train ({devices})",
             )
@@ -470,7 +322,7 @@ def _check_batches(settings: dict, recipes: dict, faults: _Faults) -> None:
 # Runs
 
 
-def _runs(name: str, experiment: dict, recipes: dict, faults: _Faults) -> Iterator[Run]:
+def _runs(name: str, experiment: dict, recipes: dict, faults: Faults) -> Iterator[Run]:
     """The runs of one experiment; recipes that its sweep makes are added to `recipes`."""
     path = ("experiments", name, "sweep")
     swept = []
@@ -483,7 +335,7 @@ def _runs(name: str, experiment: dict, recipes: dict, faults: _Faults) -> Iterat
         yield Run(*key)
 
 
-def _sweep(name: str, sweep: dict, recipes: dict, path: tuple, faults: _Faults) -> list[str]:
+def _sweep(name: str, sweep: dict, recipes: dict, path: tuple, faults: Faults) -> list[str]:
     """Names of the recipes that `name` becomes, one for each combination of the swept values.
 
     A value equal to the recipe's own leaves its name alone, so that its runs are shared with other experiments.
@@ -497,14 +349,14 @@ def _sweep(name: str, sweep: dict, recipes: dict, path: tuple, faults: _Faults) 
             if place is None:
                 known = _leaves(recipes[name])
                 faults.add(
-                    (*path, key), f"recipe {name} has no such key{_closest(key, known)} (sweeps take: {_one_of(known)})"
+                    (*path, key), f"recipe {name} has no such key{closest(key, known)} (sweeps take: {one_of(known)})"
                 )
                 return []
             place[last] = value
         recipe = _fill(schema, recipe)
         for error in _validator().evolve(schema=schema).iter_errors(recipe):
             key = ".".join(str(part) for part in error.absolute_path)
-            _explain(error, faults, (*path, key) if key in sweep else path)
+            explain(error, faults, (*path, key) if key in sweep else path)
         derived = name
         for key in sweep:
             (own, last), (swept, _) = _find(recipes[name], key), _find(recipe, key)

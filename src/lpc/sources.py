@@ -5,16 +5,18 @@ A rule lists them as input, so that an edit reruns the rules that use the edited
 
 import ast
 import functools
+import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
+FILE_NAME = re.compile(r"[\w/-]+(\.\w+)+")
 
 
 def sources(module: str) -> tuple[Path, ...]:
-    """Files that `python -m module` (such as "lpc.steps.train") may run, sorted: the module, what it imports anywhere in its
-    code (inside functions too), their packages, and files beside a module that it names in a string (templates, styles).
+    """Files that `python -m module` (such as "lpc.steps.train") may run, sorted.
 
-    Raises FileNotFoundError where `module` is none of ours.
+    They are the module, what it imports anywhere in its code (inside functions too), their packages, and files beside a
+    module that it names in a string, such as a template. Raises FileNotFoundError where `module` is none of ours.
     """
     if _file(module) is None:
         raise FileNotFoundError(f"no module {module} under {PACKAGE}")
@@ -47,9 +49,10 @@ def _file(module: str) -> Path | None:
 
 @functools.cache
 def _read(file: Path, module: str) -> tuple[frozenset[str], frozenset[Path]]:
-    """Names that `file` may import (a name inside a module is harmless: it has no file), and files beside it that it names."""
+    """Names that `file` may import, and files beside it that it names. A name inside a module is no module: it has no
+    file, and is dropped later."""
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
-    names, beside = set(), set()
+    names, named = set(), set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"), str(file))):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
@@ -59,11 +62,10 @@ def _read(file: Path, module: str) -> tuple[frozenset[str], frozenset[Path]]:
             origin = ".".join([*above, *([node.module] if node.module else [])])
             names.add(origin)
             names.update(f"{origin}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and 0 < len(node.value) < 100:
-            if "\n" not in node.value and (file.parent / node.value).is_file():
-                beside.add(file.parent / node.value)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and FILE_NAME.fullmatch(node.value):
+            named.add(file.parent / node.value)
     names.add(module)
     # Importing a.b.c runs a and a.b first.
     parents = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 1)}
     ours = {name for name in names | parents if name.split(".")[0] == PACKAGE.name}
-    return frozenset(ours), frozenset(beside)
+    return frozenset(ours), frozenset(path for path in named if path.is_file())

@@ -122,7 +122,7 @@ rule split:
         mem_mb=memory("split"),
         runtime=runtime("split"),
     params:
-        spec=lambda wildcards: spec(pick(dataset(wildcards), "kind", "split", "max_rejected_rows")),
+        spec=lambda wildcards: spec(pick(dataset(wildcards), "split", "max_rejected_rows")),
     shell:
         "python -m lpc.steps.split --spec {params.spec:q} --source {input.source:q}"
         " --output {output.rows:q} --rejects {output.rejects:q} --summary {output.summary:q} > {log:q} 2>&1"

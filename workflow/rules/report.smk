@@ -13,17 +13,14 @@ TABLES = [
 ]
 # What a result depends on; how many cores it took is no part of it.
 CONFIGURATION = {key: value for key, value in SETTINGS.items() if key != "resources"}
-
-
-def heldout(run):
-    """Datasets whose test pairs the run is scored on: its own, and those of the configuration."""
-    return list(dict.fromkeys([run.dataset, *SETTINGS["evaluation"]["preference"]["datasets"]]))
+# On whose test pairs runs are scored besides those of their own dataset.
+HELDOUT = dict.fromkeys(SETTINGS["evaluation"]["preference"]["datasets"])
 
 
 def results_of(run):
     folder = f"{R}/runs/{run.path}"
     files = ["train.json", "train.jsonl"]
-    files += [f"preference/{name}.{kind}" for name in heldout(run) for kind in ("json", "parquet")]
+    files += [f"preference/{name}.{kind}" for name in {run.dataset: None, **HELDOUT} for kind in ("json", "parquet")]
     files += [f"benchmarks/{name}.json" for name in TASKS]
     if CONFIG.recipes[run.recipe]["latent"]:
         files += ["latents.json", "latents.parquet", "tsne_source.svg", "tsne_code.svg"]
@@ -45,23 +42,20 @@ def run_list():
             experiments.setdefault(run, []).append(name)
     return [
         {
+            "path": run.path,
             "base": run.base,
             "dataset": run.dataset,
             "noise": run.noise,
             "variant": run.variant,
             "recipe": run.recipe,
             "seed": run.seed,
-            "folder": f"runs/{run.path}",
-            "heldout": heldout(run),
             "experiments": experiments[run],
-            **CONFIG.recipes[run.recipe],
         }
         for run in CONFIG.runs
     ]
 
 
 rule tables:
-    localrule: True
     input:
         results=RESULTS,
         code=code("tables"),
@@ -71,17 +65,17 @@ rule tables:
         f"{R}/logs/tables/tables.log",
     benchmark:
         f"{R}/timing/tables/tables.tsv"
-    params:
-        spec=lambda wildcards: spec(runs=run_list(), bases=list(SETTINGS["bases"]), tasks=list(TASKS)),
+    localrule: True
     container:
         image("reporting")
+    params:
+        spec=lambda wildcards: spec(runs=run_list(), recipes=CONFIG.recipes, tasks=list(TASKS), datasets=list(HELDOUT)),
     # The list of runs may be longer than one argument of a command can be.
     shell:
         "python -m lpc.steps.tables --spec @<(printf %s {params.spec:q}) --results {R:q} --output {R:q}/tables > {log:q} 2>&1"
 
 
 rule report:
-    localrule: True
     input:
         results=RESULTS,
         tables=rules.tables.output,
@@ -92,11 +86,10 @@ rule report:
         f"{R}/logs/report/report.log",
     benchmark:
         f"{R}/timing/report/report.tsv"
-    params:
-        spec=lambda wildcards: spec(
-            runs=run_list(), bases=list(SETTINGS["bases"]), tasks=list(TASKS), configuration=CONFIGURATION
-        ),
+    localrule: True
     container:
         image("reporting")
+    params:
+        spec=lambda wildcards: spec(CONFIGURATION, runs=run_list(), recipes=CONFIG.recipes),
     shell:
         "python -m lpc.steps.report --spec @<(printf %s {params.spec:q}) --results {R:q} --output {output:q} > {log:q} 2>&1"

@@ -1,0 +1,63 @@
+# `make demo` on a fresh clone does everything. Variables: PYTHON (3.11 or newer), CORES, CONFIG, PIP_ARGS, ARGUMENTS.
+PYTHON ?= python3
+CORES ?= all
+CONFIG ?= config/demo.yaml
+# For pip, e.g. PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" where there is no GPU
+PIP_ARGS ?=
+# For the tool behind a target, e.g. ARGUMENTS="-k config" with test
+ARGUMENTS ?=
+
+SHELL := /bin/bash -euo pipefail
+.DEFAULT_GOAL := help
+.PHONY: demo test lint format bench images report clean help
+
+# Rules run what is first on PATH.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+demo: .venv/run.stamp ## install, run the whole workflow on the embedded default, say where the report is
+	snakemake all --cores $(CORES) --configfile config/demo.yaml
+	@echo "The report: $(CURDIR)/results/demo/report.html"
+
+test: .venv/test.stamp ## install and run the tests
+	pytest -n 2 $(ARGUMENTS)
+
+lint: .venv/test.stamp ## check style and formatting of Python and Snakemake files
+	ruff check
+	ruff format --check
+	snakefmt --check Snakefile workflow
+	snakemake --lint --configfile config/demo.yaml
+
+format: .venv/test.stamp ## rewrite Python and Snakemake files in the project's format
+	ruff check --fix
+	ruff format
+	snakefmt Snakefile workflow
+
+bench: .venv/bench.stamp ## measure speed and memory against peers
+	python benchmarks/run.py $(ARGUMENTS)
+
+images: .venv/images.stamp ## build the container images that are out of date
+	python containers/build.py $(ARGUMENTS)
+
+report: .venv/run.stamp ## Snakemake's own report on the finished results of CONFIG
+	snakemake --configfile $(CONFIG) --report results/snakemake-report.html
+	@echo "The report: $(CURDIR)/results/snakemake-report.html"
+
+clean: ## delete the environment and caches; results stay
+	rm -rf .venv .pytest_cache .ruff_cache build src/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$(PYTHON) is older than Python 3.11; call make with PYTHON=/path/to/python3.11 or newer" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/%.stamp: pyproject.toml constraints.txt | .venv/bin/python
+	.venv/bin/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable ".$(EXTRAS)"
+	@touch $@
+
+.venv/test.stamp: EXTRAS := [test,lint,slurm,images]
+.venv/bench.stamp: EXTRAS := [bench]
+.venv/images.stamp: EXTRAS := [images]

@@ -1,0 +1,291 @@
+"""The configuration: defaults, every fault at once in words, runs and sweeps."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lpc import config as configuration
+from lpc.config import ConfigError, Run, load, resolve
+from lpc.files import canonical
+
+ROOT = Path(__file__).parents[2]
+DEMO = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
+
+
+@pytest.fixture(autouse=True)
+def in_repository(monkeypatch):
+    """Paths of a configuration are relative to the working directory."""
+    monkeypatch.chdir(ROOT)
+
+
+def changed(**values):
+    """The demo's configuration with values set at dotted keys; `...` deletes."""
+    config = copy.deepcopy(DEMO)
+    for path, value in values.items():
+        *parents, last = path.split("__")
+        place = config
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        if value is ...:
+            del place[last]
+        else:
+            place[last] = value
+    return config
+
+
+def faults(**values):
+    with pytest.raises(ConfigError) as caught:
+        resolve(changed(**values))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "config").glob("*.yaml")), ids=lambda file: file.name)
+def test_shipped_configurations_are_valid_and_complete(file):
+    config = load(file)
+    assert config.runs
+    # Filling in defaults twice changes nothing, so the filled configuration is itself valid.
+    assert resolve(config.settings).settings == config.settings
+
+
+def test_every_schema_default_satisfies_its_own_schema():
+    """Walks the whole schema: a default that its key would refuse would be an error that no user made."""
+    validator = configuration._validator()
+    seen = []
+
+    def walk(schema, name):
+        if isinstance(schema, list):
+            for part in schema:
+                walk(part, name)
+        elif isinstance(schema, dict):
+            if "default" in schema and not isinstance(schema["default"], dict):
+                seen.append(name)
+                assert validator.evolve(schema={k: v for k, v in schema.items() if k != "default"}).is_valid(
+                    schema["default"]
+                ), name
+            for key, part in schema.items():
+                walk(part, key)
+
+    walk(configuration._schema(), "")
+    assert len(seen) > 50
+
+
+def test_every_section_of_the_schema_is_strict():
+    """Each object with named properties refuses other keys, here or in the branch that its kind chooses."""
+
+    def walk(schema, path):
+        if isinstance(schema, list):
+            for part in schema:
+                walk(part, path)
+        elif isinstance(schema, dict):
+            chosen_by_kind = "allOf" in schema or "if" in schema
+            if schema.get("type") == "object" and "properties" in schema and not chosen_by_kind:
+                assert schema.get("additionalProperties") is False, path
+            for branch in [schema, *schema.get("allOf", [])]:
+                for side in ("then", "else"):
+                    if side in branch:
+                        assert branch[side].get("additionalProperties") is False, (path, side)
+            for key, part in schema.items():
+                if key != "if":
+                    walk(part, f"{path}/{key}")
+
+    walk(configuration._schema(), "")
+
+
+def test_numbers_are_of_the_type_of_their_key():
+    """1 and 1.0 must give the same spec, or writing one for the other would rerun a training."""
+    whole = resolve(changed(recipes__dpo__objective={"name": "dpo", "beta": 1}, training__epochs=2.0))
+    point = resolve(changed(recipes__dpo__objective={"name": "dpo", "beta": 1.0}, training__epochs=2))
+    assert canonical(whole.settings) == canonical(point.settings)
+    assert '"beta":1.0' in canonical(whole.recipes["dpo"]) and '"epochs":2,' in canonical(whole.recipes["dpo"])
+
+
+def test_training_of_a_recipe_overrides_single_keys():
+    config = resolve(changed(recipes__dpo__training={"learning_rate": 0.5}))
+    assert config.recipes["dpo"]["training"] == {**config.settings["training"], "learning_rate": 0.5}
+    assert config.recipes["ipo"]["training"] == config.settings["training"]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"training__learning_rate": "5e-7"}, ["training.learning_rate", '"5e-7" is a string', "write 5.0e-7"]),
+        ({"training__learning_rate": "1e5"}, ["write 1.0e+5"]),
+        ({"training__learnin_rate": 1.0}, ["training.learnin_rate: unknown key; did you mean learning_rate?"]),
+        ({"training__batch_size": "32"}, ['"32" is a string, expected an integer', "write 32"]),
+        ({"training__epochs": 0}, ["training.epochs: 0 is out of range, must be at least 1"]),
+        ({"training__epochs": True}, ["training.epochs: true is true or false, expected an integer"]),
+        ({"training__warmup_ratio": 1.5}, ["training.warmup_ratio: 1.5 is out of range, must be at most 1"]),
+        ({"training__weight_decay": float("nan")}, ["training.weight_decay: nan is not a finite number"]),
+        ({"training__precision": "bfloat61"}, ["bfloat61", "float32, bfloat16", "did you mean bfloat16?"]),
+        ({"training__micro_batch_size": 5}, ["32 is no multiple of 5", "recipes.dpo.training.batch_size"]),
+        ({"project": "My Project"}, ['project: "My Project" is no name', "small letters, digits and hyphens"]),
+        ({"project": 3}, ["project: 3 is an integer, expected a string; write it in quotes"]),
+        ({"datasets": ...}, ["top level: datasets is missing"]),
+        ({"datasets__world__kind": "wrld"}, ["datasets.world.kind", "did you mean world?"]),
+        ({"datasets__world__path": "x"}, ["datasets.world.path: unknown key"]),
+        ({"datasets__Bad": {}}, ['datasets: "Bad" is no name']),
+        (
+            {"datasets__mine": {"kind": "pairs", "path": "./no.jsonl.gz", "split": {"validation": 1, "test": 1}}},
+            ["datasets.mine.path: ./no.jsonl.gz: no such file"],
+        ),
+        ({"datasets__mine": {"kind": "pairs"}}, ["datasets.mine: path is missing", "datasets.mine: split is missing"]),
+        ({"noise__clean": {"rate": 0.5}}, ["noise.clean: clean is the name of a dataset without noise"]),
+        ({"tokens__max_prompt_length": 256}, ["tokens.max_prompt_length: 256 leaves no room"]),
+        ({"bases__tiny__scratch__dataset": "wold"}, ["bases.tiny.scratch.dataset: wold is not defined under datasets"]),
+        ({"bases__tiny__scratch__heads": 3}, ["bases.tiny.scratch.hidden_size: 128 is no multiple of heads (3)"]),
+        ({"bases__mine": {"model": "./tests"}}, ["bases.mine.model: ./tests is no checkpoint"]),
+        ({"bases__mine": {}}, ["bases.mine: model is missing"]),
+        (
+            {"recipes__dpo__objective": {"name": "dpo", "tau": 0.1}},
+            ["recipes.dpo.objective.tau: unknown key", "(allowed: name, beta, label_smoothing)"],
+        ),
+        ({"recipes__ipo__objective": {"name": "ipo"}}, ["recipes.ipo.objective: tau is missing"]),
+        ({"recipes__dpo__objective": {"name": "dpoo"}}, ['"dpoo" is not one of dpo, ipo, simpo; did you mean dpo?']),
+        ({"recipes__dpo__latent": {"kind": "vector", "codes": 3}}, ["recipes.dpo.latent.codes: unknown key"]),
+        ({"recipes__dpo__latent": {"codes": 1}}, ["recipes.dpo.latent.codes: 1 is out of range, must be at least 2"]),
+        ({"experiments__main__bases": ["tinny"]}, ["experiments.main.bases[0]: tinny is not", "did you mean tiny?"]),
+        ({"experiments__main__noise": ["flip"]}, ["experiments.main.noise[0]: flip is not defined under noise"]),
+        ({"experiments__main__recipes": []}, ["experiments.main.recipes: [] is out of range, needs at least 1 entry"]),
+        ({"experiments__main__seeds": [1, 1]}, ["experiments.main.seeds: [1, 1] names something twice"]),
+        ({"experiments__main__sweep": {"objective.beta": [1]}}, ["recipe ipo has no such key", "sweeps take:"]),
+        (
+            {"experiments__main__sweep": {"training.learning_rate": ["1e-3"]}},
+            ["experiments.main.sweep.training.learning_rate", "write 1.0e-3"],
+        ),
+        ({"evaluation__preference__datasets": ["hh"]}, ["evaluation.preference.datasets[0]: hh is not defined"]),
+        ({"evaluation__benchmarks__tasks__x": {"metric": "acc", "task": "x.yaml"}}, ["tasks.x.task: x.yaml: no such"]),
+        (
+            {"evaluation__benchmarks__tasks__x": {"metric": "acc", "data": {"test": "./no.jsonl"}}},
+            ["evaluation.benchmarks.tasks.x.data.test: ./no.jsonl: no such file"],
+        ),
+        ({"resources__trian": {"threads": 1}}, ["resources.trian: unknown key; did you mean train?"]),
+        ({"resources__train": {"gpus": 2}}, ["2 GPUs need launch"]),
+        ({"resources__train": {"launch": "config/no.yaml"}}, ["resources.train.launch: config/no.yaml: no such file"]),
+    ],
+)
+def test_fault_names_key_value_and_what_is_allowed(values, expected):
+    message = faults(**values)
+    for part in expected:
+        assert part in message
+
+
+def test_keys_that_yaml_does_not_read_as_text():
+    config = changed()
+    config["experiments"][True] = {}
+    with pytest.raises(ConfigError, match="True as a key is read by YAML as true or false; write it in quotes"):
+        resolve(config)
+
+
+def test_all_faults_are_listed_at_once():
+    message = faults(
+        training__learning_rate="5e-7",
+        training__epoch=2,
+        experiments__main__bases=["tny"],
+        recipes__dpo__objective={"name": "dpo", "tau": 0.1},
+        bases__mine={"model": "./nowhere"},
+    )
+    assert message.startswith("5 faults in the configuration:")
+    assert len(message.splitlines()) == 6
+
+
+def test_faults_name_file_and_line(tmp_path):
+    file = tmp_path / "mine.yaml"
+    text = (ROOT / "config/demo.yaml").read_text()
+    file.write_text(text.replace("epochs: 1\n", "epochs: 0\n"))
+    line = next(n for n, row in enumerate(text.splitlines(), 1) if row == "  epochs: 1")
+    with pytest.raises(ConfigError, match=rf"{file}:{line}: training.epochs: 0 is out of range"):
+        load(file)
+
+
+def test_later_files_win_and_are_named(tmp_path):
+    file = tmp_path / "override.yaml"
+    file.write_text("training:\n  learning_rate: 5e-7\n")
+    with pytest.raises(ConfigError, match=rf"{file}:2: training.learning_rate"):
+        load(ROOT / "config/demo.yaml", file)
+    file.write_text("training: {learning_rate: 5.0e-7}\n")
+    assert load(ROOT / "config/demo.yaml", file).settings["training"]["learning_rate"] == 5e-7
+
+
+def test_key_given_twice(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text((ROOT / "config/demo.yaml").read_text() + "tokens: {max_length: 64}\n")
+    with pytest.raises(ConfigError, match="tokens: given twice, in lines"):
+        load(file)
+
+
+@pytest.mark.parametrize("text", ["a: [", "just text", ""])
+def test_files_that_are_no_configuration(tmp_path, text):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=str(file)):
+        load(file)
+
+
+def test_json_with_tabs_is_checked_too(tmp_path):
+    """Valid JSON, no valid YAML: there are no lines to name, but the fault is."""
+    file = tmp_path / "mine.json"
+    file.write_text('{\n\t"project": 3\n}')
+    with pytest.raises(ConfigError, match="project: 3 is an integer"):
+        resolve({"project": 3}, [file])
+
+
+def test_runs_of_experiments_are_products_and_shared():
+    config = resolve(
+        changed(
+            noise__flip50={"rate": 0.5},
+            experiments={
+                "main": {"bases": ["tiny"], "datasets": ["world"], "recipes": ["dpo", "dpo-lpc"], "seeds": [0, 1]},
+                "noise": {
+                    "bases": ["tiny"],
+                    "datasets": ["world"],
+                    "noise": ["clean", "flip50"],
+                    "recipes": ["dpo"],
+                },
+            },
+        )
+    )
+    shared = Run("tiny", "world", "clean", "dpo", 0)
+    assert shared.path == "tiny/world/dpo/seed-0"
+    assert shared in config.experiments["main"] and shared in config.experiments["noise"]
+    assert [run.path for run in config.runs] == [
+        "tiny/world/dpo/seed-0",
+        "tiny/world/dpo/seed-1",
+        "tiny/world/dpo-lpc/seed-0",
+        "tiny/world/dpo-lpc/seed-1",
+        "tiny/world.flip50/dpo/seed-0",
+    ]
+
+
+def test_sweep_derives_recipes_and_keeps_the_own_value():
+    config = resolve(
+        changed(
+            experiments__main__recipes=["dpo-lpc"],
+            experiments__main__sweep={"latent.codes": [8, 64], "training.learning_rate": [0.001, 5.0e-7]},
+        )
+    )
+    assert [run.recipe for run in config.runs] == [
+        "dpo-lpc+latent.codes=8",
+        "dpo-lpc+latent.codes=8+training.learning_rate=5e-07",
+        "dpo-lpc",
+        "dpo-lpc+training.learning_rate=5e-07",
+    ]
+    both = config.recipes["dpo-lpc+latent.codes=8+training.learning_rate=5e-07"]
+    assert (both["latent"]["codes"], both["training"]["learning_rate"]) == (8, 5e-7)
+    assert config.recipes["dpo-lpc"]["latent"]["codes"] == 64
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "name"),
+    [
+        ("latent.inference", "mode", "dpo-lpc+latent.inference=mode"),
+        ("latent.gumbel_noise", False, "dpo-lpc+latent.gumbel_noise=false"),
+        ("latent.gamma.start", 1, "dpo-lpc+latent.gamma.start=1.0"),
+        ("latent.learning_rate", None, "dpo-lpc+latent.learning_rate=null"),
+        ("objective.beta", 0.5, "dpo-lpc+objective.beta=0.5"),
+    ],
+)
+def test_sweep_over_any_key_of_a_recipe(key, value, name):
+    config = resolve(changed(experiments__main__recipes=["dpo-lpc"], experiments__main__sweep={key: [value]}))
+    assert [run.recipe for run in config.runs] == [name]
