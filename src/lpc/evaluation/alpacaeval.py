@@ -36,8 +36,8 @@ def prepare(instructions: str | None, reference: str | None) -> tuple[list[dict]
             outputs = _rows(huggingface_hub.hf_hub_download(filename=BASELINE, **HUB), ("instruction", "output"))
         except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
             raise UserError(
-                f"{HUB['repo_id']}: the AlpacaEval baseline cannot be fetched ({error}); run this where there is a network, "
-                "or name local files as `instructions` and `reference`"
+                f"{HUB['repo_id']}: the AlpacaEval baseline cannot be fetched ({error}); run this where there is a "
+                "network, or name local files as `instructions` and `reference`"
             ) from None
     asked = outputs if instructions is None else _rows(instructions, ("instruction",))
     return [{"instruction": row["instruction"], "dataset": row.get("dataset", "local")} for row in asked], outputs
@@ -54,7 +54,7 @@ def _rows(path: str | Path, fields: tuple[str, ...]) -> list[dict]:
 
 
 def answer(lm, instructions: list[dict], *, generator: str, max_new_tokens: int) -> list[dict]:
-    """The rows with `output` and `generator` that alpaca_eval reads: greedy answers of an lm-eval model to chat prompts."""
+    """The rows with `output` and `generator` that alpaca_eval reads: greedy answers of an lm-eval model to chats."""
     from lm_eval.api.instance import Instance
 
     if lm.tokenizer.chat_template is None:
@@ -89,9 +89,9 @@ class NotJudgedError(Exception):
 def judge(outputs: list[dict], reference: list[dict], settings: dict | None, cache: Path) -> tuple[dict, list[dict]]:
     """(result, annotations). The result's `status` is "judged" or "not judged", the latter with a `reason`.
 
-    settings: annotator, model, base_url, key_variable (see the configuration), or None for no judge. Win rates and their
-    standard errors are in percent, as the package and the paper have them. `cache` keeps what the judge has said, so
-    that an interrupted job pays for nothing twice.
+    settings: annotator, model, base_url, key_variable (see the configuration), or None for no judge. Win rates and
+    their standard errors are in percent, as the package and the paper have them. `cache` keeps what the judge has said,
+    so that an interrupted job pays for nothing twice.
     """
     result = {"judge": settings, "n": len(outputs), "mean_length": fmean(len(row["output"]) for row in outputs)}
     try:
@@ -127,7 +127,7 @@ def judge(outputs: list[dict], reference: list[dict], settings: dict | None, cac
 
 
 def _annotate(outputs: list[dict], reference: list[dict], settings: dict | None, cache: Path) -> tuple[list[dict], str]:
-    """(annotations in the reference's order, name of the annotator); NotJudgedError with the reason where there are none."""
+    """(annotations in the reference's order, name of the annotator); NotJudgedError says why where there are none."""
     if not settings:
         raise NotJudgedError("no judge is configured")
     key = os.environ.get(settings["key_variable"])

@@ -1,6 +1,6 @@
 """Have the package alpaca_eval judge one model's answers against the reference outputs.
 
---spec {"annotator", "model", "base_url", "key_variable"}, or {} for no judge; the key itself comes from the environment.
+--spec {"annotator", "model", "base_url", "key_variable"}, or {} for no judge. The key itself is in the environment.
 Without package, key or network the result says "not judged" and why, and the step succeeds.
 """
 

@@ -59,12 +59,12 @@ def test_reference_outputs_bring_their_instructions(tmp_path):
 def test_bad_files_are_named(tmp_path, content):
     if content is not None:
         (tmp_path / "mine.json").write_text(content)
-    with pytest.raises(UserError, match="mine.json"):
+    with pytest.raises(UserError, match=r"mine\.json"):
         alpacaeval.prepare(str(tmp_path / "mine.json"), None)
 
 
 def test_the_hubs_baseline_without_a_network(tmp_path):
-    """A fresh cache and no hub: the error names the cure. (In its own process: the library reads its cache's place once.)"""
+    """A fresh cache and no hub: the error names the cure. In its own process, since the cache's place is read once."""
     done = step(
         "download",
         {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
@@ -260,8 +260,8 @@ def test_win_rates_down_to_the_length_controlled_one(tmp_path, judge_server, hub
     # The package's own entry point says the same of the same files.
     code = (
         "import alpaca_eval, json; table, _ = alpaca_eval.evaluate('outputs.json', 'reference.json', output_path=None,"
-        " annotators_config='weighted_alpaca_eval_gpt4_turbo', precomputed_leaderboard=None, is_cache_leaderboard=False,"
-        " is_return_instead_of_print=True, caching_path=None, metric_kwargs={'save_weights_dir': None});"
+        " annotators_config='weighted_alpaca_eval_gpt4_turbo', precomputed_leaderboard=None, caching_path=None,"
+        " is_cache_leaderboard=False, is_return_instead_of_print=True, metric_kwargs={'save_weights_dir': None});"
         " print(json.dumps(table.iloc[0].to_dict(), default=str))"
     )
     own = {

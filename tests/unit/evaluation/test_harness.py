@@ -98,7 +98,7 @@ def reference(lm, pairs):
         if context:
             tokens = lm._encode_pair(context, continuation)
             whole = lm.tok_encode(context)
-            end = len(whole) - 1 if whole == sum(tokens, [])[: len(whole)] else None
+            end = len(whole) - 1 if whole == [*tokens[0], *tokens[1]][: len(whole)] else None
         else:
             tokens, end = ([lm.prefix_token_id], lm.tok_encode(continuation, add_special_tokens=False)), None
         results.append(naive(lm, *tokens, end))
