@@ -243,8 +243,10 @@ def _text(value: object, name: str) -> str:
         raise Malformed(f"{name} is not text")
     if not value.strip():
         raise Malformed(f"empty {name}")
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise Malformed(f"{name} is not valid Unicode")  # JSON can say half of a surrogate pair, no file can hold it
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON can say half of a surrogate pair, no file can hold it
+        raise Malformed(f"{name} is not valid Unicode") from None
     return value
 
 

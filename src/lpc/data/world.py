@@ -35,7 +35,7 @@ WORDS = (
 )  # fmt: skip
 
 OBJECTS = (
-    "bell", "boat", "book", "bowl", "bread", "cart", "chair", "clock", "coat", "cup", "door", "drum", "flag", "hat",
+    "bag", "bell", "boat", "book", "bowl", "cart", "chair", "clock", "coat", "cup", "door", "drum", "flag", "hat",
     "key", "lamp", "map", "pan", "pot", "ring", "rope", "shoe", "stone", "table", "tool",
 )  # fmt: skip
 VALUES = {

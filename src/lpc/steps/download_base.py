@@ -6,7 +6,7 @@ recorded.
 """
 
 from lpc import cli, files
-from lpc.data import hub
+from lpc.model import checkpoint
 
 
 def parser():
@@ -16,7 +16,7 @@ def parser():
 
 
 def main(args):
-    record = hub.describe_base(**args.spec)
+    record = checkpoint.describe_base(**args.spec)
     files.write_json(args.output, record)
     cli.log.info("%s: %d parameters, revision %s", record["path"], record["parameters"], record["revision"])
 

@@ -1,0 +1,79 @@
+"""Base models found on disk or brought into the hub's cache, checked and recorded."""
+
+import os
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lpc import files
+from lpc.cli import UserError
+from lpc.config import is_local
+from lpc.data.hub import download
+from lpc.data.tokens import load_tokenizer
+
+# What a checkpoint is loaded from. Some repositories hold the same weights in several formats: one is enough.
+SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.py"]
+WEIGHTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
+
+
+def describe_base(
+    *,
+    name: str,
+    model: str,
+    revision: str | None,
+    dtype: str,
+    attention: str,
+    chat_template: str | None,
+    trust_remote_code: bool,
+) -> dict:
+    """The content of base.json. Stops where the model could not be used later: no checkpoint, no tokenizer, no
+    template."""
+    if is_local(model):
+        folder, revision = Path(model), None
+    else:
+        folder = download(model, "model", revision, [*SMALL_FILES, "*.safetensors"])
+        if not any((folder / weights).is_file() for weights in WEIGHTS):
+            folder = download(model, "model", revision, ["*.bin"])
+        revision = folder.name
+    weights = weights_file(folder)
+    load_tokenizer(folder, chat_template=chat_template, trust_remote_code=trust_remote_code)
+    return {
+        "name": name,
+        "path": str(folder),
+        "revision": revision,
+        "sha256": files.sha256(weights),
+        "parameters": count_parameters(folder, trust_remote_code),
+        "chat_template": chat_template,
+        "dtype": dtype,
+        "attention": attention,
+        "trust_remote_code": trust_remote_code,
+    }
+
+
+def weights_file(folder: Path) -> Path:
+    """The weights of a checkpoint, or their index where they are in shards; stops where any file is missing."""
+    cure = "give a folder that `save_pretrained` wrote, or a model's name on the hub"
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no model checkpoint (it has no config.json); {cure}")
+    weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if weights is None:
+        raise UserError(f"{folder}: no model checkpoint (it has none of {', '.join(WEIGHTS)}); {cure}")
+    if weights.suffix == ".json":
+        shards = set(files.read_json(weights)["weight_map"].values())
+        if missing := sorted(shard for shard in shards if not os.path.isfile(folder / shard)):
+            raise UserError(
+                f"{folder}: {len(missing)} of {len(shards)} shards are missing, {missing[0]} first; fetch them"
+            )
+    return weights
+
+
+def count_parameters(folder: Path, trust_remote_code: bool) -> int:
+    """Parameters of a causal language model, from its configuration alone: no memory is taken."""
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder}: no causal language model that transformers can load ({error})") from None
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,131 @@
+"""The steps from generated rows to noisy pairs, run as functions on real files."""
+
+import gzip
+import json
+import random
+
+import pyarrow.compute as pc
+import pytest
+
+from lpc import files
+from lpc.cli import UserError
+from lpc.data import pairs as pairs_module
+from lpc.data import read
+from lpc.steps import download_dataset, flip, pairs, split, world
+
+WORLD = {"rows": 300, "completions": 4, "score_noise": 0.5, "seed": 0}
+SPLIT = {"split": {"validation": 20, "test": 60, "seed": 0}, "max_rejected_rows": 0.0}
+PAIRS = {"ties": "keep", "seed": 0, "drop_sources": []}
+FLIP = {"rate": 0.25, "marker": "[FLIP]", "seed": 0}
+
+
+def run(step, spec, **options):
+    arguments = [word for name, path in options.items() for word in (f"--{name}", str(path))]
+    step.main(step.parser().parse_args(["--spec", json.dumps(spec), *arguments]))
+
+
+def make_world(folder):
+    run(world, WORLD, output=folder / "world.jsonl.gz", source=folder / "source.json")
+
+
+def make_split(folder, spec=SPLIT):
+    outputs = {"output": folder / "rows.parquet", "rejects": folder / "rejects.jsonl", "summary": folder / "split.json"}
+    run(split, spec, source=folder / "source.json", **outputs)
+
+
+def make_pairs(folder):
+    run(pairs, PAIRS, rows=folder / "rows.parquet", output=folder / "pairs.parquet", summary=folder / "pairs.json")
+
+
+def make_flip(folder):
+    run(flip, FLIP, pairs=folder / "pairs.parquet", output=folder / "noisy.parquet", summary=folder / "noisy.json")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    make_world(folder)
+    make_split(folder)
+    make_pairs(folder)
+    make_flip(folder)
+    return folder
+
+
+def test_numbers_and_schemas(done):
+    rows = files.read_parquet(done / "rows.parquet")
+    assert rows.schema.equals(read.ROWS)
+    assert {name: part["rows"] for name, part in files.read_json(done / "split.json")["splits"].items()} == {
+        "train": 220,
+        "validation": 20,
+        "test": 60,
+    }
+    built = files.read_parquet(done / "pairs.parquet")
+    assert built.schema.equals(pairs_module.PAIRS)
+    assert built.num_rows == 300
+    assert len(set(built["pair_id"].to_pylist())) == 300
+    noisy = files.read_parquet(done / "noisy.parquet")
+    assert noisy.schema.equals(pairs_module.PAIRS)
+    assert files.read_json(done / "noisy.json")["splits"]["train"]["flipped"] == 55
+    assert noisy.filter(pc.field("split") != "train").equals(built.filter(pc.field("split") != "train"))
+    assert (done / "rejects.jsonl").read_text() == ""
+
+
+def test_no_prompt_is_in_two_splits(done):
+    table = files.read_parquet(done / "rows.parquet", columns=["prompt_id", "split"]).to_pylist()
+    splits = {}
+    for row in table:
+        splits.setdefault(row["prompt_id"], set()).add(row["split"])
+    assert all(len(names) == 1 for names in splits.values())
+
+
+def test_metadata_says_what_made_the_file(done):
+    metadata = files.parquet_metadata(done / "noisy.parquet")
+    assert metadata["spec"] == SPLIT
+    assert metadata["pairs"] == PAIRS
+    assert metadata["noise"] == FLIP
+    assert metadata["source"] == files.read_json(done / "source.json")
+
+
+def test_the_same_spec_gives_the_same_bytes(done, tmp_path):
+    make_world(tmp_path)
+    assert (tmp_path / "world.jsonl.gz").read_bytes() == (done / "world.jsonl.gz").read_bytes()
+    # From the same source.json, since paths are part of the metadata.
+    files.write_json(tmp_path / "source.json", files.read_json(done / "source.json"))
+    make_split(tmp_path)
+    make_pairs(tmp_path)
+    make_flip(tmp_path)
+    for name in ("rows.parquet", "split.json", "pairs.parquet", "pairs.json", "noisy.parquet", "noisy.json"):
+        assert (tmp_path / name).read_bytes() == (done / name).read_bytes(), name
+
+
+def test_the_order_of_rows_in_the_file_does_not_matter(done, tmp_path):
+    with gzip.open(done / "world.jsonl.gz", "rt") as stream:
+        lines = stream.readlines()
+    random.Random(0).shuffle(lines)
+    path = tmp_path / "shuffled.jsonl"
+    path.write_text("".join(lines))
+    spec = {"kind": "ultrafeedback", "path": str(path), "revision": None, "hub_split": "train"}
+    run(download_dataset, spec, output=tmp_path / "source.json")
+    make_split(tmp_path)
+    make_pairs(tmp_path)
+    make_flip(tmp_path)
+    for name in ("rows.parquet", "pairs.parquet", "noisy.parquet"):
+        assert files.read_parquet(tmp_path / name).equals(files.read_parquet(done / name)), name
+
+
+def test_too_many_malformed_rows_stop_and_leave_only_their_list(done, tmp_path):
+    with gzip.open(done / "world.jsonl.gz", "rt") as stream:
+        rows = [json.loads(line) for line in stream]
+    for row in rows[:3]:
+        row["completions"] = []
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = {"kind": "ultrafeedback", "path": str(path), "revision": None, "hub_split": "train"}
+    run(download_dataset, spec, output=tmp_path / "source.json")
+    with pytest.raises(UserError, match=r"3 of 300 rows are malformed \(3 no completions"):
+        make_split(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["rejects.jsonl", "rows.jsonl", "source.json"]
+    rejects = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
+    assert [reject["row"] for reject in rejects] == [1, 2, 3]
+    make_split(tmp_path, {**SPLIT, "max_rejected_rows": 0.01})
+    assert files.read_json(tmp_path / "split.json")["rejected"] == {"no completions": 3}

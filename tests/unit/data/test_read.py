@@ -1,0 +1,324 @@
+import gzip
+import json
+import random
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+
+from lpc.cli import UserError
+from lpc.data.hub import describe_dataset
+from lpc.data.read import ROWS, Malformed, check_share, pair_row, read, scored_row
+
+REAL = Path(__file__).parents[4] / "shared" / "data"
+
+
+def scored(i=0, **changes):
+    completions = [
+        {"model": "m", "response": f"answer {j} to {i}", "overall_score": 1.0 + j, "annotations": None}
+        for j in range(4)
+    ]
+    return {"source": "s", "instruction": f"question {i}", "models": ["m"] * 4, "completions": completions, **changes}
+
+
+def with_completion(**changes):
+    row = scored()
+    row["completions"][2].update(changes)
+    return row
+
+
+def without(name):
+    row = scored()
+    del row["completions"][2][name]
+    return row
+
+
+def write(path, rows):
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "wt", encoding="utf-8") as stream:
+        stream.writelines((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    return str(path)
+
+
+def source(path, kind="ultrafeedback"):
+    return describe_dataset(kind=kind, path=str(path), revision=None, hub_split="train")
+
+
+# Rows of the UltraFeedback schema
+
+
+def test_a_scored_row():
+    row = scored_row(scored(), "-")
+    assert row["source"] == "s"
+    assert row["messages"] == [{"role": "user", "content": "question 0"}]
+    assert [c["score"] for c in row["completions"]] == [1, 2, 3, 4]
+    assert row["completions"][1] == {"model": "m", "response": "answer 1 to 0", "score": 2.0, "aspects": None}
+    assert pa.Table.from_pylist([{**row, "split": "train"}], schema=ROWS).num_rows == 1
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ("text", "not an object"),
+        ({}, "missing field instruction"),
+        (scored(instruction=None), "missing field instruction"),
+        (scored(instruction=" \n"), "empty instruction"),
+        (scored(instruction=["a"]), "instruction is not text"),
+        (scored(instruction="half \ud83d of a pair"), "instruction is not valid Unicode"),
+        (scored(source=3), "source is not text"),
+        (scored(completions=None), "missing field completions"),
+        (scored(completions=[]), "no completions"),
+        (scored(completions=scored()["completions"][:1]), "fewer than two completions"),
+        (scored(completions=["a", "b"]), "not an object"),
+        (without("response"), "missing field response"),
+        (without("overall_score"), "missing field overall_score"),
+        (with_completion(response=""), "empty response"),
+        (with_completion(response=None), "missing field response"),
+        (with_completion(overall_score="7"), "score is not a number"),
+        (with_completion(overall_score=True), "score is not a number"),
+        (with_completion(overall_score=float("nan")), "score is not a number"),
+        (with_completion(overall_score=float("inf")), "score is not a number"),
+        (with_completion(overall_score=[5]), "score is not a number"),
+    ],
+)
+def test_malformed_rows_by_reason(record, reason):
+    with pytest.raises(Malformed, match=f"^{reason}$"):
+        scored_row(record, "-")
+
+
+def test_aspects_as_the_hub_has_them():
+    """Ratings are strings in objects, "N/A" where there was nothing to rate; the first release had lists of one."""
+    annotations = {
+        "instruction_following": {"Rating": "4", "Rationale": "…"},
+        "honesty": {"Rating": "N/A", "Rationale": "…"},
+        "truthfulness": [{"Type": ["None"], "Rating": "3", "Rationale": "…", "Rationale For Rating": "…"}],
+    }
+    row = scored_row(with_completion(annotations=annotations), "-")
+    assert row["completions"][2]["aspects"] == {
+        "instruction_following": 4.0,
+        "honesty": None,
+        "truthfulness": 3.0,
+        "helpfulness": None,
+    }
+    nothing = {"honesty": {"Rating": "N/A"}, "helpfulness": {}, "truthfulness": {"Rating": None}}
+    assert scored_row(with_completion(annotations=nothing), "-")["completions"][2]["aspects"] is None
+
+
+def test_white_space_around_a_prompt_makes_no_other_prompt():
+    a, b = scored_row(scored(), "-"), scored_row(scored(instruction=" question 0\n"), "-")
+    assert a["prompt_id"] == b["prompt_id"]
+    assert a["row_id"] != b["row_id"]
+
+
+# Rows of chosen and rejected
+
+
+HH = {
+    "chosen": "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: how?\n\nAssistant: well\n\nas you see",
+    "rejected": "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: how?\n\nAssistant: no",
+}
+TURNS = [
+    {"role": "user", "content": "hi"},
+    {"role": "assistant", "content": "hello"},
+    {"role": "user", "content": "how?"},
+]
+
+
+def said(text):
+    return [{"role": "assistant", "content": text}]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        HH,
+        {
+            "chosen": TURNS + said("well\n\nas you see"),
+            "rejected": TURNS + said("no"),
+            "prompt": "hi",
+            "score_chosen": 7.5,
+        },
+        {"prompt": TURNS, "chosen": "well\n\nas you see", "rejected": "no"},
+        {"prompt": TURNS, "chosen": said("well\n\nas you see"), "rejected": said("no")},
+    ],
+    ids=["dialogues", "messages", "prompt and text", "prompt and messages"],
+)
+def test_pairs_in_every_form_are_the_same_row(record):
+    row = pair_row(record, "name")
+    assert row["source"] == "name"
+    assert row["messages"] == TURNS
+    assert [(c["response"], c["score"]) for c in row["completions"]] == [("well\n\nas you see", 1.0), ("no", 0.0)]
+    assert row == pair_row(HH, "name")
+
+
+def test_plain_strings_beside_a_prompt():
+    row = pair_row({"prompt": "hi", "chosen": "a", "rejected": "b", "source": "own"}, "name")
+    assert row["messages"] == [{"role": "user", "content": "hi"}]
+    assert row["source"] == "own"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"chosen": None}, "missing field chosen"),
+        ({"rejected": "no dialogue"}, "rejected is no dialogue of Human and Assistant"),
+        ({"rejected": "\n\nHuman: other\n\nAssistant: no"}, "chosen and rejected have different prompts"),
+        ({"chosen": "\n\nHuman: hi\n\nAssistant: "}, "empty message in chosen"),
+        ({"chosen": "\n\nHuman: hi"}, "chosen does not alternate between user and assistant"),
+        (
+            {"chosen": "\n\nHuman: hi\n\nHuman: you\n\nAssistant: a"},
+            "chosen does not alternate between user and assistant",
+        ),
+        ({"chosen": 5}, "chosen is neither text nor messages"),
+        ({"chosen": []}, "chosen does not alternate between user and assistant"),
+        ({"chosen": ["hi"]}, "not an object"),
+        ({"prompt": ""}, "empty message in chosen"),
+        ({"prompt": None}, "missing field content"),
+    ],
+)
+def test_malformed_pairs_by_reason(changes, reason):
+    with pytest.raises(Malformed, match=f"^{reason}$"):
+        pair_row({**HH, **changes}, "name")
+
+
+def test_a_system_message_may_lead():
+    system = [{"role": "system", "content": "be kind"}]
+    row = pair_row({"chosen": system + TURNS + said("a"), "rejected": system + TURNS + said("b")}, "-")
+    assert row["messages"] == system + TURNS
+
+
+# Files
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "parquet"])
+def test_every_format_gives_the_same_rows_in_any_order(tmp_path, suffix):
+    records = [scored(i) for i in range(20)]
+    expected = sorted((scored_row(record, "-") for record in records), key=lambda row: row["row_id"])
+    random.Random(0).shuffle(records)
+    path = tmp_path / f"data.{suffix}"
+    if suffix == "parquet":
+        parquet.write_table(pa.Table.from_pylist(records), path)
+    else:
+        write(path, records)
+    rows, rejects, copies = read(source(path))
+    assert rows == expected
+    assert (rejects, copies) == ([], 0)
+
+
+def test_a_folder_is_all_its_files(tmp_path):
+    write(tmp_path / "a.jsonl", [scored(0), scored(1)])
+    write(tmp_path / "b.jsonl.gz", [scored(1), scored(2)])
+    (tmp_path / "README.md").write_text("not data")
+    rows, _, copies = read(source(tmp_path))
+    assert len(rows) == 3
+    assert copies == 1  # row 1 stands in both
+
+
+def test_rows_without_a_source_take_the_name_of_the_data(tmp_path):
+    for name in ("prefs.jsonl", "prefs.jsonl.gz"):
+        write(tmp_path / name, [HH])
+        assert read(source(tmp_path / name, "pairs"))[0][0]["source"] == "prefs"
+
+
+def test_malformed_rows_are_listed_and_fatal_above_the_share(tmp_path):
+    path = write(tmp_path / "a.jsonl", [scored(0), scored(1, completions=[]), scored(2), with_completion(response="")])
+    rows, rejects, _ = read(source(path))
+    assert rejects == [
+        {"file": path, "row": 2, "reason": "no completions"},
+        {"file": path, "row": 4, "reason": "empty response"},
+    ]
+    assert check_share(len(rows), rejects, 0.5) == {"empty response": 1, "no completions": 1}
+    with pytest.raises(UserError, match=r"2 of 4 rows are malformed \(1 empty response, 1 no completions; .*row 2 of"):
+        check_share(len(rows), rejects, 0.49)
+    with pytest.raises(UserError, match="2 of 2 rows"):
+        check_share(0, rejects, 1.0)  # nothing left is an error, whatever is allowed
+
+
+def damaged(tmp_path, what):
+    good = write(tmp_path / "good.jsonl.gz", [scored(i) for i in range(200)])
+    path = tmp_path / f"bad.{what.split()[-1]}"
+    content = Path(good).read_bytes()
+    match what:
+        case "cut jsonl.gz":
+            path.write_bytes(content[: len(content) // 2])
+        case "plain jsonl.gz":
+            path.write_text("{}\n")
+        case "empty jsonl" | "empty jsonl.gz" | "empty parquet":
+            path.write_bytes(b"")
+        case "no rows parquet":
+            parquet.write_table(pa.table({"instruction": pa.array([], pa.string())}), path)
+        case "garbled jsonl":
+            write(path, [scored(), '{"instruction": '])
+        case "packed jsonl":
+            path.write_bytes(content)
+        case "cut parquet":
+            parquet.write_table(pa.Table.from_pylist([scored(i) for i in range(50)]), path)
+            path.write_bytes(path.read_bytes()[:-100])
+        case "flipped byte jsonl.gz":
+            path.write_bytes(content[:300] + bytes([content[300] ^ 255]) + content[301:])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("cut jsonl.gz", "not a complete gzip file"),
+        ("plain jsonl.gz", "not a complete gzip file"),
+        ("flipped byte jsonl.gz", "not a complete gzip file|not UTF-8|is not JSON"),
+        ("empty jsonl", "holds no rows"),
+        ("empty jsonl.gz", "holds no rows"),
+        ("empty parquet", "not a complete Parquet file"),
+        ("no rows parquet", "holds no rows"),
+        ("cut parquet", "not a complete Parquet file"),
+        ("garbled jsonl", "line 2 is not JSON"),
+        ("packed jsonl", "not UTF-8 text"),
+        ("missing jsonl", "no such file"),
+        ("data csv", "no such file"),
+    ],
+)
+def test_damaged_files_stop_with_one_line_that_names_them(tmp_path, what, message):
+    path = damaged(tmp_path, what)
+    with pytest.raises(UserError, match=message) as caught:
+        read(source(path))
+    assert str(path) in str(caught.value)
+    assert "; " in str(caught.value)  # the cure
+
+
+def test_an_unknown_format_and_an_empty_folder_stop(tmp_path):
+    (tmp_path / "rows.csv").write_text("a,b\n")
+    with pytest.raises(UserError, match="unknown format"):
+        source(tmp_path / "rows.csv")
+    with pytest.raises(UserError, match="in this folder"):
+        source(tmp_path)
+
+
+# The real files
+
+
+def real(name):
+    path = REAL / name
+    if not path.is_file():
+        pytest.skip(f"the real data is not there: {path}")
+    return path
+
+
+def test_real_scored_rows():
+    rows, rejects, copies = read(source(real("alpacaeval_preferences.jsonl.gz")))
+    assert (len(rows), rejects, copies) == (9467, [], 0)
+    prompts = [row["prompt_id"] for row in rows]
+    assert len(set(prompts)) == 678
+    assert max(map(prompts.count, set(prompts))) == 14
+    assert {row["source"] for row in rows} == {"selfinstruct", "oasst", "koala", "helpful_base", "vicuna"}
+
+
+def test_real_pairs():
+    rows, rejects, copies = read(source(real("hh_rlhf_harmless_test.jsonl.gz"), "pairs"))
+    reasons = check_share(len(rows), rejects, 0.02)
+    assert len(rows) + len(rejects) + copies == 2312
+    assert reasons == {
+        "chosen does not alternate between user and assistant": 8,
+        "empty message in chosen": 4,
+        "rejected does not alternate between user and assistant": 1,
+    }
+    assert all(row["messages"][-1]["role"] == "user" for row in rows)

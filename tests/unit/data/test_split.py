@@ -1,0 +1,82 @@
+import random
+
+import pytest
+
+from lpc.cli import UserError
+from lpc.data.split import SPLITS, count_rows, describe, split_prompts
+
+
+def filled(rows, assigned):
+    return {name: sum(rows[prompt] for prompt in assigned if assigned[prompt] == name) for name in SPLITS}
+
+
+@pytest.mark.parametrize("trial", range(30))
+def test_sizes_are_met_to_within_one_prompt(trial):
+    rng = random.Random(trial)
+    rows = {f"prompt {i}": rng.randint(1, rng.choice((1, 3, 14))) for i in range(rng.randint(60, 300))}
+    total = sum(rows.values())
+    sizes = {"validation": rng.randint(14, total // 4), "test": rng.randint(14, total // 4)}
+    assigned = split_prompts(rows, sizes, seed=trial)
+    assert assigned.keys() == rows.keys()
+    counts = filled(rows, assigned)
+    for name, size in sizes.items():
+        assert size - max(rows.values()) < counts[name] <= size
+    assert counts["train"] == total - counts["validation"] - counts["test"]
+
+
+def test_a_prompt_of_fourteen_rows_stays_whole():
+    rows = [{"prompt_id": f"{i % 40}", "source": "s"} for i in range(40 * 14)]
+    counts = count_rows(rows)
+    assert set(counts.values()) == {14}
+    assigned = split_prompts(counts, {"validation": 30, "test": 100}, seed=0)
+    assert filled(counts, assigned) == {"train": 560 - 98 - 28, "validation": 28, "test": 98}
+    for row in rows:
+        row["split"] = assigned[row["prompt_id"]]
+    summary = describe(rows)
+    assert summary["test"] == {"rows": 98, "prompts": 7, "sources": {"s": 98}}
+    assert sum(part["prompts"] for part in summary.values()) == 40  # so that no prompt is in two splits
+
+
+def test_exact_where_prompts_have_one_row():
+    rows = {str(i): 1 for i in range(100)}
+    assert filled(rows, split_prompts(rows, {"validation": 7, "test": 13}, 0)) == {
+        "train": 80,
+        "validation": 7,
+        "test": 13,
+    }
+
+
+def test_order_of_rows_does_not_matter_and_the_seed_does():
+    rows = {str(i): 1 + i % 3 for i in range(200)}
+    names = list(rows)
+    random.Random(1).shuffle(names)
+    sizes = {"validation": 20, "test": 40}
+    first = split_prompts(rows, sizes, 0)
+    assert split_prompts({name: rows[name] for name in names}, sizes, 0) == first
+    assert split_prompts(rows, sizes, 1) != first
+
+
+def test_prompts_selected_by_their_own_hash_fill_every_split():
+    """Data sets exist whose prompts were kept by sha256 % 10; an unsalted split by the same hash leaves splits
+    empty."""
+    from hashlib import sha256
+
+    names = [str(i) for i in range(5000)]
+    digests = {name: sha256(name.encode()).hexdigest() for name in names}
+    kept = {digest: 1 for digest in digests.values() if int(digest, 16) % 10 == 3}
+    counts = filled(kept, split_prompts(kept, {"validation": 50, "test": 50}, 0))
+    assert counts["validation"] == counts["test"] == 50
+    assert counts["train"] == len(kept) - 100 > 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "sizes", "empty"),
+    [
+        ({"a": 5, "b": 5}, {"validation": 5, "test": 5}, "train"),
+        ({"a": 5, "b": 5, "c": 5}, {"validation": 4, "test": 5}, "validation"),
+        ({"a": 5, "b": 5, "c": 5}, {"validation": 5, "test": 0}, "test"),
+    ],
+)
+def test_an_empty_split_stops(rows, sizes, empty):
+    with pytest.raises(UserError, match=f"split {empty}: no rows"):
+        split_prompts(rows, sizes, 0)
