@@ -160,6 +160,7 @@ _BOUNDS = {
 _PATTERNS = {
     "^[a-z0-9][a-z0-9-]*$": "small letters, digits and hyphens, not a hyphen first",
     "^[A-Za-z0-9][A-Za-z0-9_-]*$": "letters, digits, hyphens and underscores",
+    "^[A-Za-z_][A-Za-z0-9_]*$": "letters, digits and underscores, as in an environment variable",
 }
 
 

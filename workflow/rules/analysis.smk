@@ -24,12 +24,7 @@ rule latents:
         runtime=runtime("latents"),
         gpu=resource("latents", "gpus"),
     params:
-        spec=lambda wildcards: spec(
-            SETTINGS["evaluation"]["latents"],
-            tokens=SETTINGS["tokens"],
-            batch_size=SETTINGS["evaluation"]["preference"]["batch_size"],
-            precision=SETTINGS["training"]["precision"],
-        ),
+        spec=lambda wildcards: spec(scoring(), EVALUATION["latents"], batch_size=EVALUATION["preference"]["batch_size"]),
     shell:
         "python -m lpc.steps.latents --spec {params.spec:q} --model {input.model:q} --base {input.base:q}"
         " --pairs {input.pairs:q} --output {output.latents:q} --summary {output.summary:q} > {log:q} 2>&1"
@@ -56,7 +51,7 @@ rule tsne:
         mem_mb=memory("tsne"),
         runtime=runtime("tsne"),
     params:
-        spec=lambda wildcards: spec(SETTINGS["evaluation"]["tsne"]),
+        spec=lambda wildcards: spec(EVALUATION["tsne"]),
     shell:
         "python -m lpc.steps.tsne --spec {params.spec:q} --latents {input.latents:q} --coordinates {output.coordinates:q}"
         " --by-source {output.by_source:q} --by-code {output.by_code:q} > {log:q} 2>&1"

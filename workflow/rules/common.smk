@@ -1,6 +1,6 @@
-# Helper functions of the rules: the resolved configuration, paths, the values that a rule uses, resources, images.
+# Helper functions of the rules: the resolved configuration, paths, what a rule uses of either, resources, images.
 # In : the configuration (`config`, `workflow.configfiles`)
-# Out: SETTINGS, RUNS, R (the project's results folder) and the functions below. No rules here.
+# Out: SETTINGS, R (the project's results folder), RUN (a run's folder, as a pattern) and the functions below. No rules.
 import json
 import os
 import re
@@ -26,11 +26,12 @@ except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
 SETTINGS = CONFIG.settings
-RUNS = {run.path: run for run in CONFIG.runs}
+EVALUATION = SETTINGS["evaluation"]
+TASKS = EVALUATION["benchmarks"]["tasks"]
+WORLDS = [name for name, entry in SETTINGS["datasets"].items() if entry["kind"] == "world"]
+SCRATCH = [name for name, entry in SETTINGS["bases"].items() if "scratch" in entry]
 R = f"results/{SETTINGS['project']}"
 RUN = f"{R}/runs/{{base}}/{{variant}}/{{recipe}}/seed-{{seed}}"
-TASKS = SETTINGS["evaluation"]["benchmarks"]["tasks"]
-
 
 # Set in the command itself, since a container passes no variable on. Only the download rules may use the network. The
 # interpreter is Snakemake's own unless the rule's image brings one.
@@ -57,8 +58,11 @@ wildcard_constraints:
     task=one_of(TASKS),
 
 
+# Any rule
+
+
 def here(path):
-    """A file of the workflow as seen from the working directory, so that results do not depend on where it is checked out."""
+    """A file of the workflow as seen from the working directory: the same name wherever both are moved together."""
     return os.path.relpath(path)
 
 
@@ -77,9 +81,6 @@ def spec(*sections, **values):
     for section in sections:
         merged.update(section)
     return canonical({**merged, **values})
-
-
-# Resources: `resources` of the configuration, by rule
 
 
 def resource(rule, key):
@@ -104,3 +105,183 @@ def memory(rule):
 def runtime(rule):
     """Minutes, growing with the attempt."""
     return lambda wildcards, attempt: resource(rule, "runtime") * attempt
+
+
+# Stage data
+
+
+def dataset(wildcards):
+    return SETTINGS["datasets"][wildcards.dataset]
+
+
+def base(wildcards):
+    return SETTINGS["bases"][wildcards.base]
+
+
+def pick(section, *keys):
+    return {key: section[key] for key in keys}
+
+
+def local_dataset(wildcards):
+    path = dataset(wildcards)["path"]
+    return [path] if is_local(path) else []
+
+
+def local_base(wildcards):
+    model = base(wildcards)["model"]
+    return sorted(str(file) for file in Path(model).iterdir() if file.is_file()) if is_local(model) else []
+
+
+def world_file(wildcards):
+    return [f"{R}/data/{wildcards.dataset}/world.jsonl.gz"] if wildcards.dataset in WORLDS else []
+
+
+def scratch_rows(wildcards):
+    return f"{R}/data/{base(wildcards)['scratch']['dataset']}/rows.parquet"
+
+
+# Stage train
+
+PROCESSES = max(1, resource("train", "gpus"))
+
+
+def launch():
+    """The command that starts a training: one process for each GPU if the configuration names a launch file."""
+    file = resource("train", "launch")
+    if file is None:
+        return "python"
+    return f"accelerate launch --config_file {shlex.quote(here(ROOT / file))} --num_processes {PROCESSES}"
+
+
+def recipe(wildcards):
+    return CONFIG.recipes[wildcards.recipe]
+
+
+def needs_reference(wildcards):
+    return recipe(wildcards)["objective"]["name"] != "simpo"
+
+
+def training_reference(wildcards):
+    folder = f"{R}/reference/{wildcards.base}/{wildcards.variant}"
+    return [f"{folder}/reference.parquet"] if needs_reference(wildcards) else []
+
+
+def training_statistics(wildcards):
+    folder = f"{R}/reference/{wildcards.base}/{wildcards.variant}"
+    standardize = (recipe(wildcards)["latent"] or {}).get("standardize")
+    return [f"{folder}/statistics.safetensors"] if standardize else []
+
+
+# Stage evaluate
+
+
+def scoring():
+    """How log-probabilities of a base's pairs and of its runs are computed: alike, or their difference is not zero."""
+    return {"tokens": SETTINGS["tokens"], "precision": SETTINGS["training"]["precision"]}
+
+
+def preference_reference(wildcards):
+    """Test pairs are never flipped, so the reference of the training variant holds those of its dataset, too."""
+    own = wildcards.variant.split(".")[0] == wildcards.dataset
+    folder = f"{R}/reference/{wildcards.base}/{wildcards.variant if own else wildcards.dataset}"
+    return [f"{folder}/reference.parquet"] if needs_reference(wildcards) else []
+
+
+def definition(name):
+    """The YAML file of one of our own tasks, or lm-eval's name of one of its."""
+    task = TASKS[name]["task"] or name
+    if not task.endswith(".yaml") or Path(task).is_file():
+        return task
+    return here(ROOT / task)
+
+
+def task(wildcards):
+    entry = {key: value for key, value in TASKS[wildcards.task].items() if key != "questions"}
+    return {**entry, "name": wildcards.task, "task": definition(wildcards.task)}
+
+
+def task_spec(wildcards):
+    return spec(task(wildcards), batch_size=EVALUATION["benchmarks"]["batch_size"])
+
+
+def task_questions(wildcards):
+    return [f"{R}/tasks/{wildcards.task}/questions.jsonl"] if TASKS[wildcards.task]["questions"] else []
+
+
+def task_data(wildcards):
+    """The task's local files, or the record that its data set was brought from the hub into the cache."""
+    entry = TASKS[wildcards.task]
+    if entry["questions"]:
+        return []
+    return list(entry["data"].values()) if entry["data"] else [f"{R}/tasks/{wildcards.task}/download.json"]
+
+
+def task_code(wildcards):
+    """The task's own definition, and the modules of its functions."""
+    file = definition(wildcards.task)
+    if not file.endswith(".yaml"):
+        return []
+    modules = re.findall(r"!function\s+(lpc[\w.]*)\.\w+", Path(file).read_text(encoding="utf-8"))
+    return [file, *{here(source) for module in modules for source in sources(module)}]
+
+
+def alpacaeval_files(wildcards):
+    entry = EVALUATION["alpacaeval"]
+    return [file for file in (entry["instructions"], entry["reference"]) if file is not None]
+
+
+# Stage report
+
+TABLES = [
+    "preference_accuracy",
+    "comparisons",
+    "benchmarks",
+    "latents",
+    "codes",
+    "code_correlations",
+    "training",
+    "cost",
+]
+HELDOUT = EVALUATION["preference"]["datasets"]
+
+
+def results_of(runs):
+    """All files of these runs, and of their bases, that the tables and the page show."""
+    results = {}
+    for run in runs:
+        files = ["train.json", "train.jsonl"]
+        files += [f"preference/{name}.{kind}" for name in (run.dataset, *HELDOUT) for kind in ("json", "parquet")]
+        files += [f"benchmarks/{name}.json" for name in TASKS]
+        if CONFIG.recipes[run.recipe]["latent"]:
+            files += ["latents.json", "latents.parquet", "tsne_source.svg", "tsne_code.svg"]
+        if EVALUATION["alpacaeval"]:
+            files += ["alpacaeval/judged.json"]
+        results |= dict.fromkeys(f"{R}/runs/{run.path}/{file}" for file in files)
+        results |= dict.fromkeys(f"{R}/bases/{run.base}/benchmarks/{name}.json" for name in TASKS)
+    return list(results)
+
+
+def run_list():
+    """What the tables and the page are told of each run."""
+    experiments = {run: [] for run in CONFIG.runs}
+    for name, runs in CONFIG.experiments.items():
+        for run in runs:
+            experiments[run].append(name)
+    return [
+        {
+            "path": run.path,
+            "base": run.base,
+            "dataset": run.dataset,
+            "noise": run.noise,
+            "variant": run.variant,
+            "recipe": run.recipe,
+            "seed": run.seed,
+            "experiments": experiments[run],
+        }
+        for run in CONFIG.runs
+    ]
+
+
+def configuration():
+    """What results depend on: how many cores they took is no part of it."""
+    return {key: value for key, value in SETTINGS.items() if key != "resources"}

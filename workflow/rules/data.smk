@@ -2,34 +2,6 @@
 # In : `datasets`, `noise`, `bases` and `tokens` of the configuration; the hub or local files
 # Out: R/data/<dataset>/{source.json,rows.parquet,rejects.jsonl,split.json}, R/data/<variant>/{pairs.parquet,pairs.json},
 #      R/bases/<base>/base.json (and model/ where it is trained from scratch)
-WORLDS = [name for name, dataset in SETTINGS["datasets"].items() if dataset["kind"] == "world"]
-SCRATCH = [name for name, base in SETTINGS["bases"].items() if "scratch" in base]
-
-
-def dataset(wildcards):
-    return SETTINGS["datasets"][wildcards.dataset]
-
-
-def base(wildcards):
-    return SETTINGS["bases"][wildcards.base]
-
-
-def pick(section, *keys):
-    return {key: section[key] for key in keys}
-
-
-def local_dataset(wildcards):
-    path = dataset(wildcards)["path"]
-    return [path] if is_local(path) else []
-
-
-def local_base(wildcards):
-    model = base(wildcards)["model"]
-    return sorted(str(file) for file in Path(model).iterdir() if file.is_file()) if is_local(model) else []
-
-
-def world_file(wildcards):
-    return [f"{R}/data/{wildcards.dataset}/world.jsonl.gz"] if wildcards.dataset in WORLDS else []
 
 
 rule world:
@@ -178,7 +150,7 @@ rule flip:
 
 rule pretrain:
     input:
-        rows=lambda wildcards: f"{R}/data/{base(wildcards)['scratch']['dataset']}/rows.parquet",
+        rows=scratch_rows,
         code=code("pretrain"),
     output:
         base=f"{R}/bases/{{base}}/base.json",

@@ -1,54 +1,7 @@
 # Stage evaluate: preference accuracy and benchmarks of each run, benchmarks of each base.
 # In : R/runs/<run>/model, R/bases/<base>/base.json, R/data/<dataset>/pairs.parquet; `evaluation` of the configuration
 # Out: R/runs/<run>/preference/<dataset>.{parquet,json}, R/runs/<run>/benchmarks/<task>.{json,samples.jsonl},
-#      R/bases/<base>/benchmarks/<task>.{json,samples.jsonl}
-
-
-def preference_reference(wildcards):
-    """Test pairs are never flipped, so the reference of the training variant holds those of its dataset, too."""
-    if recipe(wildcards)["objective"]["name"] == "simpo":
-        return []
-    own = wildcards.variant.split(".")[0] == wildcards.dataset
-    variant = wildcards.variant if own else wildcards.dataset
-    return [f"{R}/reference/{wildcards.base}/{variant}/reference.parquet"]
-
-
-def definition(name):
-    """The YAML file of one of our own tasks, or lm-eval's name of one of its."""
-    task = TASKS[name]["task"] or name
-    if not task.endswith(".yaml"):
-        return task
-    return task if Path(task).is_file() else here(ROOT / task)
-
-
-def task(wildcards):
-    entry = {key: value for key, value in TASKS[wildcards.task].items() if key != "questions"}
-    return {**entry, "name": wildcards.task, "task": definition(wildcards.task)}
-
-
-def task_spec(wildcards):
-    return spec(task(wildcards), batch_size=SETTINGS["evaluation"]["benchmarks"]["batch_size"])
-
-
-def task_questions(wildcards):
-    return [f"{R}/tasks/{wildcards.task}/questions.jsonl"] if TASKS[wildcards.task]["questions"] else []
-
-
-def task_data(wildcards):
-    """The task's local files, or the record that its data set was brought from the hub into the cache."""
-    entry = TASKS[wildcards.task]
-    if entry["questions"]:
-        return []
-    return list(entry["data"].values()) if entry["data"] else [f"{R}/tasks/{wildcards.task}/download.json"]
-
-
-def task_code(wildcards):
-    """The task's own definition, and the modules of its functions."""
-    file = definition(wildcards.task)
-    if not file.endswith(".yaml"):
-        return []
-    modules = re.findall(r"!function\s+(lpc[\w.]*)\.\w+", Path(file).read_text(encoding="utf-8"))
-    return [file, *{here(source) for module in modules for source in sources(module)}]
+#      R/bases/<base>/benchmarks/<task>.{json,samples.jsonl}, R/runs/<run>/alpacaeval/{outputs,judged,annotations}.json
 
 
 rule download_task:
@@ -111,10 +64,7 @@ rule preference:
         gpu=resource("preference", "gpus"),
     params:
         spec=lambda wildcards: spec(
-            objective=recipe(wildcards)["objective"],
-            tokens=SETTINGS["tokens"],
-            batch_size=SETTINGS["evaluation"]["preference"]["batch_size"],
-            precision=SETTINGS["training"]["precision"],
+            scoring(), objective=recipe(wildcards)["objective"], batch_size=EVALUATION["preference"]["batch_size"]
         ),
     shell:
         "reference={input.reference:q};"
@@ -182,3 +132,75 @@ rule benchmark_base:
         " python -m lpc.steps.benchmark --spec {params.spec:q} --base {input.base:q}"
         ' ${{questions:+--questions "$questions"}}'
         " --output {output.result:q} --samples {output.samples:q} > {log:q} 2>&1"
+
+
+rule alpacaeval_download:
+    input:
+        files=alpacaeval_files,
+        code=code("alpacaeval_download"),
+    output:
+        instructions=f"{R}/alpacaeval/instructions.json",
+        reference=f"{R}/alpacaeval/reference.json",
+    log:
+        f"{R}/logs/alpacaeval_download/alpacaeval.log",
+    benchmark:
+        f"{R}/timing/alpacaeval_download/alpacaeval.tsv"
+    localrule: True
+    container:
+        image("evaluation")
+    params:
+        spec=lambda wildcards: spec(pick(EVALUATION["alpacaeval"], "instructions", "reference")),
+    shell:
+        "HF_HUB_OFFLINE=0 python -m lpc.steps.alpacaeval_download --spec {params.spec:q}"
+        " --instructions {output.instructions:q} --reference {output.reference:q} > {log:q} 2>&1"
+
+
+rule alpacaeval_generate:
+    input:
+        model=f"{RUN}/model",
+        base=f"{R}/bases/{{base}}/base.json",
+        instructions=f"{R}/alpacaeval/instructions.json",
+        code=code("alpacaeval_generate"),
+    output:
+        f"{RUN}/alpacaeval/outputs.json",
+    log:
+        f"{R}/logs/alpacaeval_generate/{{base}}~{{variant}}~{{recipe}}~{{seed}}.log",
+    benchmark:
+        f"{R}/timing/alpacaeval_generate/{{base}}~{{variant}}~{{recipe}}~{{seed}}.tsv"
+    container:
+        image("evaluation")
+    threads: resource("alpacaeval_generate", "threads")
+    resources:
+        mem_mb=memory("alpacaeval_generate"),
+        runtime=runtime("alpacaeval_generate"),
+        gpu=resource("alpacaeval_generate", "gpus"),
+    params:
+        spec=lambda wildcards: spec(
+            pick(EVALUATION["alpacaeval"], "batch_size", "max_new_tokens"), name="/".join(wildcards)
+        ),
+    shell:
+        "python -m lpc.steps.alpacaeval_generate --spec {params.spec:q} --model {input.model:q} --base {input.base:q}"
+        " --instructions {input.instructions:q} --output {output:q} > {log:q} 2>&1"
+
+
+rule alpacaeval_judge:
+    input:
+        outputs=f"{RUN}/alpacaeval/outputs.json",
+        reference=f"{R}/alpacaeval/reference.json",
+        code=code("alpacaeval_judge"),
+    output:
+        result=f"{RUN}/alpacaeval/judged.json",
+        annotations=f"{RUN}/alpacaeval/annotations.json",
+    log:
+        f"{R}/logs/alpacaeval_judge/{{base}}~{{variant}}~{{recipe}}~{{seed}}.log",
+    benchmark:
+        f"{R}/timing/alpacaeval_judge/{{base}}~{{variant}}~{{recipe}}~{{seed}}.tsv"
+    localrule: True
+    container:
+        image("evaluation")
+    params:
+        spec=lambda wildcards: spec(EVALUATION["alpacaeval"]["judge"] or {}),
+    shell:
+        "HF_HUB_OFFLINE=0 python -m lpc.steps.alpacaeval_judge --spec {params.spec:q}"
+        " --outputs {input.outputs:q} --reference {input.reference:q}"
+        " --output {output.result:q} --annotations {output.annotations:q} > {log:q} 2>&1"

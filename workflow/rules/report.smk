@@ -1,63 +1,11 @@
 # Stage report: tables over all runs of all experiments, and the page.
 # In : what the stages before wrote for each run; the whole configuration
 # Out: R/tables/*.csv, R/report.html
-TABLES = [
-    "preference_accuracy",
-    "comparisons",
-    "benchmarks",
-    "latents",
-    "codes",
-    "code_correlations",
-    "training",
-    "cost",
-]
-# What a result depends on; how many cores it took is no part of it.
-CONFIGURATION = {key: value for key, value in SETTINGS.items() if key != "resources"}
-# On whose test pairs runs are scored besides those of their own dataset.
-HELDOUT = dict.fromkeys(SETTINGS["evaluation"]["preference"]["datasets"])
-
-
-def results_of(run):
-    folder = f"{R}/runs/{run.path}"
-    files = ["train.json", "train.jsonl"]
-    files += [f"preference/{name}.{kind}" for name in {run.dataset: None, **HELDOUT} for kind in ("json", "parquet")]
-    files += [f"benchmarks/{name}.json" for name in TASKS]
-    if CONFIG.recipes[run.recipe]["latent"]:
-        files += ["latents.json", "latents.parquet", "tsne_source.svg", "tsne_code.svg"]
-    return [f"{folder}/{file}" for file in files]
-
-
-def benchmarks_of_bases(runs):
-    return [f"{R}/bases/{base}/benchmarks/{name}.json" for base in {run.base: None for run in runs} for name in TASKS]
-
-
-RESULTS = [file for run in CONFIG.runs for file in results_of(run)] + benchmarks_of_bases(CONFIG.runs)
-
-
-def run_list():
-    """What the tables and the page are told of each run."""
-    experiments = {}
-    for name, runs in CONFIG.experiments.items():
-        for run in runs:
-            experiments.setdefault(run, []).append(name)
-    return [
-        {
-            "path": run.path,
-            "base": run.base,
-            "dataset": run.dataset,
-            "noise": run.noise,
-            "variant": run.variant,
-            "recipe": run.recipe,
-            "seed": run.seed,
-            "experiments": experiments[run],
-        }
-        for run in CONFIG.runs
-    ]
 
 
 rule tables:
     input:
-        results=RESULTS,
+        results=results_of(CONFIG.runs),
         code=code("tables"),
     output:
         expand(f"{R}/tables/{{table}}.csv", table=TABLES),
@@ -69,15 +17,17 @@ rule tables:
     container:
         image("reporting")
     params:
-        spec=lambda wildcards: spec(runs=run_list(), recipes=CONFIG.recipes, tasks=list(TASKS), datasets=list(HELDOUT)),
+        spec=lambda wildcards: spec(runs=run_list(), recipes=CONFIG.recipes, tasks=list(TASKS), datasets=HELDOUT),
+        results=lambda wildcards, output: R,
     # The list of runs may be longer than one argument of a command can be.
     shell:
-        "python -m lpc.steps.tables --spec @<(printf %s {params.spec:q}) --results {R:q} --output {R:q}/tables > {log:q} 2>&1"
+        "python -m lpc.steps.tables --spec @<(printf %s {params.spec:q})"
+        " --results {params.results:q} --output {params.results:q}/tables > {log:q} 2>&1"
 
 
 rule report:
     input:
-        results=RESULTS,
+        results=results_of(CONFIG.runs),
         tables=rules.tables.output,
         code=code("report"),
     output:
@@ -90,6 +40,19 @@ rule report:
     container:
         image("reporting")
     params:
-        spec=lambda wildcards: spec(CONFIGURATION, runs=run_list(), recipes=CONFIG.recipes),
+        spec=lambda wildcards: spec(configuration(), runs=run_list(), recipes=CONFIG.recipes),
+        results=lambda wildcards, output: R,
     shell:
-        "python -m lpc.steps.report --spec @<(printf %s {params.spec:q}) --results {R:q} --output {output:q} > {log:q} 2>&1"
+        "python -m lpc.steps.report --spec @<(printf %s {params.spec:q})"
+        " --results {params.results:q} --output {output:q} > {log:q} 2>&1"
+
+
+# An experiment's name is a target: `snakemake codebook` makes the results of its runs, without tables and page.
+for name, runs in CONFIG.experiments.items():
+
+    rule:
+        name:
+            name
+        input:
+            results_of(runs),
+        localrule: True

@@ -2,31 +2,6 @@
 # In : R/bases/<base>/base.json, R/data/<variant>/pairs.parquet; `recipes`, `training` and `tokens` of the configuration
 # Out: R/reference/<base>/<variant>/{reference.parquet,statistics.safetensors},
 #      R/runs/<base>/<variant>/<recipe>/seed-<n>/{model/,train.jsonl,train.json}
-PROCESSES = max(1, resource("train", "gpus"))
-LAUNCH_FILE = SETTINGS["resources"]["train"]["launch"]
-LAUNCH = (
-    f"accelerate launch --config_file {shlex.quote(here(ROOT / LAUNCH_FILE))} --num_processes {PROCESSES}"
-    if LAUNCH_FILE
-    else "python"
-)
-
-
-def recipe(wildcards):
-    return CONFIG.recipes[wildcards.recipe]
-
-
-def training_reference(wildcards):
-    """SimPO has no reference."""
-    if recipe(wildcards)["objective"]["name"] == "simpo":
-        return []
-    return [f"{R}/reference/{wildcards.base}/{wildcards.variant}/reference.parquet"]
-
-
-def training_statistics(wildcards):
-    latent = recipe(wildcards)["latent"] or {}
-    if not latent.get("standardize"):
-        return []
-    return [f"{R}/reference/{wildcards.base}/{wildcards.variant}/statistics.safetensors"]
 
 
 rule reference:
@@ -49,11 +24,7 @@ rule reference:
         runtime=runtime("reference"),
         gpu=resource("reference", "gpus"),
     params:
-        spec=lambda wildcards: spec(
-            tokens=SETTINGS["tokens"],
-            batch_size=SETTINGS["training"]["micro_batch_size"],
-            precision=SETTINGS["training"]["precision"],
-        ),
+        spec=lambda wildcards: spec(scoring(), batch_size=SETTINGS["training"]["micro_batch_size"]),
     shell:
         "python -m lpc.steps.reference --spec {params.spec:q} --base {input.base:q} --pairs {input.pairs:q}"
         " --output {output.reference:q} --statistics {output.statistics:q} > {log:q} 2>&1"
@@ -85,10 +56,13 @@ rule train:
         gpu=resource("train", "gpus"),
     params:
         spec=lambda wildcards: spec(recipe(wildcards), tokens=SETTINGS["tokens"], seed=int(wildcards.seed)),
+        # Functions of `output`, so that Snakemake does not take them for reasons to train again.
+        launch=lambda wildcards, output: launch(),
+        processes=lambda wildcards, output: PROCESSES,
+        checkpoints=lambda wildcards, output: f"{R}/checkpoints/{'~'.join(wildcards)}",
     shell:
         "reference={input.reference:q} statistics={input.statistics:q};"
-        " {LAUNCH} -m lpc.steps.train --spec {params.spec:q} --base {input.base:q} --pairs {input.pairs:q}"
+        " {params.launch} -m lpc.steps.train --spec {params.spec:q} --base {input.base:q} --pairs {input.pairs:q}"
         ' ${{reference:+--reference "$reference"}} ${{statistics:+--statistics "$statistics"}}'
-        " --processes {PROCESSES} --checkpoints {R:q}/checkpoints/{wildcards.base:q}~{wildcards.variant:q}"
-        "~{wildcards.recipe:q}~{wildcards.seed:q}"
+        " --processes {params.processes} --checkpoints {params.checkpoints:q}"
         " --output {output.model:q} --metrics {output.metrics:q} --summary {output.summary:q} > {log:q} 2>&1"
