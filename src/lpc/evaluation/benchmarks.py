@@ -4,7 +4,7 @@ An entry of the configuration (`evaluation.benchmarks.tasks.<name>`), with its d
 
     name           the entry's name, under which tables show it
     task           lm-eval's name of a task or group (arc_challenge, mmlu), or the path of a task's YAML file
-    metric         the one that tables show, by lm-eval's name: "acc"; "exact_match,strict-match" where a task filters
+    metric         the one that tables show, by lm-eval's name: "acc"; with a filter "exact_match,strict-match"
     num_fewshot    examples in the prompt; None: the task's own number
     limit          the first so many questions of each task only; None: all
     chat_template  whether prompts are put into the base's chat template, examples as turns of their own
