@@ -1,5 +1,4 @@
-"""Data sets and base models brought into the cache of huggingface_hub, or found on disk, and recorded with their
-checksums.
+"""Repositories of the hub brought into the cache of huggingface_hub, and the record of a dataset's files.
 
 The cache is where HF_HOME says. With HF_HUB_OFFLINE=1 only what it already holds is used.
 """

@@ -28,7 +28,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def train_tokenizer(texts, vocabulary: int, max_length: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of `vocabulary` entries, special tokens and the 256 bytes included."""
     special = [PAD, BOS, EOS, *ROLES]
     if vocabulary < 256 + len(special):
@@ -56,7 +56,6 @@ def train_tokenizer(texts, vocabulary: int, max_length: int) -> PreTrainedTokeni
         pad_token=PAD,
         additional_special_tokens=list(ROLES),
         chat_template=CHAT_TEMPLATE,
-        model_max_length=max_length,
         padding_side="left",
     )
 
@@ -115,7 +114,7 @@ def train(
         )
     texts = [message["content"] for row in rows for message in row["messages"]]
     texts += [completion["response"] for row in rows for completion in row["completions"]]
-    tokenizer = train_tokenizer(texts, vocabulary, max_length)
+    tokenizer = train_tokenizer(texts, vocabulary)
     encoded = encode(tokenizer, rows, max_length, max_prompt_length)
 
     set_seed(seed)
