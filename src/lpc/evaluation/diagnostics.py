@@ -36,7 +36,7 @@ def entropy(probabilities: np.ndarray) -> np.ndarray:
 
 
 def mutual_information(prior: np.ndarray) -> float:
-    """I(code; prompt) = H(mean p) − mean H(p) in nats over prompts, prior [N, K]: 0 when the prior ignores the prompt."""
+    """I(code; prompt) = H(mean p) − mean H(p) in nats, prior [N, K] over prompts: 0 when it ignores the prompt."""
     # Rounding can leave −1e-16 where the prior is the same for every prompt.
     return float(max(entropy(np.mean(prior, axis=0, dtype=np.float64)) - entropy(prior).mean(), 0.0))
 

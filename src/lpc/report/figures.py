@@ -225,7 +225,7 @@ def forest(rows: list[dict]) -> Figure:
 
 
 def curves(title: str, lines: list[dict]) -> Figure:
-    """A quantity over training steps. lines: {"name", "x", "y"}; lines of one name (its seeds) share colour and dash."""
+    """A quantity over training steps. lines: {"name", "x", "y"}; those of one name (seeds) share colour and dash."""
     names = dict.fromkeys(line["name"] for line in lines)
     look = {name: (COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]) for i, name in enumerate(names)}
     with style():
@@ -250,9 +250,9 @@ def smooth(values, width: int = 9) -> np.ndarray:
     return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")
 
 
-def sweep(key: str, lines: list[dict], *, log2: bool, level: list[dict]) -> Figure:
-    """Accuracy against a swept key. lines: {"name", "x", "y", "low", "high"} in per cent; level: {"name", "y"} without
-    LPC.
+def sweep(key: str, lines: list[dict], *, log2: bool, level: dict[str, float]) -> Figure:
+    """Accuracy in per cent against a swept key. lines: {"name", "x", "mean", "low", "high"}; level: accuracy without
+    latent.
     """
     with style():
         fig = figure(3.6, 2.9)
@@ -261,20 +261,16 @@ def sweep(key: str, lines: list[dict], *, log2: bool, level: list[dict]) -> Figu
         for line in lines:
             colour, marker = look[line["name"]]
             axes.fill_between(line["x"], line["low"], line["high"], color=colour, alpha=0.15, linewidth=0)
-            axes.plot(line["x"], line["y"], marker=marker, markersize=5, color=colour, label=line["name"])
-        for plain in level:
-            axes.axhline(plain["y"], color=MUTED, linestyle=(0, (3, 2)), linewidth=1, label=plain["name"])
+            axes.plot(line["x"], line["mean"], marker=marker, markersize=5, color=colour, label=line["name"])
+        for dash, (name, value) in zip(DASHES[1:], level.items(), strict=False):
+            axes.axhline(value, color=MUTED, linestyle=dash, linewidth=1, label=f"{name} (no latent)")
         if log2:
             axes.set_xscale("log", base=2)
         values = sorted({x for line in lines for x in line["x"]})
         axes.set_xticks(values, [f"{value:g}" for value in values])
         axes.minorticks_off()
-        axes.set_ylim(
-            reach(
-                [*(y for line in lines for y in line["y"]), *(plain["y"] for plain in level)],
-                [end for line in lines for end in (*line["low"], *line["high"])],
-            )
-        )
+        ends = [end for line in lines for end in (*line["low"], *line["high"])]
+        axes.set_ylim(reach([*(y for line in lines for y in line["mean"]), *level.values()], ends))
         axes.set_xlabel(key)
         axes.set_ylabel("accuracy, %")
         fig.legend(loc="outside lower left", ncols=2, fontsize=8)
@@ -282,9 +278,10 @@ def sweep(key: str, lines: list[dict], *, log2: bool, level: list[dict]) -> Figu
 
 
 def noise(variants: list[str], lines: list[dict]) -> Figure:
-    """Accuracy by dataset variant, plain and LPC side by side. lines: {"name", "kind", "y", "low", "high"}, None where
-    absent.
+    """Accuracy in per cent by dataset variant. lines: {"name", "points"}, a point a variant: {"mean", "low", "high"} or
+    None.
     """
+    points = [point for line in lines for point in line["points"] if point]
     with style():
         fig = figure(3.6, 2.9)
         axes = fig.subplots()
@@ -294,16 +291,17 @@ def noise(variants: list[str], lines: list[dict]) -> Figure:
         for number, line in enumerate(lines):
             colour, marker = look[line["name"]]
             label = line["name"]
-            for place, (y, low, high) in enumerate(zip(line["y"], line["low"], line["high"], strict=True)):
-                if y is not None:
+            for place, point in enumerate(line["points"]):
+                if point:
                     x = place + (number - (len(lines) - 1) / 2) * step
-                    axes.plot([x, x], [low, high], color=colour, linewidth=2, alpha=0.55)
-                    axes.plot(x, y, marker, color=colour, markersize=6, markeredgewidth=0, label=label)
+                    axes.plot([x, x], [point["low"], point["high"]], color=colour, linewidth=2, alpha=0.55)
+                    axes.plot(x, point["mean"], marker, color=colour, markersize=6, markeredgewidth=0, label=label)
                     label = None
         axes.set_xticks(range(len(variants)), variants)
         axes.set_xlim(-0.6, len(variants) - 0.4)
-        known = [value for line in lines for value in line["y"] if value is not None]
-        axes.set_ylim(reach(known, [end for line in lines for end in (*line["low"], *line["high"]) if end is not None]))
+        axes.set_ylim(
+            reach([point["mean"] for point in points], [point[end] for point in points for end in ("low", "high")])
+        )
         axes.set_ylabel("accuracy, %")
         fig.legend(loc="outside lower left", ncols=2, fontsize=8)
     return fig

@@ -1,42 +1,73 @@
 """The page as a whole: sections of text, tables and figures, put into one HTML file that needs nothing else."""
 
 import base64
-import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
+from matplotlib.figure import Figure as Drawing
 
 from lpc.report import figures
+from lpc.report.words import NONE, number, significant
 
 HERE = Path(__file__).parent
 
 
-@dataclasses.dataclass
+@dataclass
 class Cell:
-    """What a cell shows, what it sorts by, and how sure it is: `strong` only where an interval excludes zero."""
+    """What a cell shows and what it sorts by. `strong` only where an interval excludes zero."""
 
     text: str
     sort: float | str | None = None
-    detail: str = ""  # second line, small: an interval, a paper's number
+    detail: str = ""  # second line, small: an interval, a number of the paper
     strong: bool = False
 
 
-@dataclasses.dataclass
+def cell(value: float | None, digits: int = 1, detail: str = "", *, sign: bool = False, strong: bool = False) -> Cell:
+    return Cell(number(value, digits, sign=sign), value, detail, strong)
+
+
+def text(value) -> Cell:
+    return Cell(NONE, None) if value is None else Cell(str(value), str(value))
+
+
+def rough(value: float | None) -> Cell:
+    """A number with three significant digits."""
+    return Cell(significant(value), value)
+
+
+@dataclass
 class Column:
     label: str
-    number: bool = True
-    hint: str = ""  # what the column means, on hovering and for screen readers
+    cell: Callable[[dict], Cell]
+    hint: str = ""  # what the column means, on hovering
+    number: bool = True  # aligned right
 
 
-@dataclasses.dataclass
+def name(label: str, key: str = "") -> Column:
+    """A column of words, those under `key` of a row."""
+    return Column(label, lambda row: text(row[key or label]), number=False)
+
+
+def figure_column(label: str, key: str = "", digits: int = 0, hint: str = "") -> Column:
+    """A column of numbers, those under `key` of a row."""
+    return Column(label, lambda row: cell(row[key or label], digits), hint)
+
+
+@dataclass
 class Table:
     caption: str
     columns: list[Column]
-    rows: list[list[Cell]]
-    csv: tuple[str, str] | None = None  # file name and content behind the link
-    notes: list[str] = dataclasses.field(default_factory=list)
+    rows: list[dict]
+    csv: tuple[str, str] | None = None  # name and content of the file behind the link
+    notes: list[str] = field(default_factory=list)
     folded: str = ""  # title of the fold that hides it at first; empty: shown
+
+    @property
+    def cells(self) -> list[list[Cell]]:
+        return [[column.cell(row) for column in self.columns] for row in self.rows]
 
     @property
     def href(self) -> str:
@@ -44,29 +75,31 @@ class Table:
         return "data:text/csv;base64," + base64.b64encode(self.csv[1].encode()).decode()
 
 
-@dataclasses.dataclass
+@dataclass
 class Figure:
     name: str
     svg: Markup
     caption: str
-    wide: bool = False
+    wide: bool = False  # too wide for a phone: scrolled there, not shrunk
+
+    @classmethod
+    def of(cls, name: str, drawing: Drawing, caption: str, *, wide: bool = False) -> "Figure":
+        return cls(name, Markup(figures.svg(drawing, name)), caption, wide)
 
 
-@dataclasses.dataclass
+@dataclass
 class Figures:
-    """Figures in a row on a wide screen, one below another on a narrow one."""
+    """Figures side by side where the screen has room."""
 
     items: list[Figure]
 
 
-@dataclasses.dataclass
+@dataclass
 class Text:
-    """Paragraphs."""
-
-    paragraphs: list[str]
+    paragraph: str
 
 
-@dataclasses.dataclass
+@dataclass
 class Points:
     """A list with a sentence above it."""
 
@@ -74,14 +107,14 @@ class Points:
     points: list[str]
 
 
-@dataclasses.dataclass
+@dataclass
 class Missing:
     """What is not there, and how to get it."""
 
     text: str
 
 
-@dataclasses.dataclass
+@dataclass
 class Code:
     """A fold with preformatted text."""
 
@@ -89,44 +122,34 @@ class Code:
     text: str
 
 
-@dataclasses.dataclass
+@dataclass
 class Section:
     id: str
     title: str
     blocks: list
 
 
-def drawn(name: str, fig, caption: str, *, wide: bool = False) -> Figure:
-    return Figure(name, Markup(figures.svg(fig, name)), caption, wide)
+@dataclass
+class Answer:
+    """The top of the page: the answer in one line, its sentences, facts (value, label) and one figure."""
+
+    headline: str
+    findings: list[str]
+    facts: list[tuple[str, str]]
+    figure: Figure | None = None
 
 
-def render(
-    title: str,
-    subtitle: str,
-    headline: str,
-    findings: list[str],
-    facts: list[tuple[str, str]],
-    forest: Figure | None,
-    sections: list[Section],
-) -> str:
-    """The page. `headline` answers the question, `findings` are its sentences, `facts` (value, label) stand beside it."""
+def render(project: str, answer: Answer, sections: list[Section]) -> str:
     environment = jinja2.Environment(
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.tests["instance"] = lambda value, name: type(value).__name__ == name
     template = environment.from_string((HERE / "page.html.j2").read_text(encoding="utf-8"))
-    return template.render(
-        title=title,
-        subtitle=subtitle,
-        headline=headline,
-        findings=findings,
-        facts=facts,
-        forest=forest,
+    text = template.render(
+        project=project,
+        answer=answer,
         sections=sections,
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
     )
+    return text.strip() + "\n"

@@ -21,33 +21,37 @@ ACCURACIES = ["accuracy_zero", "accuracy_shuffled", "accuracy_posterior", "accur
 ASPECTS = ["instruction_following", "honesty", "truthfulness", "helpfulness"]
 COLUMNS = {
     "preference_accuracy": [
-        "base", "dataset", "variant", "recipe", "objective", "latent", "seed", "n", "accuracy", "low", "high", "longer_accuracy",
-        "ties", "dropped", "mean_margin", *ACCURACIES, "status",
+        "base", "dataset", "variant", "recipe", "objective", "latent", "seed", "n", "accuracy", "low", "high",
+        "longer_accuracy", "ties", "dropped", "mean_margin", *ACCURACIES, "status",
     ],
     "comparisons": [
-        "base", "dataset", "variant", "recipe", "against", "objective", "latent", "against_latent", "differs", "seed", "seeds", "n",
-        "prompts", "difference", "low", "high", "seeds_low", "seeds_high", "wins", "losses", "mcnemar_p", "status",
+        "base", "dataset", "variant", "recipe", "against", "objective", "latent", "against_latent", "differs", "seed",
+        "seeds", "n", "prompts", "difference", "low", "high", "seeds_low", "seeds_high", "wins", "losses", "mcnemar_p",
+        "status",
     ],
     "benchmarks": [
-        "base", "variant", "recipe", "objective", "latent", "seed", "task", "metric", "primary", "value", "stderr", "n", "status",
+        "base", "variant", "recipe", "objective", "latent", "seed", "task", "metric", "primary", "value", "stderr", "n",
+        "status",
     ],
     "latents": [
-        *RUN, "codes", "prompts", "kl", "mutual_information", "source_entropy", "prior_perplexity", "mean_prior_perplexity",
-        "posterior_perplexity", "dead_codes", "z_norm", "h_norm", "z_spread", "h_spread", "nmi_code_source", "nmi_z_kmeans_source",
-        "nmi_h_kmeans_source", "probe_z_source", "probe_h_source", "probe_chance", "accuracy", *ACCURACIES, "status",
+        *RUN, "codes", "prompts", "kl", "mutual_information", "source_entropy", "prior_perplexity",
+        "mean_prior_perplexity", "posterior_perplexity", "dead_codes", "z_norm", "h_norm", "z_spread", "h_spread",
+        "nmi_code_source", "nmi_z_kmeans_source", "nmi_h_kmeans_source", "probe_z_source", "probe_h_source",
+        "probe_chance", "accuracy", *ACCURACIES, "status",
     ],
     "codes": [*RUN, "code", "source", "prompts", "mean_prior", "strongest"],
     "code_correlations": [*RUN, "code", "measure", "n", "prior_correlation", "posterior_correlation"],
     "training": [
-        *RUN, "steps", "pairs", "dropped", "tokens", "seconds", "seconds_per_step", "tokens_per_second", "peak_memory_gib",
-        "parameters", "latent_parameters", "first_loss", "last_loss", "device", "processes", "status",
+        *RUN, "steps", "pairs", "dropped", "tokens", "seconds", "seconds_per_step", "tokens_per_second",
+        "peak_memory_gib", "parameters", "latent_parameters", "first_loss", "last_loss", "device", "processes",
+        "status",
     ],
     "cost": ["rule", "job", "seconds", "cpu_seconds", "max_rss_mib"],
 }  # fmt: skip
 
 
 def write(folder: str | Path, name: str, rows: list[dict]) -> None:
-    """Write `<name>.csv` with the table's columns; numbers with six significant digits or more, None as an empty field."""
+    """Write `<name>.csv` with the table's columns; numbers with up to eight decimals, None as an empty field."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, COLUMNS[name], lineterminator="\n")
     writer.writeheader()
@@ -183,11 +187,8 @@ def differences(run: dict, other: dict) -> list[str]:
     found = []
     for section in ("objective", "training", "latent"):
         mine, theirs = run[section] or {}, other[section] or {}
-        if section == "latent":
-            # A control has no use for most keys of a codebook; its kind is what is compared.
-            shared = (mine.keys() & theirs.keys()) - {"kind"}
-        else:
-            shared = mine.keys() | theirs.keys()
+        # A control has no use for most keys of a codebook; its kind is what is compared.
+        shared = (mine.keys() & theirs.keys()) - {"kind"} if section == "latent" else mine.keys() | theirs.keys()
         found += [f"{section}.{key}" for key in sorted(shared) if mine.get(key) != theirs.get(key)]
     return found
 
@@ -269,12 +270,8 @@ def benchmarks(results: Path, runs: list[dict], tasks: list[str]) -> list[dict]:
             if not scores:
                 rows.append(common)
             for metric, score in scores.get("metrics", {}).items():
-                rows.append(
-                    {
-                        **common, "metric": metric, "primary": int(metric == scores["primary"]), "value": score["value"],
-                        "stderr": score.get("stderr"),
-                    }
-                )  # fmt: skip
+                values = {"metric": metric, "value": score["value"], "stderr": score.get("stderr")}
+                rows.append({**common, **values, "primary": int(metric == scores["primary"])})
     return rows
 
 
@@ -371,7 +368,7 @@ def training(results: Path, runs: list[dict]) -> list[dict]:
 
 
 def cost(results: Path) -> list[dict]:
-    """Wall and processor time and peak memory of each job, from Snakemake's benchmark files (timing/<rule>/<job>.tsv)."""
+    """Time and peak memory of each job, from Snakemake's benchmark files (timing/<rule>/<job>.tsv)."""
     rows = []
     for path in sorted((results / "timing").rglob("*.tsv")):
         rule, *_ = path.relative_to(results / "timing").parts

@@ -1,14 +1,29 @@
 """The report of a project: one HTML page that needs nothing but itself.
 
-Spec keys: the whole configuration with its defaults (all sections but resources); runs, as in the step tables, each
-also with its noise and its experiments; recipes, those of sweeps included. Reads the tables of the step tables and
-the files of the runs.
+Spec keys: the whole configuration with its defaults, but for resources; runs, as in the step tables, each also with its
+noise and its experiments; recipes, those of sweeps included. Reads the tables that the step tables wrote, and the runs.
 """
 
 from pathlib import Path
 
 from lpc import cli, files
-from lpc.report import page, sections
+from lpc.report import accuracy, latents, page, running
+from lpc.report.answer import answer
+from lpc.report.results import Results
+
+SECTIONS = [
+    accuracy.preference,
+    accuracy.benchmarks,
+    accuracy.alpacaeval,
+    accuracy.experiments,
+    accuracy.statistics,
+    latents.codes,
+    latents.factors,
+    running.training,
+    running.cost,
+    running.missing,
+    running.provenance,
+]
 
 
 def parser():
@@ -19,18 +34,9 @@ def parser():
 
 
 def main(args) -> None:
-    results = sections.Results(args.results, args.spec)
-    headline, findings, facts, forest = sections.answer(results)
-    project = results.settings["project"]
-    html = page.render(
-        title=f"{project}: Latent Preference Coding",
-        subtitle=f"Latent Preference Coding · project {project}",
-        headline=headline,
-        findings=findings,
-        facts=facts,
-        forest=forest,
-        sections=sections.all_sections(results),
-    )
+    results = Results(args.results, args.spec)
+    sections = [section for make in SECTIONS if (section := make(results)) is not None]
+    html = page.render(results.settings["project"], answer(results), sections)
     files.write_text(args.output, html)
     cli.log.info("%s: %d kB", args.output, len(html.encode()) // 1024)
 

@@ -51,9 +51,9 @@ def test_code_measures_by_hand():
     features = np.array([[3.0, 4.0], [3.0, 4.0]])
     found = latent_diagnostics(prior, posterior, features, features, ["a", "b"], seed=0)
     expected = {
-        "codes": 3, "prompts": 2, "kl": np.log(2), "mutual_information": 0, "prior_perplexity": 2, "mean_prior_perplexity": 2,
-        "posterior_perplexity": 1, "dead_codes": 1, "z_norm": 5, "h_norm": 5, "z_spread": 0, "source_entropy": np.log(2),
-        "nmi_code_source": 0, "nmi_z_kmeans_source": 0, "probe_chance": 0.5,
+        "codes": 3, "prompts": 2, "kl": np.log(2), "mutual_information": 0, "prior_perplexity": 2,
+        "mean_prior_perplexity": 2, "posterior_perplexity": 1, "dead_codes": 1, "z_norm": 5, "h_norm": 5, "z_spread": 0,
+        "source_entropy": np.log(2), "nmi_code_source": 0, "nmi_z_kmeans_source": 0, "probe_chance": 0.5,
     }  # fmt: skip
     assert {name: found[name] for name in expected} == pytest.approx(expected)
 
@@ -103,8 +103,15 @@ def test_rounding_is_not_structure():
 def test_a_latent_without_codes_has_no_measures_of_codes():
     h_x, source, _ = world(60, 4, separation=5)
     found = latent_diagnostics(None, None, h_x, h_x, source, seed=0)
-    for name in ("codes", "kl", "mutual_information", "prior_perplexity", "mean_prior_perplexity", "posterior_perplexity",
-                 "dead_codes", "nmi_code_source"):  # fmt: skip
+    of_codes = [
+        "codes",
+        "kl",
+        "mutual_information",
+        "prior_perplexity",
+        "mean_prior_perplexity",
+        "posterior_perplexity",
+    ]
+    for name in [*of_codes, "dead_codes", "nmi_code_source"]:
         assert found[name] is None, name
     assert found["probe_z_source"] > 0.9
     json.dumps(found, allow_nan=False)
@@ -140,7 +147,7 @@ def test_a_value_that_is_not_finite_is_named():
 
 
 def test_large_input_is_quick_and_the_same_twice():
-    h_x, source, index = world(1200, 128, separation=0.3)
+    h_x, source, _ = world(1200, 128, separation=0.3)
     prior = np.random.default_rng(0).dirichlet(np.full(64, 0.1), size=1200)
     started = time.process_time()
     first = latent_diagnostics(

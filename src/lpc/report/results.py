@@ -1,0 +1,149 @@
+"""A project's results as the sections of the page need them.
+
+A difference counts as one only where its interval excludes zero, over test prompts and, with several seeds, over
+seeds as well; everything else is called not measurable, however large it looks.
+"""
+
+import functools
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from lpc import files
+from lpc.data import world
+from lpc.evaluation import statistics
+from lpc.report import tables
+from lpc.report.words import number, percent
+
+VERDICTS = {1: "higher than", 0: "not measurably different from", -1: "lower than"}
+
+
+class Results:
+    """Settings, runs and tables of a project. `spec` is that of the step report."""
+
+    def __init__(self, root: Path, spec: dict) -> None:
+        self.root = root
+        self.settings = {key: value for key, value in spec.items() if key not in ("runs", "recipes")}
+        self.recipes = spec["recipes"]
+        self.tasks = self.settings["evaluation"]["benchmarks"]["tasks"]
+        held_out = self.settings["evaluation"]["preference"]["datasets"]
+        self.runs = tables.resolve(spec["runs"], self.recipes, held_out)
+        # What the page compares first: the experiment of that name, or everything.
+        self.main = [run for run in self.runs if "main" in run["experiments"]] or self.runs
+        self.main_recipes = {(run["base"], run["variant"], run["recipe"]) for run in self.main}
+        self.tables = {name: tables.read(root / "tables", name) for name in tables.COLUMNS}
+
+    def csv(self, name: str) -> tuple[str, str]:
+        return f"{name}.csv", (self.root / "tables" / f"{name}.csv").read_text(encoding="utf-8")
+
+    def json(self, path: str) -> dict:
+        """A JSON file of the results, {} where it is absent."""
+        return files.read_json(self.root / path) if (self.root / path).exists() else {}
+
+    def in_main(self, row: dict) -> bool:
+        return (row["base"], row["variant"], row["recipe"]) in self.main_recipes
+
+    def is_clean(self, row: dict) -> bool:
+        """Whether a row is of training on unflipped labels."""
+        return row["variant"] in self.settings["datasets"]
+
+    def accuracy(self) -> list[dict]:
+        """Preference accuracy over seeds, in per cent: the first seed's row with `mean`, `low`, `high` and the list
+        `seeds`.
+
+        The interval is that over seeds from two seeds on, otherwise that over test prompts.
+        """
+        groups = defaultdict(list)
+        for row in self.tables["preference_accuracy"]:
+            if row["accuracy"] is not None:
+                groups[row["base"], row["dataset"], row["variant"], row["recipe"]].append(row)
+        return [over_seeds(rows) for rows in groups.values()]
+
+    def own_accuracy(self) -> dict[tuple[str, str, str], dict]:
+        """Accuracy over seeds by (base, variant, recipe), on the test pairs of the dataset that was trained on."""
+        return {
+            (row["base"], row["variant"], row["recipe"]): row
+            for row in self.accuracy()
+            if row["dataset"] == row["variant"].split(".")[0]
+        }
+
+    def comparisons(self, *, controls: bool = False) -> list[dict]:
+        """Means over seeds of LPC against plain (or against controls), of main recipes, trained on clean data, on its
+        own test pairs.
+        """
+        return [
+            row
+            for row in self.tables["comparisons"]
+            if row["seed"] == "mean"
+            and row["latent"] == "lpc"
+            and (row["against_latent"] is not None) == controls
+            and row["dataset"] == row["variant"]
+            and self.in_main(row)
+        ]
+
+    @functools.cached_property
+    def step_ratios(self) -> dict[tuple, float]:
+        """Time of a step relative to the plain run that a run is compared with, by (base, variant, recipe, seed)."""
+        names = ("base", "variant", "recipe", "seed")
+        seconds = {tuple(row[name] for name in names): row["seconds_per_step"] for row in self.tables["training"]}
+        found = {}
+        for row in self.tables["comparisons"]:
+            alike = row["against"] and row["against_latent"] is None and not row["differs"]
+            mine = tuple(row[name] for name in names)
+            plain = (row["base"], row["variant"], row["against"], row["seed"])
+            if alike and row["latent"] == "lpc" and seconds.get(mine) and seconds.get(plain):
+                found[mine] = seconds[mine] / seconds[plain]
+        return found
+
+    def ceilings(self, dataset: str) -> dict[str, float]:
+        """What judges that know the world reach on a generated dataset's test pairs; {} for any other dataset."""
+        path = self.root / "data" / dataset / "pairs.parquet"
+        if self.settings["datasets"][dataset]["kind"] != "world" or not path.exists():
+            return {}
+        pairs = files.read_parquet(path, ["split", "source", "chosen", "rejected"])
+        return world.ceilings(pairs.filter(pa.compute.equal(pairs["split"], "test")).to_pylist())
+
+    def training_log(self, run: dict) -> list[dict]:
+        path = self.root / run["folder"] / "train.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines if line]
+
+    def seeds(self) -> str:
+        seeds = sorted({run["seed"] for run in self.runs})
+        return ", ".join(map(str, seeds)) if len(seeds) <= 6 else f"{seeds[0]} to {seeds[-1]}"
+
+
+def over_seeds(rows: list[dict]) -> dict:
+    values = [100 * row["accuracy"] for row in rows]
+    interval = statistics.t_interval(values)
+    low, high = percent(rows[0]["low"]), percent(rows[0]["high"])
+    if interval:
+        low, high = max(interval.low, 0.0), min(interval.high, 100.0)
+    return {**rows[0], "mean": float(np.mean(values)), "low": low, "high": high, "seeds": values}
+
+
+def decisive(row: dict) -> tuple[float, float, str]:
+    """The wider of a comparison's intervals, over test prompts or over seeds, and its name."""
+    if row["seeds_low"] is None or row["high"] - row["low"] > row["seeds_high"] - row["seeds_low"]:
+        return row["low"], row["high"], "over test prompts"
+    return row["seeds_low"], row["seeds_high"], f"over {row['seeds']} seeds"
+
+
+def verdict(row: dict) -> int:
+    """1 for higher, −1 for lower, 0 for no measurable difference, of a row of comparisons.csv: both intervals must
+    exclude zero on the same side."""
+    ends = [(row["low"], row["high"])]
+    if row["seeds_low"] is not None:
+        ends.append((row["seeds_low"], row["seeds_high"]))
+    return int(all(low > 0 for low, _ in ends)) - int(all(high < 0 for _, high in ends))
+
+
+def in_words(row: dict) -> str:
+    """One comparison with its difference and the interval that decides."""
+    low, high, over = decisive(row)
+    points = f"{number(percent(row['difference']), sign=True)} points"
+    ends = f"{number(percent(low), sign=True)} to {number(percent(high), sign=True)}"
+    return f"{row['recipe']} is {VERDICTS[verdict(row)]} {row['against']} ({points}, 95 % interval {over} {ends})"

@@ -1,0 +1,306 @@
+import base64
+import copy
+import html.parser
+import re
+
+import pytest
+import results_tree
+from results_tree import ABSENT, SETTINGS, report_spec, step
+
+from lpc import files
+from lpc.report import answer, paper, words
+from lpc.report.results import decisive, verdict
+
+VOID = ("meta", "link")
+
+
+class Page(html.parser.HTMLParser):
+    """What a test asks of the page; fails on a tag that is closed out of order."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.open, self.rows, self.links, self.ids, self.text = [], [], [], [], []
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append({"text": "", "strong": False})
+        if tag == "strong":
+            self.rows[-1][-1]["strong"] = True
+        self.links += [attrs[name] for name in ("href", "src", "xlink:href") if name in attrs]
+        if "id" in attrs:
+            self.ids.append(attrs["id"])
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open and "script" not in self.open:
+            self.text.append(data)
+        if {"td", "th"} & set(self.open[-3:]):
+            self.rows[-1][-1]["text"] += data.replace("\n", "")
+
+
+def report(results, spec: dict, folder) -> str:
+    step("report", spec, "--results", results, "--output", folder / "report.html")
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def source(results, tmp_path_factory) -> str:
+    return report(results, report_spec(), tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def page(source) -> Page:
+    return Page(source)
+
+
+def words_of(page: Page) -> str:
+    return " ".join(" ".join(page.text).split())
+
+
+def test_the_page_needs_nothing_else(source, page):
+    for link in page.links:
+        assert link.startswith(("#", "data:")), link
+    for url in re.findall(r"url\(([^)]*)\)", source):
+        assert url.startswith("#"), url
+    assert set(re.findall(r"https?://[^\s\"'<]*", source)) <= {
+        "http://www.w3.org/1999/xlink",
+        "http://www.w3.org/2000/svg",
+    }
+    targets = [link[1:] for link in page.links if link.startswith("#")]
+    assert set(targets) <= set(page.ids)
+
+
+def test_the_same_results_give_the_same_bytes(results, source, tmp_path):
+    assert report(results, report_spec(), tmp_path) == source
+
+
+def test_the_answer_comes_first_and_follows_the_numbers(results, page):
+    text = words_of(page)
+    assert text.index("LPC made no measurable difference") < text.index("Preference accuracy The share")
+    assert "dpo-lpc is not measurably different from dpo" in text
+    assert "12 of 13" in text
+    mi = {
+        files.read_json(results / results_tree.a_run(r, s)["folder"] / "latents.json")["mutual_information"]
+        for r, s in (("dpo-lpc", 0), ("dpo-lpc", 1), ("simpo-lpc", 0))
+    }
+    assert f"The codes carry {words.span(list(mi), 2)} nats" in text
+
+
+def test_no_difference_is_strong_whose_interval_spans_zero(page):
+    strong = [cell["text"] for row in page.rows for cell in row if cell["strong"]]
+    assert strong, "the control is far above plain training in this tree"
+    for cell in strong:
+        low, high = (float(end.replace("−", "-")) for end in re.search(r"\[(\S+), (\S+)\]", cell).groups())
+        assert low * high > 0, cell
+
+
+def test_every_section_is_there_and_a_missing_run_says_so(page):
+    for section in (
+        "answer",
+        "preference",
+        "benchmarks",
+        "alpacaeval",
+        "experiments",
+        "statistics",
+        "codes",
+        "factors",
+        "training",
+        "cost",
+        "missing",
+        "provenance",
+    ):
+        assert section in page.ids
+    assert f"missing: {ABSENT}/train.json" in words_of(page)
+    assert "0123456789abcdef" in words_of(page), "the commit is part of where the results come from"
+    assert "Not judged: it is not configured" in words_of(page)
+
+
+def test_each_table_file_is_inside_the_page(results, source):
+    found = dict(re.findall(r'download="([^"]+)" href="data:text/csv;base64,([^"]+)"', source))
+    assert set(found) == {
+        f"{name}.csv"
+        for name in (
+            "preference_accuracy",
+            "benchmarks",
+            "comparisons",
+            "latents",
+            "code_correlations",
+            "training",
+            "cost",
+        )
+    }
+    for name, content in found.items():
+        assert base64.b64decode(content) == (results / "tables" / name).read_bytes()
+
+
+def test_ceilings_are_those_of_the_test_pairs(page):
+    """Of the rejected "7 and more." every chosen text has more full stops or exclamation marks, or fewer figures."""
+    (row,) = [row for row in page.rows if row and row[0]["text"] == "best rule blind to the source"]
+    assert row[1]["text"] == "100.0"
+
+
+def test_figures_of_sweep_noise_codes_and_training_are_drawn(page, source):
+    for name in (
+        "sweep-codebook",
+        "noise-tiny-world",
+        "codes-tiny-dpo-lpc-0",
+        "tsne-source-tiny-dpo-lpc-0",
+        "tsne-code-tiny-dpo-lpc-0",
+        "training-tiny-world-dpo-loss",
+        "training-tiny-world-dpo-codes",
+        "accuracy-world",
+        "differences",
+    ):
+        assert f'data-name="{name}"' in source, name
+    assert 'data-name="tsne-code-tiny-dpo-mlp-0"' not in source, "a latent without codes has no picture by code"
+
+
+def test_only_what_exists_is_shown(results, tmp_path):
+    """Plain runs alone: no comparison, no codes, no sweep; each says how to get it."""
+    spec = report_spec()
+    spec["experiments"] = {"main": SETTINGS["experiments"]["main"]}
+    spec["runs"] = [run for run in spec["runs"] if run["recipe"] == "dpo" and run["noise"] == "clean"]
+    spec["evaluation"] = {**SETTINGS["evaluation"], "benchmarks": {"batch_size": 1, "tasks": {}}}
+    root = tmp_path / "results"
+    results_tree.write_data(root)
+    for run in results_tree.RUNS:
+        if run["path"] in {listed["path"] for listed in spec["runs"]}:
+            results_tree.write_run(root, run)
+    tables = {**results_tree.tables_spec(), "runs": spec["runs"], "tasks": []}
+    step("tables", tables, "--results", root, "--output", root / "tables")
+    text = words_of(Page(report(root, spec, tmp_path)))
+    for expected in (
+        "These results do not compare LPC with plain training",
+        "No run has a latent, so nothing is compared",
+        "No sweep over the number of codes",
+        "No training on flipped labels",
+        "No benchmark is configured",
+        "No run of the main experiment has a latent",
+        "no benchmark files",
+    ):
+        assert expected in text
+
+
+def test_nothing_trained_yet_still_makes_a_page(tmp_path):
+    step("tables", results_tree.tables_spec(), "--results", tmp_path, "--output", tmp_path / "tables")
+    text = words_of(Page(report(tmp_path, report_spec(), tmp_path)))
+    assert "0 of 13" in text
+    assert "No run of the main experiment was scored on world yet" in text
+
+
+def test_the_papers_numbers_stand_beside_ours_where_base_and_task_are_the_same(results, tmp_path):
+    spec = copy.deepcopy(report_spec())
+    spec["bases"]["tiny"] = {"model": "meta-llama/Meta-Llama-3-8B"}
+    spec["evaluation"]["benchmarks"]["tasks"]["sums"]["task"] = "gsm8k"
+    page = Page(report(results, spec, tmp_path))
+    (row,) = [row for row in page.rows if row[0]["text"] == "DPO" and len(row) == 11]
+    assert [cell["text"] for cell in row[-3:]] == ["69.3", "70.8", "+1.5"]
+    cells = {row[0]["text"]: [cell["text"] for cell in row] for row in page.rows if len(row) == 5}
+    assert cells["base model"][2] == "40.0± 3.0; paper 49.51"
+    assert cells["dpo"][2].endswith("paper 54.36")
+    assert "paper" not in cells["dpo"][3], "a task of our own has no number in the paper"
+    assert "paper" not in cells["dpo-lpc"][2], "and the paper's with LPC did not survive"
+
+
+def test_paper_tables_hold_together():
+    """Each average of Table 1 is that of its row, rounded or cut to two digits."""
+    for base, methods in paper.BENCHMARKS.items():
+        assert set(methods) == {("base", False)} | {
+            (name, lpc) for name in ("dpo", "ipo", "simpo") for lpc in (False, True)
+        }
+        for method, (*scores, average) in methods.items():
+            if None not in scores:
+                assert sum(scores) / 4 == pytest.approx(average, abs=0.008), (base, method)
+    assert set(paper.BENCHMARKS) == set(paper.PREFERENCE) == set(paper.BASES.values())
+    assert paper.base_name({"model": "mistralai/Mistral-7B-v0.1"}) == "Mistral-7B"
+    assert paper.base_name({"scratch": {}}) is None
+
+
+def comparison(low, high, seeds=1, seeds_low=None, seeds_high=None) -> dict:
+    return {
+        "recipe": "dpo-lpc",
+        "against": "dpo",
+        "base": "b",
+        "difference": (low + high) / 2,
+        "low": low,
+        "high": high,
+        "seeds": seeds,
+        "seeds_low": seeds_low,
+        "seeds_high": seeds_high,
+    }
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (comparison(0.01, 0.05), 1),
+        (comparison(-0.05, -0.01), -1),
+        (comparison(-0.01, 0.05), 0),
+        (comparison(0.01, 0.05, 2, -0.2, 0.3), 0),
+        (comparison(-0.01, 0.05, 5, 0.01, 0.02), 0),
+        (comparison(0.01, 0.05, 5, 0.01, 0.02), 1),
+    ],
+)
+def test_a_difference_counts_only_where_every_interval_excludes_zero(row, expected):
+    assert verdict(row) == expected
+
+
+def test_the_wider_interval_is_the_one_told():
+    assert decisive(comparison(0.01, 0.05, 2, -0.2, 0.3)) == (-0.2, 0.3, "over 2 seeds")
+    assert decisive(comparison(0.01, 0.05, 5, 0.01, 0.02)) == (0.01, 0.05, "over test prompts")
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([comparison(-1, 1)], "LPC made no measurable difference to preference accuracy"),
+        ([comparison(1, 2)], "LPC raised preference accuracy"),
+        ([comparison(1, 2)] * 3, "LPC raised preference accuracy in every comparison"),
+        ([comparison(-2, -1)], "LPC lowered preference accuracy"),
+        (
+            [comparison(1, 2), comparison(-2, -1)],
+            "LPC raised preference accuracy in 1 and lowered it in 1 of 2 comparisons",
+        ),
+        (
+            [comparison(1, 2), comparison(-1, 1)],
+            "LPC raised preference accuracy in 1 of 2 comparisons, with no measurable difference in the others",
+        ),
+    ],
+)
+def test_headline(rows, expected):
+    assert answer.headline(rows) == expected
+
+
+def test_numbers_as_written():
+    assert words.number(-1.25, 1) == "−1.2"
+    assert words.number(-0.04, 1, sign=True) == "0.0"
+    assert words.number(0.04, 1, sign=True) == "0.0"
+    assert words.number(3, 1, sign=True) == "+3.0"
+    assert words.number(None) == "–"
+    assert words.number(12345.6, 0) == "12,346"
+    assert [words.significant(value) for value in (0.0001234, 14.52, 1234.5, 3, 0, None)] == [
+        "0.000123",
+        "14.5",
+        "1,234",
+        "3",
+        "0",
+        "–",
+    ]
+    assert words.span([1.02, 0.98], 1) == "1.0"
+    assert words.span([-0.5, 2], 1, sign=True) == "−0.5 to +2.0"
+    assert [words.duration(seconds) for seconds in (42, 600, 7200)] == ["42 s", "10 min", "2.0 h"]
