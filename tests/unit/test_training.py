@@ -364,6 +364,16 @@ def test_two_processes_give_the_losses_of_one(inputs, unbroken, tmp_path):
         torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-5)
 
 
+def test_a_sharded_step_equals_the_whole_one():
+    """torch's fully_shard on two gloo processes: the loss and every gradient of a latent step (Trainer cannot on CPU)."""
+    tests = Path(__file__).parent
+    paths = os.pathsep.join([environment()["PYTHONPATH"], str(tests.parent)])
+    launcher = [*TORCHRUN[:-1], str(tests / "fsdp_worker.py")]
+    result = subprocess.run(launcher, env=environment(PYTHONPATH=paths), capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert "gradients on 2 processes" in result.stdout
+
+
 def test_a_launcher_that_starts_fewer_processes_than_asked_fails_loudly(inputs, tmp_path):
     result = subprocess.run(command(inputs, tmp_path, processes=2), env=environment(), capture_output=True, text=True)
     assert result.returncode == 1 and "error: 2 processes were asked for, 1 with" in result.stderr
