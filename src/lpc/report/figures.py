@@ -244,10 +244,10 @@ def curves(title: str, lines: list[dict]) -> Figure:
 
 
 def smooth(values, width: int = 9) -> np.ndarray:
-    """Centred running mean over up to `width` points; at the ends over what there is."""
-    values = np.asarray(values, np.float64)
-    kernel = np.ones(min(width, len(values)))
-    return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")
+    """Mean over the `width` (odd) points around each; at the ends over those that there are."""
+    values, kernel, half = np.asarray(values, np.float64), np.ones(width), width // 2
+    sums, counts = (np.convolve(row, kernel)[half : half + len(row)] for row in (values, np.ones_like(values)))
+    return sums / counts
 
 
 def sweep(key: str, lines: list[dict], *, log2: bool, level: dict[str, float]) -> Figure:

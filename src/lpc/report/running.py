@@ -1,5 +1,6 @@
 """Sections on how the results came about: training, cost, what is missing, provenance."""
 
+import json
 import os
 import platform
 import subprocess
@@ -9,7 +10,6 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import sklearn
-import yaml
 
 from lpc.report import figures, tables
 from lpc.report.page import (
@@ -193,7 +193,7 @@ def provenance(results: Results) -> Section:
     if inputs:
         columns = [name("input"), name("revision or file", "of"), name("SHA-256", "sha256")]
         blocks.append(Table("Inputs", columns, inputs))
-    configuration = yaml.safe_dump(results.settings, sort_keys=False, allow_unicode=True, width=110)
+    configuration = json.dumps(results.settings, indent=2, ensure_ascii=False)
     blocks.append(Code("The configuration, with every default filled in", configuration))
     return Section("provenance", "Provenance", blocks)
 
