@@ -1,0 +1,84 @@
+"""Checkouts of the workflow that tests may change, and Snakemake run in them."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+PARTS = ("Snakefile", "workflow", "config", "src", "containers")
+
+
+class Checkout:
+    """A copy of the workflow's files in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for part in PARTS:
+            if (ROOT / part).is_dir():
+                ignored = shutil.ignore_patterns("__pycache__", "*.sif", "*.egg-info")
+                shutil.copytree(ROOT / part, folder / part, ignore=ignored)
+            else:
+                shutil.copy(ROOT / part, folder)
+
+    @staticmethod
+    def rules(folder: Path) -> set[str]:
+        """Names of the rules that are written down, `all` apart."""
+        files = sorted((folder / "workflow/rules").glob("*.smk"))
+        return {name for file in files for name in re.findall(r"^rule (\w+):", file.read_text(), re.MULTILINE)}
+
+    def write(self, config: dict, name: str = "test.yaml") -> Path:
+        path = self.folder / "config" / name
+        path.write_text(yaml.safe_dump(config, sort_keys=False))
+        return path
+
+    def start(self, *arguments, **options) -> subprocess.Popen:
+        # Warnings of libraries about a missing terminal or home are no part of what is tested.
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        return subprocess.Popen(
+            [sys.executable, "-m", "snakemake", *map(str, arguments)],
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            **options,
+        )
+
+    def snakemake(self, *arguments, expect: int = 0) -> str:
+        """What Snakemake prints; fails unless it ends with the exit code `expect`."""
+        process = self.start(*arguments)
+        output = process.communicate()[0]
+        assert process.returncode == expect, output
+        return output
+
+    def planned(self, config: Path) -> set[str]:
+        """The jobs that a dry run would start, each as its rule and wildcards: "benchmark dpo world_easy"."""
+        output = self.snakemake("all", "--dry-run", "--configfile", config)
+        jobs = set()
+        for block in re.split(r"\n(?=(?:local)?rule \w+:)", output)[1:]:
+            rule = re.match(r"(?:local)?rule (\w+):", block)[1]
+            wildcards = re.search(r"^    wildcards: (.*)$", block, re.MULTILINE)
+            values = dict(pair.split("=", 1) for pair in wildcards[1].split(", ")) if wildcards else {}
+            # What tells the jobs of one rule apart here; the rest is the same in all of them.
+            jobs.add(" ".join([rule, *(values[key] for key in ("recipe", "noise", "seed", "task") if key in values)]))
+        jobs.discard("all")
+        return jobs
+
+    def pretend_finished(self, config: Path) -> None:
+        """Empty files for every output, with Snakemake's own record of having made them from this configuration."""
+        summary = self.snakemake("all", "--summary", "--configfile", config)
+        files = [line.split("\t")[0] for line in summary.splitlines() if line.startswith("results/")]
+        assert files
+        for name in files:
+            path = self.folder / name
+            if path.name == "model":
+                path.mkdir(parents=True)
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+        self.snakemake("all", "--touch", "--forceall", "--cores", "1", "--configfile", config)

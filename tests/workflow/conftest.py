@@ -1,0 +1,7 @@
+import pytest
+from checkout import Checkout
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    return Checkout(tmp_path)

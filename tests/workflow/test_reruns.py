@@ -1,0 +1,285 @@
+"""What a change makes Snakemake run again: the exact set of jobs, for one key of every rule.
+
+Outputs are empty files with Snakemake's real record of them (its --touch), since this tests the graph, not the steps.
+"""
+
+import copy
+
+import pytest
+import yaml
+from checkout import ROOT, Checkout
+
+DEMO = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
+RECIPES = list(DEMO["experiments"]["main"]["recipes"])
+LATENT = [name for name in RECIPES if "latent" in DEMO["recipes"][name]]
+TASKS = list(DEMO["evaluation"]["benchmarks"]["tasks"])
+END = {"tables", "report"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A checkout in which the whole demo has run."""
+    checkout = Checkout(tmp_path_factory.mktemp("finished"))
+    checkout.pretend_finished(checkout.write(DEMO))
+    return checkout
+
+
+def jobs(rules, recipes=RECIPES):
+    """The jobs of per-run rules for these recipes: those of `benchmark` for each task."""
+    planned = set()
+    for recipe in recipes:
+        for rule in rules.split():
+            if rule in ("latents", "tsne") and recipe not in LATENT:
+                continue
+            suffixes = [f" {task}" for task in TASKS] if rule == "benchmark" else [""]
+            planned |= {f"{rule} {recipe} 0{suffix}" for suffix in suffixes}
+    return planned
+
+
+def after_train(recipes=RECIPES):
+    return jobs("train preference benchmark latents tsne", recipes) | END
+
+
+def changed(path, value):
+    config = copy.deepcopy(DEMO)
+    *parents, last = path.split("/")
+    place = config
+    for parent in parents:
+        place = place.setdefault(parent, {})
+    place[last] = value
+    return config
+
+
+BASE_BENCHMARKS = {f"benchmark_base {task}" for task in TASKS}
+FROM_BASE = after_train() | {"reference"} | BASE_BENCHMARKS
+
+CASES = {
+    # key: (new value, the jobs that it reruns)
+    "datasets/world/rows": (6000, FROM_BASE | {"world", "split", "pairs", "pretrain"}),
+    "datasets/world/split/seed": (1, FROM_BASE | {"split", "pairs", "pretrain"}),
+    "datasets/world/pairs/ties": ("drop", after_train() | {"pairs", "reference"}),
+    "bases/tiny/scratch/layers": (4, FROM_BASE | {"pretrain"}),
+    "tokens/max_length": (200, FROM_BASE | {"pretrain"}),
+    "training/weight_decay": (0.1, after_train()),
+    "recipes/dpo/objective/beta": (0.2, after_train(["dpo"])),
+    "recipes/ipo-lpc/latent/kl_weight": (0.1, after_train(["ipo-lpc"])),
+    "recipes/simpo/training/learning_rate": (0.01, after_train(["simpo"])),
+    "evaluation/preference/batch_size": (32, jobs("preference latents tsne") | END),
+    "evaluation/benchmarks/tasks/world_easy/limit": (
+        10,
+        {f"benchmark {recipe} 0 world_easy" for recipe in RECIPES} | {"benchmark_base world_easy"} | END,
+    ),
+    "evaluation/benchmarks/tasks/world_hard/questions/count": (
+        10,
+        {f"benchmark {recipe} 0 world_hard" for recipe in RECIPES}
+        | {"questions world_hard", "benchmark_base world_hard"}
+        | END,
+    ),
+    "evaluation/latents/seed": (1, jobs("latents tsne") | END),
+    "evaluation/tsne/perplexity": (20, jobs("tsne") | END),
+    "experiments/main/recipes": (["dpo"], END),
+    "resources/train": ({"threads": 2, "mem_mb": 9000}, set()),
+}
+
+
+@pytest.mark.parametrize("path", CASES)
+def test_changed_key_reruns_its_jobs_and_no_others(finished, path):
+    value, expected = CASES[path]
+    assert finished.planned(finished.write(changed(path, value))) == expected
+
+
+def test_new_seed_trains_only_the_new_runs(finished):
+    planned = finished.planned(finished.write(changed("experiments/main/seeds", [0, 1])))
+    new = {job.replace(" 0", " 1", 1) for job in after_train() - END}
+    assert planned == new | END
+
+
+def test_new_experiment_trains_what_no_other_has(finished):
+    """One of its three values is the recipe's own, so that run is there already."""
+    sweep = {**DEMO["experiments"]["main"], "recipes": ["dpo-lpc"], "sweep": {"latent.codes": [8, 64]}}
+    sweep |= {"noise": ["clean", "flip50"]}
+    config = changed("experiments/codebook", sweep) | {"noise": {"flip50": {"rate": 0.5}}}
+    planned = finished.planned(finished.write(config))
+    assert {job for job in planned if job.startswith(("train", "flip", "reference"))} == {
+        "flip flip50",
+        "reference",  # of the flipped pairs
+        "train dpo-lpc 0",  # on the flipped pairs
+        "train dpo-lpc+latent.codes=8 0",
+    }
+
+
+def reversed_keys(value):
+    if isinstance(value, dict):
+        return {key: reversed_keys(value[key]) for key in reversed(value)}
+    return value
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(DEMO, id="the same"),
+        pytest.param(
+            {
+                key: value if key in ("experiments", "evaluation") else reversed_keys(value)
+                for key, value in reversed(DEMO.items())
+            },
+            id="keys in another order",
+        ),
+        pytest.param(changed("recipes/dpo/objective/label_smoothing", 0.0), id="a default written down"),
+        pytest.param(changed("evaluation/tsne/perplexity", 30.0), id="30 as 30.0"),
+        pytest.param(changed("training/epochs", 1.0), id="1 as 1.0"),
+    ],
+)
+def test_nothing_reruns(finished, config):
+    assert finished.planned(finished.write(config)) == set()
+
+
+def test_comments_rerun_nothing(finished):
+    path = finished.folder / "config/commented.yaml"
+    path.write_text("# A comment\n" + (ROOT / "config/demo.yaml").read_text() + "# another\n")
+    assert finished.planned(path) == set()
+
+
+MODULES = {
+    "steps/world.py": FROM_BASE | {"world", "split", "pairs", "pretrain"},
+    "steps/split.py": FROM_BASE | {"split", "pairs", "pretrain"},
+    "steps/pairs.py": after_train() | {"pairs", "reference"},
+    "steps/flip.py": set(),
+    "steps/pretrain.py": FROM_BASE | {"pretrain"},
+    "steps/reference.py": (after_train() - after_train(["simpo", "simpo-lpc"])) | {"reference"} | END,
+    "steps/train.py": after_train(),
+    "training.py": after_train(),
+    "steps/preference.py": jobs("preference") | END,
+    "steps/benchmark.py": jobs("benchmark") | BASE_BENCHMARKS | END,
+    "steps/questions.py": jobs("benchmark") | BASE_BENCHMARKS | END | {f"questions {task}" for task in TASKS},
+    "steps/latents.py": jobs("latents tsne") | END,
+    "steps/tsne.py": jobs("tsne") | END,
+    "steps/tables.py": END,
+    "steps/report.py": {"report"},
+    "report/page.css": {"report"},
+    "config.py": set(),
+    "sources.py": set(),
+}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_edited_module_reruns_the_rules_that_use_it(finished, module):
+    path = finished.folder / "src/lpc" / module
+    original = path.read_bytes()
+    path.write_bytes(original + b"\n")
+    try:
+        assert finished.planned(finished.write(DEMO)) == MODULES[module]
+    finally:
+        path.write_bytes(original)
+
+
+def test_newer_file_of_the_same_content_reruns_nothing(finished):
+    for path in (finished.folder / "src").rglob("*.py"):
+        path.touch()
+    assert finished.planned(finished.write(DEMO)) == set()
+
+
+def test_edited_task_reruns_its_benchmarks(finished):
+    path = finished.folder / "config/tasks/world_truth.yaml"
+    original = path.read_bytes()
+    path.write_bytes(original + b"# edited\n")
+    try:
+        expected = {f"benchmark {recipe} 0 world_truth" for recipe in RECIPES} | {"benchmark_base world_truth"} | END
+        assert finished.planned(finished.write(DEMO)) == expected
+    finally:
+        path.write_bytes(original)
+
+
+def test_every_rule_is_covered():
+    """A rule that is added must be added here, too; those that the demo does not run are tested with local data."""
+    covered = {job.split()[0] for _, expected in CASES.values() for job in expected}
+    covered |= {job.split()[0] for expected in MODULES.values() for job in expected}
+    local = {"flip", "download_dataset", "download_base", "download_task"}
+    local |= {"alpacaeval_download", "alpacaeval_generate", "alpacaeval_judge"}
+    listed = Checkout.rules(ROOT)
+    assert covered | local == listed
+
+
+# A project on files of its own
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """A finished project with a local base, local pairs, noise, a task on a local file, and AlpacaEval."""
+    checkout = Checkout(tmp_path_factory.mktemp("local"))
+    (checkout.folder / "base").mkdir()
+    for name in ("base/config.json", "base/model.safetensors", "pairs.jsonl", "task.jsonl", "asked.json"):
+        (checkout.folder / name).write_text("{}\n")
+    config = {
+        "project": "local",
+        "datasets": {"mine": {"kind": "pairs", "path": "pairs.jsonl", "split": {"validation": 1, "test": 1}}},
+        "noise": {"flip": {"rate": 0.5}},
+        "bases": {"own": {"model": "./base"}},
+        "recipes": {"dpo": {"objective": {"name": "dpo"}}},
+        "experiments": {"one": {"bases": ["own"], "datasets": ["mine"], "noise": ["flip"], "recipes": ["dpo"]}},
+        "evaluation": {
+            "benchmarks": {
+                "tasks": {
+                    "gsm8k": {"metric": "exact_match,strict-match", "data": {"test": "task.jsonl"}},
+                    "arc_easy": {"metric": "acc"},
+                }
+            },
+            "alpacaeval": {"instructions": "asked.json"},
+        },
+    }
+    checkout.config = config
+    checkout.pretend_finished(checkout.write(config))
+    return checkout
+
+
+RUN = {"preference dpo 0", "benchmark dpo 0 gsm8k", "benchmark dpo 0 arc_easy"}
+ALPACA = {"alpacaeval_generate dpo 0", "alpacaeval_judge dpo 0"}
+LOCAL_TRAIN = {"train dpo 0"} | RUN | ALPACA | END
+LOCAL_DATA = {"split", "pairs", "flip flip", "reference"} | LOCAL_TRAIN
+LOCAL_BASE = {"reference", "benchmark_base gsm8k", "benchmark_base arc_easy"} | LOCAL_TRAIN
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("pairs.jsonl", {"download_dataset"} | LOCAL_DATA),
+        ("base/model.safetensors", {"download_base"} | LOCAL_BASE),
+        ("task.jsonl", {"benchmark dpo 0 gsm8k", "benchmark_base gsm8k"} | END),
+        ("asked.json", {"alpacaeval_download"} | ALPACA | END),
+        ("src/lpc/steps/flip.py", {"flip flip", "reference"} | LOCAL_TRAIN),
+        ("src/lpc/steps/download_dataset.py", {"download_dataset"} | LOCAL_DATA),
+        ("src/lpc/steps/download_base.py", {"download_base"} | LOCAL_BASE),
+        (
+            "src/lpc/steps/download_task.py",
+            {"download_task arc_easy", "benchmark dpo 0 arc_easy", "benchmark_base arc_easy"} | END,
+        ),
+        ("src/lpc/steps/alpacaeval_judge.py", {"alpacaeval_judge dpo 0"} | END),
+    ],
+)
+def test_changed_file_of_the_user_reruns_what_reads_it(local, file, expected):
+    path = local.folder / file
+    original = path.read_bytes()
+    path.write_bytes(original + b"\n")
+    try:
+        assert local.planned(local.write(local.config)) == expected
+    finally:
+        path.write_bytes(original)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("noise/flip/marker", None, {"flip flip", "reference"} | LOCAL_TRAIN),
+        ("bases/own/chat_template", "{{ messages }}", {"download_base"} | LOCAL_BASE),
+        ("evaluation/alpacaeval/max_new_tokens", 7, ALPACA | END),
+        ("evaluation/alpacaeval/judge", {}, {"alpacaeval_judge dpo 0"} | END),
+    ],
+)
+def test_changed_key_of_a_project_on_local_files(local, path, value, expected):
+    config = copy.deepcopy(local.config)
+    *parents, last = path.split("/")
+    place = config
+    for parent in parents:
+        place = place[parent]
+    place[last] = value
+    assert local.planned(local.write(config)) == expected
