@@ -177,7 +177,8 @@ def benchmark_row(results: Results, first: dict, by_task: dict[str, list[dict]])
     method = (first["objective"] or "base", first["latent"] == "lpc")
     reported = dict(zip([*paper.TASKS.values(), "mean"], paper.BENCHMARKS.get(base, {}).get(method, ()), strict=False))
     theirs = {task: paper.TASKS.get(entry["task"]) for task, entry in results.tasks.items()}
-    row = {"model": "base model" if first["recipe"] == "base" else first["recipe"], "base": first["base"]}
+    noise = "" if first["variant"] is None or results.is_clean(first) else f", {first['variant'].split('.')[1]}"
+    row = {"model": "base model" if first["recipe"] == "base" else first["recipe"] + noise, "base": first["base"]}
     means, errors = [], []
     for task in results.tasks:
         values = [percent(score["value"]) for score in by_task[task]]

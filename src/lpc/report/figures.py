@@ -26,7 +26,7 @@ MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">"]
 DASHES = ["-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)), (0, (8, 2)), (0, (2, 2))]
 
 STYLE = {
-    "font.family": "sans-serif", "font.size": 9, "svg.fonttype": "none",
+    "font.family": "sans-serif", "font.size": 9, "svg.fonttype": "none", "text.parse_math": False,
     "text.color": INK, "axes.labelcolor": INK, "xtick.color": MUTED, "ytick.color": MUTED,
     "axes.edgecolor": RULE, "axes.grid": True, "axes.axisbelow": True, "grid.color": RULE, "grid.linewidth": 0.6,
     "axes.spines.top": False, "axes.spines.right": False, "xtick.major.size": 0, "ytick.major.size": 0,
