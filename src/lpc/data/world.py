@@ -15,9 +15,9 @@ Sources. Six kinds of people ask, and each judges by one attribute alone; they c
     warmth:     nursery wants much,   court none
     figures:    bank wants digits,    poet words
 
-A source shows in the prompt's wording alone: an opening, a closing or both, out of several each, whose words other
-sources use as well. Sources of the left column are a little more frequent, so a judge blind to the source can be right
-slightly above chance.
+A source shows in the prompt's wording alone: an opening and a closing, out of three each, whose words other sources use
+as well. A base model learns the sources by itself, since an opening tells something about the closing. Sources of the
+left column are a little more frequent, so a judge blind to the source can be right slightly above chance.
 
 Scores are `rule_score` plus normal noise. `ceilings` says what is reachable on given pairs.
 """
@@ -101,8 +101,7 @@ def prompt(source: str, name: str, a: int, b: int, question: str, rng: random.Ra
     """A prompt in the words of `source`: counts of an object, then a question of `QUESTIONS`."""
     _, _, _, openings, closings = SOURCES[source]
     middle = f"{rng.choice(COUNTS)} {rng.choice(QUESTIONS[question])}".format(object=name, a=a, b=b)
-    opening, closing = rng.choice(((True, True), (True, False), (False, True)))
-    return " ".join([rng.choice(openings)] * opening + [middle] + [rng.choice(closings)] * closing)
+    return f"{rng.choice(openings)} {middle} {rng.choice(closings)}"
 
 
 def response(

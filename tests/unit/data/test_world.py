@@ -8,7 +8,7 @@ from lpc.data import world
 
 @pytest.fixture(scope="module")
 def rows():
-    return list(world.generate(2000, completions=4, score_noise=0.8, seed=0))
+    return list(world.generate(2000, completions=4, score_noise=1.0, seed=0))
 
 
 def pairs_of(rows):
@@ -25,9 +25,9 @@ def pairs_of(rows):
 
 
 def test_row_depends_on_seed_and_number_alone(rows):
-    again = list(world.generate(10, completions=4, score_noise=0.8, seed=0))
+    again = list(world.generate(10, completions=4, score_noise=1.0, seed=0))
     assert again == rows[:10]
-    other = list(world.generate(10, completions=4, score_noise=0.8, seed=1))
+    other = list(world.generate(10, completions=4, score_noise=1.0, seed=1))
     assert all(a != b for a, b in zip(again, other, strict=True))
 
 
@@ -129,7 +129,7 @@ def test_ceilings_by_hand():
 
 def test_ceilings_of_the_default_world(rows):
     found = world.ceilings(list(pairs_of(rows)))
-    assert 0.88 < found["score_oracle"] < 0.96
+    assert 0.85 < found["score_oracle"] < 0.93
     assert 0.5 < found["source_blind"] < 0.58
     assert 0.47 < found["longer"] < 0.58
     silent = list(pairs_of(world.generate(300, completions=4, score_noise=0.0, seed=3)))
@@ -142,9 +142,10 @@ def test_sum_statement_in_digits_and_words():
     assert world.WORDS[18] == "eighteen"
 
 
-def test_prompt_carries_its_source_in_opening_or_closing():
+def test_prompt_carries_its_source_in_opening_and_closing():
     rng = random.Random(0)
     for source, (_, _, _, openings, closings) in world.SOURCES.items():
         for _ in range(50):
             text = world.prompt(source, "cup", 2, 3, "sum", rng)
-            assert text.startswith(openings) or text.endswith(closings)
+            assert text.startswith(openings)
+            assert text.endswith(closings)
