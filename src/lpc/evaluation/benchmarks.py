@@ -10,10 +10,10 @@ An entry of the configuration (`evaluation.benchmarks.tasks.<name>`), with its d
     chat_template  whether prompts are put into the base's chat template, examples as turns of their own
     data           {split: local file} in place of the task's data set on the hub; None: the hub's, from the cache
 
-The paper says of its four columns only that they are lm-eval's defaults, and ARC has two scores there. Its numbers of the
-base models fit `acc`: 50.43 and 80.05 for Llama3-8B, where length normalisation is known to raise ARC-Challenge by some
-three points and to lower ARC-Easy by two or three; 49.74 and 80.72 for Mistral-7B show the same. GSM8K: five examples,
-"exact_match,strict-match", lm-eval's first. TruthfulQA: 41.13 and 43.82 are in the range of mc2; mc1 is near 28.
+The paper says of its four columns only that they are lm-eval's defaults, and ARC has two scores there. Its numbers of
+the base models fit `acc`: 50.43 and 80.05 for Llama3-8B, where length normalisation is known to raise ARC-Challenge by
+some three points and to lower ARC-Easy by two or three; 49.74 and 80.72 for Mistral-7B show the same. GSM8K: five
+examples, "exact_match,strict-match". TruthfulQA: 41.13 and 43.82 are in the range of mc2; mc1 is near 28.
 """
 
 import csv
