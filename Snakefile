@@ -1,14 +1,17 @@
 # Latent Preference Coding: preference data -> base and reference -> training -> evaluation -> report.
-# `snakemake --cores 2 --configfile config/demo.yaml all`; without --configfile it is the paper's grid.
+# `snakemake all --cores 2 --configfile config/demo.yaml`; without --configfile it is the paper's grid.
 from snakemake.utils import min_version
 
-min_version("9.14")
+min_version("9.27")
 
 
 # A configuration is complete by itself, so one that is named on the command line replaces this one.
 if not workflow.overwrite_configfiles:
 
     configfile: "config/config.yaml"
+
+
+report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
@@ -19,12 +22,9 @@ include: "workflow/rules/analysis.smk"
 include: "workflow/rules/report.smk"
 
 
-localrules:
-    all,
-
-
 rule all:
     default_target: True
     input:
         rules.report.output,
         rules.tables.output,
+    localrule: True

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("Snakefile", "workflow", "config", "src", "containers")
+PARTS = ("Snakefile", "workflow", "profiles", "config", "src", "containers")
 
 
 class Checkout:
@@ -82,3 +82,23 @@ class Checkout:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()
         self.snakemake("all", "--touch", "--forceall", "--cores", "1", "--configfile", config)
+
+
+# Every stage in a size that ends in a minute: what it computes is no use, how it computes it is all there.
+SMALL = {
+    "project": "small",
+    "datasets": {"world": {"kind": "world", "rows": 400, "split": {"validation": 40, "test": 100}}},
+    "tokens": {"max_length": 160, "max_prompt_length": 80},
+    "bases": {
+        "tiny": {
+            "scratch": {"dataset": "world", "vocabulary": 400, "hidden_size": 32, "layers": 1, "heads": 2, "epochs": 1}
+        }
+    },
+    "training": {"batch_size": 16, "micro_batch_size": 16, "learning_rate": 1.0e-3, "precision": "float32"},
+    "recipes": {
+        "dpo": {"objective": {"name": "dpo"}},
+        "dpo-lpc": {"objective": {"name": "dpo"}, "latent": {"codes": 8}},
+    },
+    "experiments": {"main": {"bases": ["tiny"], "datasets": ["world"], "recipes": ["dpo", "dpo-lpc"]}},
+    "evaluation": {"tsne": {"perplexity": 10}},
+}

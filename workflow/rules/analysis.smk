@@ -36,9 +36,19 @@ rule tsne:
         code=code("tsne"),
     output:
         coordinates=f"{RUN}/tsne.csv",
-        by_source=f"{RUN}/tsne_source.svg",
+        by_source=report(
+            f"{RUN}/tsne_source.svg",
+            caption="../report/tsne_source.rst",
+            category="Figures",
+            labels={"base": "{base}", "data": "{variant}", "recipe": "{recipe}", "seed": "{seed}", "colour": "source"},
+        ),
         by_source_png=f"{RUN}/tsne_source.png",
-        by_code=f"{RUN}/tsne_code.svg",
+        by_code=report(
+            f"{RUN}/tsne_code.svg",
+            caption="../report/tsne_code.rst",
+            category="Figures",
+            labels={"base": "{base}", "data": "{variant}", "recipe": "{recipe}", "seed": "{seed}", "colour": "code"},
+        ),
         by_code_png=f"{RUN}/tsne_code.png",
     log:
         f"{R}/logs/tsne/{{base}}~{{variant}}~{{recipe}}~{{seed}}.log",

@@ -8,7 +8,7 @@ rule tables:
         results=results_of(CONFIG.runs),
         code=code("tables"),
     output:
-        expand(f"{R}/tables/{{table}}.csv", table=TABLES),
+        [report(f"{R}/tables/{table}.csv", caption=f"../report/{table}.rst", category="Tables") for table in TABLES],
     log:
         f"{R}/logs/tables/tables.log",
     benchmark:
@@ -31,7 +31,7 @@ rule report:
         tables=rules.tables.output,
         code=code("report"),
     output:
-        f"{R}/report.html",
+        report(f"{R}/report.html", caption="../report/report.rst", category="Report"),
     log:
         f"{R}/logs/report/report.log",
     benchmark:
