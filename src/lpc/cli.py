@@ -19,6 +19,10 @@ class UserError(Exception):
     """Bad input, said in one line: what is wrong, where, what to do. Shown without a traceback."""
 
 
+class Stopped(Exception):
+    """Work was saved before its end, on a signal or before the end of a job: to run again is to go on. Exit code 85."""
+
+
 def step_parser(description: str) -> argparse.ArgumentParser:
     """A parser with `--spec`: the canonical JSON of the configuration keys that this step uses."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -54,12 +58,12 @@ def run(parser: argparse.ArgumentParser, main) -> None:
         main(args)
     except UserError as error:
         fail(str(error), 1)
+    except Stopped as error:
+        fail(str(error), 85)
     except OSError as error:
         # Disk full, read-only folder, permission: the file system's own words name the file.
-        fail(
-            f"{error.filename or 'input/output'}: {error.strerror or error}; free space or check permissions, then rerun",
-            1,
-        )
+        what = f"{error.filename or 'input/output'}: {error.strerror or error}"
+        fail(f"{what}; free space or check permissions, then rerun", 1)
     except KeyboardInterrupt:
         fail("interrupted; rerun to go on", 130)
 

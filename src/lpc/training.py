@@ -33,9 +33,6 @@ log = logging.getLogger("lpc")
 COMPLETE = "complete.json"
 """Written last into a checkpoint: without it, the checkpoint is a torn one and is never resumed."""
 
-STOPPED = 85
-"""Exit code of a training that saved and stopped on a signal: run it again and it goes on."""
-
 
 class EpochSampler(torch.utils.data.Sampler):
     """Row positions of one epoch in an order that depends on the seed and the epoch alone.
@@ -59,8 +56,8 @@ class EpochSampler(torch.utils.data.Sampler):
 class PreferenceTrainer(Trainer):
     """Trains a LatentPolicy on tokenised pairs.
 
-    The loss is the mean over the pairs of the global batch of the objective + `kl_weight` · KL (equation 7), whatever the
-    number of devices and micro-batches.
+    The loss is the mean over the pairs of the global batch of the objective + `kl_weight` · KL (equation 7), whatever
+    the number of devices and micro-batches.
     """
 
     def __init__(
@@ -119,9 +116,9 @@ class PreferenceTrainer(Trainer):
         self.totals["first_loss"] = first
         if expected is not None and abs(first / expected - 1) > 0.01:
             raise UserError(
-                f"first batch: the {self.objective['name']} loss is {first:.6g} where a policy equal to its reference has "
-                f"{expected:.6g}; either the reference is not of this base and precision (delete it and rerun), or the "
-                "latent starts too large (lower latent.init_std)"
+                f"first batch: the {self.objective['name']} loss is {first:.6g} where a policy equal to its reference "
+                f"has {expected:.6g}; either the reference is not of this base and precision (delete it and rerun), or "
+                "the latent starts too large (lower latent.init_std)"
             )
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
@@ -144,8 +141,8 @@ class PreferenceTrainer(Trainer):
     # ---- parameter groups
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """AdamW with groups: the backbone with and without weight decay, as Trainer makes them; the latent's networks and
-        its codebook, each with its own learning rate and no decay (which would pull the codes together)."""
+        """AdamW with groups: the backbone with and without weight decay, as Trainer makes them; the latent's networks
+        and its codebook, each with its own learning rate and no decay (which would pull the codes together)."""
         model = self.model if model is None else model
         decayed = set(self.get_decay_parameter_names(model))
         groups: dict[str, list] = {"decay": [], "no_decay": [], "latent": [], "codebook": []}
@@ -230,9 +227,8 @@ class PreferenceTrainer(Trainer):
         record |= {name: value.item() for name, value in means.items()}
         for name in ("loss", "grad_norm"):
             if not math.isfinite(record.get(name, 0.0)):
-                raise UserError(
-                    f"step {self.state.global_step}: {name} is {record[name]}; lower the learning rate or check the data"
-                )
+                step = self.state.global_step
+                raise UserError(f"step {step}: {name} is {record[name]}; lower the learning rate or check the data")
         self.totals["last_loss"] = record["loss"]
         self.state.log_history.append(record)
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, dict(record))
@@ -302,8 +298,8 @@ class Checkpointing(TrainerCallback):
         self.signalled: str | None = None
         self.last_save = self.last_step = time.monotonic()
         self.longest_step = self.longest_save = 0.0
-        end = os.environ.get("SLURM_JOB_END_TIME")
-        self.deadline = None if end is None else float(end)
+        end = os.environ.get("SLURM_JOB_END_TIME")  # empty in a container outside of a job
+        self.deadline = float(end) if end else None
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
 
@@ -421,6 +417,7 @@ def train(
         )
     if len(pairs) < training["batch_size"]:
         raise UserError(f"{len(pairs)} training pairs: fewer than training.batch_size ({training['batch_size']})")
+    policy._no_split_modules = policy.backbone._no_split_modules  # what FSDP wraps by itself: the decoder layers
     if training["gradient_checkpointing"]:
         policy.backbone.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     trainer = PreferenceTrainer(policy, args, pairs, objective, log_file)

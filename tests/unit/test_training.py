@@ -229,7 +229,13 @@ def inputs(tmp_path_factory):
     backbone, tokenizer, pairs = make_backbone(), make_tokenizer(), make_pairs(48)
     backbone.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
-    record = {"path": str(folder / "base"), "sha256": "0", "chat_template": None, "attention": "sdpa"}
+    record = {
+        "path": str(folder / "base"),
+        "sha256": "0",
+        "chat_template": None,
+        "attention": "sdpa",
+        "dtype": "float32",
+    }
     write_json(folder / "base.json", record | {"trust_remote_code": False})
     write_parquet(folder / "pairs.parquet", pairs)
     command = [sys.executable, "-m", "lpc.steps.reference", "--base", folder / "base.json"]

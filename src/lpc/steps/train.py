@@ -1,8 +1,10 @@
 """Train one run: a base model with one recipe and one seed, from its last checkpoint if an earlier attempt left one."""
 
+import contextlib
 import logging
 import os
 import platform
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,10 +15,12 @@ import transformers
 from lpc import cli
 from lpc.data.tokens import attach_reference, tokenize_pairs
 from lpc.files import atomic, fingerprint, read_json, read_parquet, sha256, write_json
+from lpc.images import running
+from lpc.lock import lock
 from lpc.model.controls import build_latent
 from lpc.model.loading import load_run
 from lpc.rewards import needs_reference
-from lpc.training import STOPPED, peak_memory, train
+from lpc.training import peak_memory, train
 
 log = logging.getLogger("lpc")
 
@@ -31,14 +35,30 @@ def parser():
     parser.add_argument("--checkpoints", type=Path, required=True, help="folder for checkpoints of this run")
     parser.add_argument("--output", type=Path, required=True, help="folder of the finished model")
     parser.add_argument("--metrics", type=Path, required=True, help="train.jsonl: one JSON line per log interval")
-    parser.add_argument("--summary", required=True, help="what the run was and cost, JSON")
+    parser.add_argument("--summary", type=Path, required=True, help="what the run was and cost, JSON")
     return parser
 
 
 def main(args):
     """Spec keys: objective, latent (or null), training, tokens, seed."""
-    spec, base = args.spec, read_json(args.base)
     main_process = os.environ.get("RANK", "0") == "0"
+    # The other processes of this run wait for the main one where they meet first, in the process group.
+    with lock(args.checkpoints) if main_process else contextlib.nullcontext(0) as waited:
+        # Everything that the weights depend on: a checkpoint of anything else must never be resumed.
+        identity = {"spec": args.spec, "base": read_json(args.base)["sha256"], "pairs": sha256(args.pairs)}
+        if waited and finished(args, identity):
+            log.info("the run was finished by the process that held the lock")
+            return
+        run(args, identity, main_process)
+
+
+def finished(args, identity: dict) -> bool:
+    """Whether the output of exactly this run is there: the work of a job that a killed Snakemake left behind."""
+    return args.output.is_dir() and args.summary.exists() and read_json(args.summary)["identity"] == identity
+
+
+def run(args, identity: dict, main_process: bool) -> None:
+    spec = args.spec
     pairs = read_parquet(args.pairs)
     pairs = pairs.filter(pa.compute.equal(pairs["split"], "train"))
     policy, tokenizer = load_run(args.base)
@@ -52,8 +72,6 @@ def main(args):
         if spec["latent"]["standardize"]:
             set_statistics(policy.latent, args.statistics)
 
-    # Everything that the weights depend on: a checkpoint of anything else must never be resumed.
-    identity = {"spec": spec, "base": base["sha256"], "pairs": sha256(args.pairs)}
     checkpoints = args.checkpoints / fingerprint(identity)
     for other in sorted(args.checkpoints.glob("*/checkpoint-*")):
         if other.parent != checkpoints:
@@ -69,15 +87,18 @@ def main(args):
         processes=args.processes,
     )
     if trainer is None:
-        cli.fail("training saved a checkpoint and stopped before its end; run it again to go on", STOPPED)
+        raise cli.Stopped("training saved a checkpoint and stopped before its end; run it again to go on")
 
     state_dict = trainer.accelerator.get_state_dict(trainer.model)  # gathers what is sharded, so every process calls it
     if not main_process:
         return
+    # Trained in float32, kept in the base's own type: as large as the base, which for a 7B model is half of float32.
+    dtype = getattr(torch, read_json(args.base)["dtype"])
+    state_dict = {k: v.to(dtype) if k.startswith("backbone.") else v for k, v in state_dict.items()}
+    trainer.policy.backbone.config.dtype = dtype
     with atomic(args.output) as temporary:
         trainer.policy.save_pretrained(temporary, state_dict=state_dict)
         tokenizer.save_pretrained(temporary)
-    parameters = sum(v.numel() for k, v in state_dict.items() if k.startswith("backbone."))
     latent = trainer.policy.latent
     seconds, steps = trainer.totals["seconds"], trainer.state.global_step
     device = trainer.args.device
@@ -92,15 +113,17 @@ def main(args):
             "seconds_per_step": seconds / steps,
             "tokens_per_second": trainer.totals["tokens"] / seconds,
             "peak_memory_gib": peak_memory(device) / 2**30,
-            "parameters": parameters,
+            "parameters": sum(v.numel() for k, v in state_dict.items() if k.startswith("backbone.")),
             "latent_parameters": 0 if latent is None else sum(p.numel() for p in latent.parameters()),
             "processes": args.processes,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU",
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
+            "container": running(),
         },
     )
+    shutil.rmtree(checkpoints)  # the finished model takes their place
 
 
 def set_statistics(latent, path) -> None:
