@@ -11,6 +11,8 @@ import pyarrow as pa
 import safetensors.torch
 import torch
 import transformers
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from lpc import cli
 from lpc.data.tokens import attach_reference, tokenize_pairs
@@ -42,11 +44,15 @@ def parser():
 def main(args):
     """Spec keys: objective, latent (or null), training, tokens, seed."""
     main_process = os.environ.get("RANK", "0") == "0"
-    # The other processes of this run wait for the main one where they meet first, in the process group.
+    # The other processes of this run wait for the main one in the broadcast.
     with lock(args.checkpoints) if main_process else contextlib.nullcontext(0) as waited:
         # Everything that the weights depend on: a checkpoint of anything else must never be resumed.
         identity = {"spec": args.spec, "base": read_json(args.base)["sha256"], "pairs": sha256(args.pairs)}
-        if waited and finished(args, identity):
+        done = [bool(waited) and finished(args, identity)]
+        if args.processes > 1:
+            PartialState(cpu=not torch.cuda.is_available())  # forms the process group
+            broadcast_object_list(done)
+        if done[0]:
             log.info("the run was finished by the process that held the lock")
             return
         run(args, identity, main_process)
