@@ -1,0 +1,225 @@
+"""The workflow on a real SLURM with real images: `snakemake --profile slurm`, and what goes wrong on clusters."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+import yaml
+from conftest import HERE, POISON, wait_for
+
+from lpc import images
+from lpc.files import sha256
+
+pytestmark = [pytest.mark.xdist_group("cluster"), pytest.mark.timeout(2700)]  # the first test builds the images
+
+RESULTS = "results/cluster"
+
+
+@pytest.fixture(scope="module")
+def long(cluster, demo):
+    """Configuration with trainings of some 20 s, all of the same spec: one to be left alone, the others to be hit."""
+    recipe = {"objective": {"name": "dpo"}, "latent": {"kind": "lpc", "codes": 8}, "training": {"epochs": 50}}
+    names = ["untouched", "requeued", "orphaned"]
+    config = {
+        "recipes": dict.fromkeys(names, recipe),
+        "experiments": {"long": {"bases": ["tiny"], "datasets": ["world"], "recipes": names, "seeds": [0]}},
+        "resources": {"train": {"threads": 1, "mem_mb": 1500, "gpus": 0, "launch": None}},
+    }
+    path = cluster.checkout / "long.yaml"
+    # JSON, since YAML would write the repeated recipe as a reference.
+    path.write_text(json.dumps(config))
+    return ("long.yaml",)
+
+
+def target(recipe):
+    return f"{RESULTS}/runs/tiny/world/{recipe}/seed-0/train.json"
+
+
+def checkpoints(cluster, recipe):
+    """Steps of the complete checkpoints of a run."""
+    folders = (cluster.checkout / RESULTS / "checkpoints").glob(f"*~{recipe}~0/*/checkpoint-*/complete.json")
+    return {int(folder.parent.name.rpartition("-")[2]) for folder in folders}
+
+
+def training(cluster, recipe):
+    """Summary and metrics of a finished run."""
+    summary = cluster.checkout / target(recipe)
+    metrics = summary.with_name("train.jsonl").read_text().splitlines()
+    return json.loads(summary.read_text()), [json.loads(line) for line in metrics]
+
+
+def test_whole_workflow(cluster, demo):
+    assert (cluster.checkout / RESULTS / "report.html").stat().st_size > 10_000
+    with open(cluster.checkout / RESULTS / "tables/preference_accuracy.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["recipe"] for row in rows} >= {"dpo-lpc", "simpo"}
+    # One submission for the group of data steps; local rules none.
+    submitted = re.findall(r"^(?:Job|Group).* submitted with SLURM jobid (\d+)", demo, re.MULTILINE)
+    states = cluster.command("sacct", "-X", "-n", "-P", "-o", "state", "-j", ",".join(submitted)).split()
+    assert states == ["COMPLETED"] * len(submitted)
+    assert not cluster.jobs()
+
+
+def test_nothing_to_do_when_all_is_done(cluster, demo):
+    code, output = cluster.snakemake("all", "--dry-run")
+    assert code == 0
+    assert "Nothing to be done" in output
+
+
+def test_training_is_one_task_with_two_gpus_and_a_process_for_each(cluster, demo):
+    [job] = re.findall(r"submitted with SLURM jobid (\d+) \(log: \S+/rule_train/\S*dpo-lpc", demo)
+    requested, partition = (
+        cluster.command("sacct", "-X", "-n", "-P", "-o", "alloctres,partition", "-j", job).strip().split("|")
+    )
+    assert "gres/gpu=2" in requested
+    assert partition == "gpu"
+    tasks = cluster.command("sacct", "-n", "-P", "-o", "ntasks", "-j", f"{job}.0").split()
+    assert tasks == ["1"]
+    summary, _ = training(cluster, "dpo-lpc")
+    assert summary["processes"] == 2
+
+
+def test_results_name_the_image_that_they_came_from(cluster, demo):
+    record = json.loads(
+        (cluster.checkout / "containers/images" / images.path("training").name).with_suffix(".json").read_text()
+    )
+    summary, _ = training(cluster, "dpo-lpc")
+    assert summary["container"] == {"image": images.path("training").name, "sha256": record["sha256"]}
+
+
+def test_what_a_job_gets(cluster):
+    """The environment in a container, memory over the limit, and the message of a failing rule, in one run."""
+    code, output = cluster.snakemake("all", "failing", "--snakefile", str(HERE / "Snakefile"))
+    assert code == 1
+
+    probe = json.loads((cluster.checkout / "results/probe/environment.json").read_text())
+    environment = probe["environment"]
+    assert probe["executable"] == "/opt/lpc/bin/python"
+    assert not probe["poison"], "a package of the user's home folder is seen"
+    assert all(entry == "" or entry.startswith(("/opt/lpc/", "/usr/")) for entry in probe["path"]), probe["path"]
+    assert not POISON.keys() & environment.keys()
+    assert not any(key.startswith(("SLURM_NTASKS", "SLURM_PROCID", "PMI", "OMPI")) for key in environment)
+    assert environment["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert environment["OMP_NUM_THREADS"] == "2"
+    assert environment["HF_HOME"] == str(cluster.checkout / ".cache/huggingface")
+    assert environment["SLURM_JOB_ID"].isdigit() and environment["SLURM_STEP_ID"].isdigit()
+    assert 0 < float(environment["SLURM_JOB_END_TIME"]) - time.time() <= 7 * 60
+
+    assert (cluster.checkout / "results/probe/memory.txt").read_text().strip() == str(700 * 2**20)
+    jobs = re.findall(r"submitted with SLURM jobid (\d+) \(log: \S+/rule_memory/", output)
+    lines = cluster.command("sacct", "-X", "-n", "-P", "-o", "reqmem,state", "-j", ",".join(jobs)).splitlines()
+    assert [line.split("|")[0] for line in lines] == ["700M", "1400M"]
+    assert lines[0].endswith(("OUT_OF_MEMORY", "FAILED")) and lines[1].endswith("COMPLETED")
+
+    assert "error: the reason stands in the log" in output, output[-4000:]
+    assert "results/probe/failing.log" in output
+    assert re.search(r"log: .*slurm_logs/rule_failing/\d+\.log", output)
+    assert len(re.findall(r"slurm_logs/rule_failing/\d+\.log\)", output)) == 3, (
+        "the first try and the profile's two retries"
+    )
+
+
+def test_requeue_and_scancel_lose_nothing(cluster, long):
+    """A job that SLURM puts back into the queue, then a cancelled one, against a training that nobody touched."""
+    targets = [
+        str(run_folder(cluster, name).relative_to(cluster.checkout) / "train.json")
+        for name in ("requeued", "untouched")
+    ]
+    snakemake = cluster.start(*targets, config=long)
+
+    def job():
+        pattern = r"submitted with SLURM jobid (\d+) \(log: \S+/rule_train/\S*requeued"
+        return (re.findall(pattern, snakemake.output.read_text()) or [None])[-1]
+
+    first = wait_for(job, "the training's job")
+    wait_for(lambda: checkpoints(cluster, "requeued"), "the first checkpoint")
+    cluster.command("scontrol", "requeue", first)
+    before = max(checkpoints(cluster, "requeued"))
+    wait_for(lambda: max(checkpoints(cluster, "requeued")) > before, "a checkpoint of the requeued job")
+    cluster.command("scancel", first)
+    wait_for(lambda: job() != first, "the retry of the cancelled job")
+    code, output = cluster.finish(snakemake)
+    assert code == 0, output[-6000:]
+
+    summary, metrics = training(cluster, "requeued")
+    untouched, expected = training(cluster, "untouched")
+    assert untouched["resumed_from"] == []
+    assert len(summary["resumed_from"]) == 2 and summary["resumed_from"] == sorted(summary["resumed_from"])
+    assert [line["step"] for line in metrics] == [line["step"] for line in expected]
+    assert [line["loss"] for line in metrics] == [line["loss"] for line in expected], "not the same training"
+
+
+def test_killed_snakemake_neither_loses_nor_doubles_work(cluster, long):
+    """Its job goes on; the next Snakemake submits it again, and that one waits for the lock of the run."""
+    snakemake = cluster.start(target("orphaned"), config=long)
+    job = cluster.job(snakemake.output)
+    wait_for(lambda: checkpoints(cluster, "orphaned"), "the first checkpoint")
+
+    code, output = cluster.snakemake(target("orphaned"), config=long)
+    assert code == 1 and "cannot be locked" in output, "a second Snakemake in the folder of a living one"
+
+    os.killpg(snakemake.pid, signal.SIGKILL)
+    snakemake.wait()
+    assert cluster.jobs()[job] == "RUNNING"
+    assert cluster.snakemake("--unlock", config=long)[0] == 0
+    code, output = cluster.snakemake(target("orphaned"), config=long)
+    assert code == 0, output[-6000:]
+
+    [second] = re.findall(r"submitted with SLURM jobid (\d+)", output)
+    states = cluster.command("sacct", "-X", "-n", "-P", "-o", "state", "-j", f"{job},{second}").split()
+    assert states == ["COMPLETED", "COMPLETED"]
+    log = (cluster.checkout / RESULTS / "logs/train/tiny~world~orphaned~0.log").read_text(errors="replace")
+    assert f"SLURM job {job}; waiting" in log
+    assert "finished by the process that held the lock" in log
+    summary, metrics = training(cluster, "orphaned")
+    assert summary["resumed_from"] == []
+    steps = [line["step"] for line in metrics]
+    assert steps == sorted(set(steps)) and steps[-1] == summary["steps"]
+
+
+def test_submission_of_the_papers_training_on_eight_gpus(cluster):
+    """The line that SLURM gets from rule train of config/config.yaml: one node, one task, eight GPUs."""
+    checkout = cluster.checkout
+    base, data = checkout / "results/eight/bases/llama3-8b", checkout / "results/eight/data/ultrafeedback"
+    reference = checkout / "results/eight/reference/llama3-8b/ultrafeedback"
+    for path in (base, data, reference):
+        path.mkdir(parents=True)
+    (base / "base.json").write_text(json.dumps({"parameters": 8_030_261_248}))
+    (data / "pairs.parquet").touch()
+    (reference / "reference.parquet").touch()
+    config = yaml.safe_load((checkout / "config/config.yaml").read_text())
+    config["project"] = "eight"
+    config["resources"]["train"] |= {"gpus": 8, "launch": "config/accelerate/fsdp.yaml"}
+    for training in [config["training"], *(recipe.get("training", {}) for recipe in config["recipes"].values())]:
+        training |= {"batch_size": 64, "micro_batch_size": 2}
+    (checkout / "eight.yaml").write_text(json.dumps(config))
+
+    # An sbatch that writes down what it is told, and refuses.
+    programs = checkout / "programs"
+    programs.mkdir()
+    (programs / "sbatch").write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >> {checkout}/submitted\nexit 1\n')
+    (programs / "sbatch").chmod(0o755)
+    summary = "results/eight/runs/llama3-8b/ultrafeedback/dpo-lpc/seed-0/train.json"
+    process = subprocess.run(
+        ["snakemake", "--profile", "slurm", summary, "--configfile", "eight.yaml", "--allowed-rules", "train"],
+        cwd=checkout,
+        env={**cluster.environment, "PATH": f"{programs}:{cluster.environment['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    shutil.rmtree(programs)
+    assert process.returncode == 1
+    submitted = (checkout / "submitted").read_text().splitlines()
+    assert submitted, process.stderr[-3000:]
+    for part in ("--nodes=1", "--gpus=8", "--cpus-per-task=32", "--requeue", "-p gpu", "-t 1440"):
+        assert part in submitted[0], submitted[0]
+    assert "--ntasks" not in submitted[0]
+    memory = int(re.search(r"--mem (\d+)", submitted[0])[1])
+    assert memory > 8 * 16_000, "16 bytes per parameter must fit into the host's memory"
