@@ -271,7 +271,8 @@ def run_task(lm, loaded: dict, entry: dict) -> tuple[dict, list[dict]]:
         "num_fewshot": results["n-shot"].get(name),
         "limit": entry["limit"],
         "chat_template": entry["chat_template"],
-        "data": describe_data(entry),
+        "data": describe_files(entry),
+        "hub": describe_hub(loaded),
         "task_version": results["versions"].get(name),
         "harness_version": version("lm_eval"),
         "torch_version": torch.__version__,
@@ -334,34 +335,32 @@ def write_samples(path: str | Path, samples: list[dict]) -> None:
             stream.write(json.dumps(sample, default=handle_non_serializable, ensure_ascii=False) + "\n")
 
 
-def describe_data(entry: dict) -> dict | None:
+def describe_files(entry: dict) -> dict | None:
     """{split: {"file", "sha256"}} of the entry's local files."""
     if not entry["data"]:
         return None
     return {split: {"file": str(path), "sha256": files.sha256(path)} for split, path in entry["data"].items()}
 
 
+def describe_hub(loaded: dict) -> list[dict]:
+    """The hub's data sets that the tasks were loaded from, each with the commit that was in the cache."""
+    found = set()
+    for task in loaded["tasks"].values():
+        for table in task.dataset.values():
+            # A data set from the hub lies in the cache as <name>/<configuration>/<version>/<commit>/<file>.
+            found |= {(task.DATASET_PATH, Path(file["filename"]).parent.name) for file in table.cache_files}
+    return [{"path": path, "revision": revision} for path, revision in sorted(found)]
+
+
 def describe_task(loaded: dict, entry: dict) -> dict:
-    """What was brought for an entry: its data sets with their revisions, and the versions that chose them."""
-    sources = {}
-    for name, task in loaded["tasks"].items():
-        revisions = {
-            url.partition("@")[2].partition("/")[0]
-            for table in task.dataset.values()
-            for url in table.info.download_checksums or {}
-            if "@" in url
-        }
-        sources[name] = {
-            "path": None if entry["data"] else task.DATASET_PATH,
-            "name": None if entry["data"] else task.DATASET_NAME,
-            "revisions": sorted(revisions),
-            "rows": {split: len(table) for split, table in task.dataset.items()},
-            "version": task.VERSION,
-        }
+    """What `download_task` records of an entry."""
     return {
         "task": entry["name"],
         "harness_task": entry["task"],
         "harness_version": version("lm_eval"),
-        "datasets": sources,
-        "data": describe_data(entry),
+        "data": describe_files(entry),
+        "hub": describe_hub(loaded),
+        "rows": {
+            name: {split: len(table) for split, table in task.dataset.items()} for name, task in loaded["tasks"].items()
+        },
     }

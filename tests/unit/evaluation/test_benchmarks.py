@@ -382,4 +382,5 @@ def test_what_a_download_records(arc_rows, tmp_path):
     done = step("download_task", "--spec", json.dumps(own), "--output", tmp_path / "task.json")
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "task.json").read_text())
-    assert record["datasets"]["mine"]["rows"] == {"test": 9} and record["data"]["test"]["file"] == str(arc_rows)
+    assert record["rows"] == {"mine": {"test": 9}} and record["hub"] == []
+    assert record["data"]["test"] == {"file": str(arc_rows), "sha256": benchmarks.files.sha256(arc_rows)}
