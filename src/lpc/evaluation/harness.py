@@ -188,7 +188,7 @@ class LatentLM(HFLM):
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **options) -> Tensor:
         """Tokens [B, T + new] after left-padded prompts `context` [B, T], given z of each; arguments as `hf`'s.
 
-        A latent that samples at inference draws a code per row in the batch's order, so those texts vary with the batch.
+        A latent that samples draws a code per row in the order of the batch, so those texts vary with the batch.
         """
         if not options.get("do_sample") and not options.get("temperature"):
             options.pop("temperature", None)  # greedy: transformers warns of a temperature then
