@@ -1,5 +1,7 @@
 """The top of the page: does LPC help here, by how much, is the latent used, and what does it cost."""
 
+import numpy as np
+
 from lpc.report import figures
 from lpc.report.page import Answer, Figure
 from lpc.report.results import Results, in_words, verdict
@@ -104,8 +106,11 @@ def cost(results: Results) -> str:
     ]
     if not changes or not added:
         return ""
-    change = span(changes, 0, sign=True)
-    return f"LPC changes the time of a training step by {change} % and adds {span(added)} % parameters."
+    change, pairs = number(float(np.median(changes)), 0, sign=True), count(len(changes), "pair")
+    return (
+        f"LPC changes the measured time of a training step by {change} % (median of {pairs} of runs: "
+        f"{span(changes, 0, sign=True)} %) and adds {span(added)} % parameters."
+    )
 
 
 def differences(results: Results, rows: list[dict]) -> Figure:
@@ -139,7 +144,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
         for row in results.tables["preference_accuracy"]
         if row["status"] == "ok"
     }
-    found = [(f"{len(done)} of {len(results.runs)}", "runs trained and scored"), (results.seeds(), "seeds")]
+    found = [(f"{len(done)} of {len(results.runs)}", "runs trained and scored"), results.seeds()]
     test_pairs = {row["dataset"]: row["n"] for row in results.tables["preference_accuracy"] if row["n"]}
     found += [(f"{n:,}", f"test pairs of {dataset}") for dataset, n in test_pairs.items()]
     seconds = sum(row["seconds"] or 0 for row in results.tables["cost"])

@@ -111,9 +111,11 @@ class Results:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         return [json.loads(line) for line in lines if line]
 
-    def seeds(self) -> str:
+    def seeds(self) -> tuple[str, str]:
+        """How many seeds the runs have, and which."""
         seeds = sorted({run["seed"] for run in self.runs})
-        return ", ".join(map(str, seeds)) if len(seeds) <= 6 else f"{seeds[0]} to {seeds[-1]}"
+        which = ", ".join(map(str, seeds)) if len(seeds) <= 6 else f"{seeds[0]} to {seeds[-1]}"
+        return str(len(seeds)), f"seed: {which}" if len(seeds) == 1 else f"seeds: {which}"
 
 
 def over_seeds(rows: list[dict]) -> dict:

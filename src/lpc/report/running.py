@@ -45,16 +45,18 @@ def training(results: Results) -> Section:
     }
     blocks: list = []
     for (base, dataset, kind), runs in groups.items():
-        logs = [(run["recipe"], results.training_log(run)) for run in runs]
+        logs = [(run, results.training_log(run)) for run in runs]
         drawn = []
         for title, values in panels.items():
             lines = []
-            for recipe, log in logs:
+            for run, log in logs:
+                if title.startswith("codes") and tables.latent_kind(run) not in ("lpc", "gaussian"):
+                    continue  # their KL is 0 by definition
                 for label, value in values.items():
                     points = [(line["step"], value(line)) for line in log if value(line) is not None]
                     x, y = ([point[i] for point in points] for i in (0, 1))
                     if points:
-                        lines.append({"name": f"{recipe}: {label}" if label else recipe, "x": x, "y": y})
+                        lines.append({"name": f"{run['recipe']}: {label}" if label else run["recipe"], "x": x, "y": y})
             if lines:
                 drawing = figures.curves(f"{objective(kind)}: {title}", lines)
                 caption = f"{objective(kind)} on {base}, {dataset}: {title}."
@@ -148,12 +150,11 @@ def missing(results: Results) -> Section:
     limits = []
     seeds = len({run["seed"] for run in results.main})
     if seeds < 3:
-        limits.append(
-            f"{count(seeds, 'seed')} in the main experiment: the luck of training is hardly measured. Add seeds."
-        )
+        how = "not" if seeds == 1 else "hardly"
+        limits.append(f"{count(seeds, 'seed')} in the main experiment: the luck of training is {how} measured.")
     absent = [kind for kind in ("mlp", "vector", "gaussian") if kind not in set(map(tables.latent_kind, results.main))]
     if absent:
-        kinds = listed(absent)
+        kinds = listed(absent, "or")
         limits.append(f"No control of kind {kinds}: an effect of LPC could be one of its parameters, not of its codes.")
     if results.settings["evaluation"].get("alpacaeval") is None:
         limits.append("AlpacaEval is not configured.")
@@ -175,7 +176,7 @@ def provenance(results: Results) -> Section:
         f"Python {platform.python_version()}, NumPy {np.__version__}, scikit-learn {sklearn.__version__}, "
         f"Matplotlib {matplotlib.__version__}"
     )
-    facts["seeds of the runs"] = results.seeds()
+    facts["randomness"] = results.seeds()[1]
     rows = [{"what": key, "value": value} for key, value in facts.items() if value]
     blocks: list = [Table("What made these results", [name("what"), name("value")], rows)]
     inputs = []

@@ -19,6 +19,8 @@ from lpc.evaluation import diagnostics, statistics
 RUN = ["base", "variant", "recipe", "objective", "latent", "seed"]
 ACCURACIES = ["accuracy_zero", "accuracy_shuffled", "accuracy_posterior", "accuracy_posterior_swapped"]
 ASPECTS = ["instruction_following", "honesty", "truthfulness", "helpfulness"]
+# Settings that a latent with codes and one without have in common: in these a control should not differ.
+LATENT_KEYS = {"width", "learning_rate", "standardize", "detach"}
 COLUMNS = {
     "preference_accuracy": [
         "base", "dataset", "variant", "recipe", "objective", "latent", "seed", "n", "accuracy", "low", "high",
@@ -187,8 +189,7 @@ def differences(run: dict, other: dict) -> list[str]:
     found = []
     for section in ("objective", "training", "latent"):
         mine, theirs = run[section] or {}, other[section] or {}
-        # A control has no use for most keys of a codebook; its kind is what is compared.
-        shared = (mine.keys() & theirs.keys()) - {"kind"} if section == "latent" else mine.keys() | theirs.keys()
+        shared = mine.keys() & theirs.keys() & LATENT_KEYS if section == "latent" else mine.keys() | theirs.keys()
         found += [f"{section}.{key}" for key in sorted(shared) if mine.get(key) != theirs.get(key)]
     return found
 

@@ -52,8 +52,9 @@ def count(n: int, singular: str) -> str:
     return f"{n:,} {singular}" + ("" if n == 1 else "s")
 
 
-def listed(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+def listed(parts: list[str], word: str) -> str:
+    """ "a, b and c", with `word` for "and"."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {word} {parts[-1]}"
 
 
 def objective(name: str) -> str:

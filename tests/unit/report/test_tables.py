@@ -172,3 +172,7 @@ def test_settings_that_differ_are_named():
     other["objective"]["beta"] = 0.2
     other["training"] = {**SETTINGS["training"], "epochs": 3}
     assert tables.differences(run, other) == ["objective.beta", "training.epochs"]
+    run, control = a_run("dpo-lpc", 0), a_run("dpo-mlp", 0)
+    run["latent"] |= {"standardize": False, "gamma": {"start": 0, "end": 1}}
+    control["latent"] |= {"standardize": True, "codes": 64}
+    assert tables.differences(run, control) == ["latent.standardize"], "the number of codes says nothing of a control"
