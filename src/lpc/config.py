@@ -251,6 +251,8 @@ def _check_values(settings: dict, faults: Faults) -> None:
 
     if CLEAN in _names(settings, "noise"):
         faults.add(("noise", CLEAN), f"{CLEAN} is the name of a dataset without noise; choose another")
+    if "base" in _names(settings, "recipes"):
+        faults.add(("recipes", "base"), "base is how tables call a base model without training; choose another name")
     for name in _names(settings, "datasets"):
         file = value("datasets", name, "path")
         if file and is_local(file) and not Path(file).is_file():

@@ -144,6 +144,7 @@ def test_training_of_a_recipe_overrides_single_keys():
         ({"recipes__ipo__objective": {"name": "ipo"}}, ["recipes.ipo.objective: tau is missing"]),
         ({"recipes__dpo__objective": {"name": "dpoo"}}, ['"dpoo" is not one of dpo, ipo, simpo; did you mean dpo?']),
         ({"recipes__dpo__latent": {"kind": "vector", "codes": 3}}, ["recipes.dpo.latent.codes: unknown key"]),
+        ({"recipes__base": {"objective": {"name": "dpo"}}}, ["recipes.base: base is how tables call a base model"]),
         ({"recipes__dpo__latent": {"codes": 1}}, ["recipes.dpo.latent.codes: 1 is out of range, must be at least 2"]),
         ({"experiments__main__bases": ["tinny"]}, ["experiments.main.bases[0]: tinny is not", "did you mean tiny?"]),
         ({"experiments__main__noise": ["flip"]}, ["experiments.main.noise[0]: flip is not defined under noise"]),

@@ -1,0 +1,138 @@
+"""Whole workflows, every step for real, in a small size: the generated world, and a slice of real preferences."""
+
+import copy
+import csv
+import gzip
+import itertools
+import json
+
+import pytest
+from checkout import ROOT, SMALL, Checkout
+
+REAL = ROOT.parent / "shared" / "data"
+TABLES = {
+    "preference_accuracy": {"base", "dataset", "recipe", "objective", "latent", "seed", "n", "accuracy"},
+    "benchmarks": {"base", "recipe", "seed", "task", "metric", "value", "stderr"},
+}
+
+
+def table(folder, name) -> list[dict]:
+    with open(folder / f"tables/{name}.csv", encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def stamps(folder, pattern) -> dict:
+    return {path: path.stat().st_mtime_ns for path in folder.glob(pattern)}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """(checkout, configuration, results) of the world with noise, three recipes and two tasks, after one run."""
+    checkout = Checkout(tmp_path_factory.mktemp("world"))
+    config = copy.deepcopy(SMALL)
+    config["recipes"]["simpo-lpc"] = {"objective": {"name": "simpo"}, "latent": {"codes": 8, "standardize": True}}
+    config["recipes"]["dpo-mlp"] = {"objective": {"name": "dpo"}, "latent": {"kind": "mlp", "codes": 8}}
+    config["noise"] = {"flip": {"rate": 0.5}}
+    config["experiments"]["main"]["recipes"].append("simpo-lpc")
+    config["experiments"]["noise"] = {**config["experiments"]["main"], "noise": ["flip"], "recipes": ["dpo-mlp"]}
+    config["evaluation"]["benchmarks"] = {
+        "tasks": {
+            "world_easy": {"task": "config/tasks/world_choice.yaml", "metric": "acc", "questions": {"kind": "easy"}},
+            "sums": {
+                "task": "config/tasks/world_generate.yaml",
+                "metric": "exact_match,sum",
+                "limit": 5,
+                "questions": {"kind": "generate", "count": 10},
+            },
+        }
+    }
+    config["evaluation"]["benchmarks"]["tasks"]["world_easy"]["questions"]["count"] = 20
+    checkout.snakemake("all", "--cores", "2", "--configfile", checkout.write(config))
+    return checkout, config, checkout.folder / "results/small"
+
+
+def test_tables_hold_every_run(world):
+    _, _, results = world
+    rows = table(results, "preference_accuracy")
+    assert TABLES["preference_accuracy"] <= rows[0].keys()
+    assert {(row["variant"], row["recipe"]) for row in rows} == {
+        ("world", "dpo"),
+        ("world", "dpo-lpc"),
+        ("world", "simpo-lpc"),
+        ("world.flip", "dpo-mlp"),
+    }
+    assert all(row["status"] == "ok" and 0 <= float(row["accuracy"]) <= 1 and int(row["n"]) > 50 for row in rows)
+    rows = table(results, "benchmarks")
+    assert TABLES["benchmarks"] <= rows[0].keys()
+    runs = {"base", "dpo", "dpo-lpc", "simpo-lpc", "dpo-mlp"}
+    primary = {(row["recipe"], row["task"]) for row in rows if row["primary"] == "1"}
+    assert primary == set(itertools.product(runs, ["world_easy", "sums"]))
+
+
+def test_report_is_there_and_needs_nothing_else(world):
+    page = (world[2] / "report.html").read_text(encoding="utf-8")
+    assert page.lstrip().lower().startswith("<!doctype html>") and page.rstrip().endswith("</html>")
+    assert 'src="http' not in page and "@import" not in page
+
+
+def test_every_job_has_its_log_and_its_timing(world):
+    _, _, results = world
+    logs = {path.relative_to(results / "logs").with_suffix("") for path in (results / "logs").rglob("*.log")}
+    timings = {path.relative_to(results / "timing").with_suffix("") for path in (results / "timing").rglob("*.tsv")}
+    assert logs == timings
+    downloads = {"download_dataset", "download_base", "download_task"}
+    alpacaeval = {"alpacaeval_download", "alpacaeval_generate", "alpacaeval_judge"}
+    assert {path.parts[0] for path in logs} == Checkout.rules(ROOT) - downloads - alpacaeval
+
+
+def test_results_carry_what_made_them(world):
+    _, _, results = world
+    summary = json.loads((results / "runs/tiny/world/dpo-lpc/seed-0/train.json").read_text())
+    assert summary["identity"]["spec"]["latent"]["codes"] == 8
+    assert summary["torch"] and summary["transformers"]
+
+
+def test_nothing_to_do_afterwards(world):
+    checkout, config, _ = world
+    output = checkout.snakemake("all", "--cores", "2", "--configfile", checkout.write(config))
+    assert "Nothing to be done" in output
+
+
+def test_changed_key_really_reruns_its_chain_alone(world):
+    checkout, config, results = world
+    before = stamps(results, "runs/**/*.json") | stamps(results, "runs/**/*.svg")
+    changed = copy.deepcopy(config)
+    changed["evaluation"]["tsne"]["perplexity"] = 5
+    checkout.snakemake("all", "--cores", "2", "--configfile", checkout.write(changed))
+    after = stamps(results, "runs/**/*.json") | stamps(results, "runs/**/*.svg")
+    assert {path.name for path in before if before[path] != after[path]} == {"tsne_source.svg", "tsne_code.svg"}
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no real preferences in {REAL}")
+def test_real_preferences(checkout):
+    """UltraFeedback-schema rows, of which prompts repeat, for training; flat pairs as a further held-out dataset."""
+    with gzip.open(REAL / "alpacaeval_preferences.jsonl.gz", "rt", encoding="utf-8") as stream:
+        (checkout.folder / "real.jsonl").write_text("".join(itertools.islice(stream, 400)))
+    with gzip.open(REAL / "hh_rlhf_harmless_test.jsonl.gz", "rt", encoding="utf-8") as stream:
+        (checkout.folder / "flat.jsonl").write_text("".join(itertools.islice(stream, 120)))
+    config = copy.deepcopy(SMALL)
+    config["datasets"] = {
+        "real": {"kind": "ultrafeedback", "path": "real.jsonl", "split": {"validation": 40, "test": 80}},
+        "harmless": {
+            "kind": "pairs",
+            "path": "flat.jsonl",
+            "split": {"validation": 10, "test": 90},
+            "max_rejected_rows": 0.05,  # one has no text
+        },
+    }
+    config["bases"]["tiny"]["scratch"]["dataset"] = "real"
+    config["experiments"]["main"]["datasets"] = ["real"]
+    config["evaluation"] = {"preference": {"datasets": ["harmless"]}, "tsne": {"perplexity": 5}}
+    checkout.snakemake("all", "--cores", "2", "--configfile", checkout.write(config))
+    rows = table(checkout.folder / "results/small", "preference_accuracy")
+    assert {(row["dataset"], row["recipe"]) for row in rows} == set(
+        itertools.product(["real", "harmless"], ["dpo", "dpo-lpc"])
+    )
+    assert all(int(row["n"]) > 50 for row in rows)
+    # Longer completions win more often than not in these data.
+    assert all(float(row["longer_accuracy"]) > 0.5 for row in rows if row["dataset"] == "real")
