@@ -191,6 +191,11 @@ def provenance(results: Results) -> Section:
         if record:
             of = record["revision"] or f"{record['parameters']:,} parameters"
             inputs.append({"input": f"base {base}", "of": of, "sha256": record["sha256"]})
+    for record in [*summaries, *benchmark_files(results)]:
+        image = record.get("container")
+        row = image and {"input": "container image", "of": image["image"], "sha256": image["sha256"]}
+        if row and row not in inputs:
+            inputs.append(row)
     if inputs:
         columns = [name("input"), name("revision or file", "of"), name("SHA-256", "sha256")]
         blocks.append(Table("Inputs", columns, inputs))
