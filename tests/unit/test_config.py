@@ -290,3 +290,46 @@ def test_sweep_derives_recipes_and_keeps_the_own_value():
 def test_sweep_over_any_key_of_a_recipe(key, value, name):
     config = resolve(changed(experiments__main__recipes=["dpo-lpc"], experiments__main__sweep={key: [value]}))
     assert [run.recipe for run in config.runs] == [name]
+
+
+def schema_keys(schema, path=()):
+    """(dotted key, its schema) of everything that a configuration can hold; names of the user's are `…`."""
+    schema = configuration._follow(schema)
+    branches = [
+        schema,
+        *(branch[side] for branch in [schema, *schema.get("allOf", [])] for side in ("then", "else") if side in branch),
+    ]
+    parts = [(key, part) for branch in branches for key, part in branch.get("properties", {}).items()]
+    if isinstance(schema.get("additionalProperties"), dict):
+        parts.append(("…", schema["additionalProperties"]))
+    if not parts or path[-1:] in {("sweep",), ("data",)} or (path[:1] == ("recipes",) and path[-1] == "training"):
+        yield ".".join(path), schema
+        return
+    if schema.get("default", "") is None and path[-1] != "questions":
+        yield ".".join(path), schema
+    for key, part in parts:
+        yield from schema_keys(part, (*path, "…" if path == ("resources",) and key != "train" else key))
+
+
+def test_readme_explains_every_key_with_its_default():
+    rows = {}
+    for line in (ROOT / "config/README.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("| `"):
+            key, _, described = line.split(" | ")[:3]
+            assert key not in rows
+            rows[key.removeprefix("| ").strip("`")] = described.strip(" |")
+    keys = {}
+    for key, schema in schema_keys(configuration._schema()):
+        if key.startswith("resources.train.") and key != "resources.train.launch":
+            key = key.replace("train", "…")
+        keys.setdefault(key, []).append(schema)
+    assert rows.keys() == keys.keys()
+    for key, schemas in keys.items():
+        for default in [schema["default"] for schema in schemas if "default" in schema]:
+            shown = (
+                default if isinstance(default, str) else yaml.safe_dump(default, default_flow_style=True).split("\n")[0]
+            )
+            numbers = [
+                float(part) for part in rows[key].replace("`", "").replace(",", " ").split() if part[0].isdigit()
+            ]
+            assert shown in rows[key] or default in numbers, (key, default, rows[key])
