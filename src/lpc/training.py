@@ -366,7 +366,6 @@ def training_arguments(training: dict, *, seed: int, output_dir: Path, processes
             f"processes takes of training.batch_size {batch_size}"
         )
     report_to = ["tensorboard"] + (["wandb"] if os.environ.get("WANDB_API_KEY") else [])
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output_dir / "tensorboard"))
     return TrainingArguments(
         output_dir=str(output_dir),
         num_train_epochs=training["epochs"],
@@ -420,11 +419,15 @@ def train(
     policy._no_split_modules = policy.backbone._no_split_modules  # what FSDP wraps by itself: the decoder layers
     if training["gradient_checkpointing"]:
         policy.backbone.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    done = complete_checkpoints(checkpoints)
+    curves = log_file.parent / "tensorboard"
+    if not done:
+        shutil.rmtree(curves, ignore_errors=True)  # of an earlier training with other settings
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(curves)  # the one way to tell Trainer
     trainer = PreferenceTrainer(policy, args, pairs, objective, log_file)
     saving = Checkpointing(trainer, training["save_minutes"])
     trainer.add_callback(saving)
     trainer.remove_callback(PrinterCallback)
-    done = complete_checkpoints(checkpoints)
     if done:
         log.info("resuming from %s", done[-1].name)
         trainer.restore(done[-1])

@@ -91,6 +91,15 @@ def test_log_lines_hold_what_a_person_needs(tmp_path):
     for line in lines:
         assert line["loss"] == pytest.approx(line["objective"] + LATENT["kl_weight"] * line["kl"], rel=1e-5)
         assert 1 <= line["prior_perplexity"] <= line["mean_prior_perplexity"] * 1.0001 <= 6.001
+    assert tensorboard_values(tmp_path / "tensorboard", "train/kl") == pytest.approx([x["kl"] for x in lines], rel=1e-5)
+
+
+def tensorboard_values(folder: Path, tag: str) -> list[float]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return [event.value for event in events.Scalars(tag)]
 
 
 def test_a_reference_of_another_model_is_noticed_at_once(tmp_path):
