@@ -60,7 +60,8 @@ def make_backbone(kind: str = "llama", seed: int = 0, vocabulary: int = 384, hid
     config = transformers.AutoConfig.for_model(kind, **common, **options)
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
-    # Random weights of transformers' default scale give nearly uniform predictions; spread them, so that tests see something.
+    # Random weights of transformers' default scale give nearly uniform predictions; spread them, so that tests see
+    # something.
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -82,7 +83,7 @@ def checkpoint(tmp_path_factory, tokenizer):
     return folder
 
 
-WORDS = "the quick brown fox jumps over a lazy dog and runs again while cats sleep under warm red roofs".split()
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "runs", "while", "cats", "sleep"]
 
 
 def random_text(rng, low: int, high: int) -> str:

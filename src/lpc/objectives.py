@@ -80,7 +80,8 @@ def categorical_kl(posterior_logits: Tensor, prior_logits: Tensor) -> Tensor:
 
 
 def gaussian_kl(posterior_mean: Tensor, posterior_log_std: Tensor, prior_mean: Tensor, prior_log_std: Tensor) -> Tensor:
-    """KL( q ‖ p ) of two diagonal Gaussians [..., d], summed over d, in nats. For the Gaussian control of the latent."""
+    """KL( q ‖ p ) of two diagonal Gaussians [..., d], summed over d, in nats. For the Gaussian control of the
+    latent."""
     variance_ratio = (2 * (posterior_log_std - prior_log_std)).exp()
     squared_shift = ((posterior_mean - prior_mean) / prior_log_std.exp()) ** 2
     return 0.5 * (variance_ratio + squared_shift - 1 - variance_ratio.log()).sum(-1)

@@ -9,8 +9,9 @@ from lpc import objectives
 
 
 def pair_objective(objective: dict) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    """The recipe's objective as one function of (chosen_logps, rejected_logps, batch): sums of log-probabilities [B] in,
-    `(losses, chosen_rewards, rejected_rewards)` [B] out. The batch gives the reference and the completion lengths."""
+    """The recipe's objective as one function of (chosen_logps, rejected_logps, batch): sums of log-probabilities [B]
+    in, `(losses, chosen_rewards, rejected_rewards)` [B] out. The batch gives the reference and the completion
+    lengths."""
     settings = dict(objective)
     name = settings.pop("name")
     reduction = settings.pop("reduction", "mean" if name == "simpo" else "sum")
@@ -22,7 +23,7 @@ def pair_objective(objective: dict) -> Callable[..., tuple[Tensor, Tensor, Tenso
             logps += [batch["reference_chosen_logps"], batch["reference_rejected_logps"]]
         if reduction == "mean":
             lengths = [batch["chosen_tokens"], batch["rejected_tokens"]] * 2
-            logps = [value / length for value, length in zip(logps, lengths)]
+            logps = [value / length for value, length in zip(logps, lengths[: len(logps)], strict=True)]
         return function(*logps, **settings)
 
     return evaluate

@@ -104,12 +104,12 @@ def tensorboard_values(folder: Path, tag: str) -> list[float]:
 
 def test_a_reference_of_another_model_is_noticed_at_once(tmp_path):
     tokens, _ = tokenised(reference_of=make_backbone(seed=1))
-    with pytest.raises(UserError, match="first batch: the dpo loss is .* where a policy equal to its reference"):
+    with pytest.raises(UserError, match=r"first batch: the dpo loss is .* where a policy equal to its reference"):
         run(tmp_path, tokens=tokens)
 
 
 def test_a_latent_that_starts_too_large_is_noticed_at_once(tmp_path):
-    with pytest.raises(UserError, match="lower latent.init_std"):
+    with pytest.raises(UserError, match=r"lower latent\.init_std"):
         run(tmp_path, latent=LATENT | {"init_std": 3.0})
 
 
@@ -132,7 +132,7 @@ def test_a_dead_posterior_is_noticed_at_once(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    with pytest.raises(UserError, match="lower the learning rate|not finite"):
+    with pytest.raises(UserError, match=r"lower the learning rate|not finite"):
         run(tmp_path, "ipo", learning_rate=1e30, max_grad_norm=0.0, epochs=4)
 
 
@@ -177,7 +177,7 @@ def test_plain_and_latent_runs_see_the_same_pairs_in_the_same_order(tmp_path, mo
         seen.append([])
         run(tmp_path / str(i), latent=latent)
     assert seen[0] == seen[1] and len(seen[0]) == 12
-    first_epoch, second_epoch = sum(seen[0][:6], []), sum(seen[0][6:], [])
+    first_epoch, second_epoch = np.concatenate(seen[0][:6]).tolist(), np.concatenate(seen[0][6:]).tolist()
     assert sorted(first_epoch) == sorted(second_epoch) == list(range(48)) and first_epoch != second_epoch
 
 
@@ -380,7 +380,8 @@ def test_two_processes_give_the_losses_of_one(inputs, unbroken, tmp_path):
 
 
 def test_a_sharded_step_equals_the_whole_one():
-    """torch's fully_shard on two gloo processes: the loss and every gradient of a latent step (Trainer cannot on CPU)."""
+    """torch's fully_shard on two gloo processes: the loss and every gradient of a latent step (Trainer cannot on
+    CPU)."""
     tests = Path(__file__).parent
     paths = os.pathsep.join([environment()["PYTHONPATH"], str(tests.parent)])
     launcher = [*TORCHRUN[:-1], str(tests / "fsdp_worker.py")]

@@ -84,7 +84,8 @@ class PairTokens(torch.utils.data.Dataset):
 
     def lengths(self) -> np.ndarray:
         """Tokens of the longer of the two sequences of each pair."""
-        return np.array([len(p) + max(len(c), len(r)) for p, c, r in zip(self.prompts, self.chosen, self.rejected)])
+        rows = zip(self.prompts, self.chosen, self.rejected, strict=True)
+        return np.array([len(p) + max(len(c), len(r)) for p, c, r in rows])
 
     def sorted_batches(self, batch_size: int) -> list[list[int]]:
         """Positions in batches of similar length, the longest first, so that too large a batch fails at once."""
@@ -98,8 +99,9 @@ def tokenize_pairs(
     """Tokenise a table of pairs (columns messages, chosen, rejected).
 
     A prompt keeps its last `max_prompt_length` tokens: its end holds the question and the assistant's turn; BOS stays.
-    A completion keeps its first `max_length` − prompt tokens, chosen and rejected alike, and loses its EOS with its end.
-    Rows whose two completions have the same ids after that teach nothing and would count as ties: dropped and counted.
+    A completion keeps its first `max_length` − prompt tokens, chosen and rejected alike, and loses its EOS with its
+    end. Rows whose two completions have the same ids after that teach nothing and would count as ties: dropped and
+    counted.
     """
     if not 0 < max_prompt_length < max_length:
         raise UserError(
@@ -135,20 +137,20 @@ def collate(items: list[dict]) -> dict[str, Tensor]:
 
     input_ids [2B, T], right-padded, chosen first; prompt_ends, ends [2B]: positions of the last prompt token and of the
     last token; token_rows, token_columns, labels [N]: for each completion token its sequence, the position *before* it
-    and its id; index [B]: row of the data set; chosen_tokens, rejected_tokens [B]: completion lengths; and, where known,
-    reference_chosen_logps, reference_rejected_logps [B] float32.
+    and its id; index [B]: row of the data set; chosen_tokens, rejected_tokens [B]: completion lengths; and, where
+    known, reference_chosen_logps, reference_rejected_logps [B] float32.
     """
     prompts = [item["prompt"] for item in items] * 2
     completions = [item["chosen"] for item in items] + [item["rejected"] for item in items]
-    lengths = np.array([len(p) + len(c) for p, c in zip(prompts, completions)])
+    lengths = np.array([len(p) + len(c) for p, c in zip(prompts, completions, strict=True)])
     # Any id will do for padding: no real token sees it and no loss reads it, so pad may well equal EOS.
     input_ids = np.zeros((len(prompts), lengths.max()), np.int64)
-    for row, (prompt, completion) in enumerate(zip(prompts, completions)):
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         input_ids[row, : lengths[row]] = np.concatenate([prompt, completion])
     completion_lengths = np.array([len(c) for c in completions])
     prompt_ends = lengths - completion_lengths - 1
     token_rows = np.repeat(np.arange(len(prompts)), completion_lengths)
-    token_columns = np.concatenate([np.arange(e, e + n) for e, n in zip(prompt_ends, completion_lengths)])
+    token_columns = np.concatenate([np.arange(e, e + n) for e, n in zip(prompt_ends, completion_lengths, strict=True)])
     pairs = len(items)
     batch = {
         "input_ids": input_ids,
@@ -173,7 +175,8 @@ MODEL_INPUTS = ("input_ids", "prompt_ends", "ends", "token_rows", "token_columns
 
 
 def attach_reference(tokens: PairTokens, rows: pa.Table, path: str | os.PathLike) -> None:
-    """Give `tokens` the reference log-probabilities of its rows (`rows`: the table, already reduced to them) by pair_id.
+    """Give `tokens` the reference log-probabilities of its rows (`rows`: the table, already reduced to them) by
+    pair_id.
 
     Stops if a pair is missing or was scored with other token counts: then the file is of other data or settings.
     """

@@ -52,7 +52,8 @@ class Moments:
         self.squares = self.squares + (h * h).sum(0)
 
     def mean_std(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """float32 [d] each. A feature that never varies gets a standard deviation of 1: it stays at 0 when standardised."""
+        """float32 [d] each. A feature that never varies gets a standard deviation of 1: it stays at 0 when
+        standardised."""
         mean = self.total / self.count
         variance = (self.squares / self.count - mean**2).clamp_min(0)
         std = variance.sqrt()
@@ -64,8 +65,9 @@ def reference_logps(
 ) -> tuple[np.ndarray, dict[str, torch.Tensor]]:
     """Sums of log-probabilities of the base model, float64 [n, 2] (chosen, rejected), and feature statistics.
 
-    The statistics are over the pairs where `train` [n] is true: mean and std [d] of h_x ("prompt.mean", "prompt.std") and
-    of both h_{x,y} ("completion.…"), for latents that standardise their inputs. Both come from the same backbone pass.
+    The statistics are over the pairs where `train` [n] is true: mean and std [d] of h_x ("prompt.mean", "prompt.std")
+    and of both h_{x,y} ("completion.…"), for latents that standardise their inputs. Both come from the same backbone
+    pass.
     """
     logps = np.empty((len(tokens), 2))
     prompt, completion = Moments(), Moments()
@@ -104,7 +106,7 @@ def another_prompt(prompt_ids: list[str], seed: int) -> np.ndarray:
     first = {prompt: position for position, prompt in reversed(list(enumerate(prompt_ids)))}
     prompts = sorted(first)
     order = np.random.default_rng(seed).permutation(len(prompts))
-    successor = {prompts[a]: first[prompts[b]] for a, b in zip(order, np.roll(order, 1))}
+    successor = {prompts[a]: first[prompts[b]] for a, b in zip(order, np.roll(order, 1), strict=True)}
     return np.array([successor[prompt] for prompt in prompt_ids], dtype=np.int64)
 
 
@@ -153,7 +155,8 @@ def accuracy(chosen: np.ndarray, rejected: np.ndarray) -> float:
 
 @torch.no_grad()
 def pair_latents(policy: LatentPolicy, tokens: PairTokens, *, batch_size: int, precision: str) -> dict[str, np.ndarray]:
-    """Per pair, float32: `z` [n, d] from the prior, `h_x` [n, d], and for latents with codes `prior`, `posterior` [n, K]."""
+    """Per pair, float32: `z` [n, d] from the prior, `h_x` [n, d], and for latents with codes `prior`, `posterior` [n,
+    K]."""
     states = prompt_states(policy, tokens, batch_size=batch_size, precision=precision)
     result = {"h_x": states.cpu().numpy(), "z": policy.prior_z(states).float().cpu().numpy()}
     latent = policy.latent

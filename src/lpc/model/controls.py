@@ -1,4 +1,5 @@
-"""Controls for the latent: as many extra parameters, but no discrete codes. Same interface as `lpc.model.latent.Latent`.
+"""Controls for the latent: as many extra parameters, but no discrete codes. Same interface as
+`lpc.model.latent.Latent`.
 
 They answer whether a gain of LPC comes from its codes or only from its parameters.
 """
@@ -28,7 +29,8 @@ class VectorControl(nn.Module):
 
 
 class MLPControl(nn.Module):
-    """z = MLP(h_x), of the size that makes the parameter count that of the latent with the same settings, or just above."""
+    """z = MLP(h_x), of the size that makes the parameter count that of the latent with the same settings, or just
+    above."""
 
     noise_size = 0
 
@@ -96,8 +98,8 @@ KINDS = {"lpc": Latent, "vector": VectorControl, "mlp": MLPControl, "gaussian": 
 
 
 def build_latent(config: dict, features: int, seed: int) -> nn.Module:
-    """The latent of a recipe, float32, initialised from `seed` without touching the global random state, so that plain and
-    latent runs see the same data order and dropout."""
+    """The latent of a recipe, float32, initialised from `seed` without touching the global random state, so that plain
+    and latent runs see the same data order and dropout."""
     settings = LatentConfig(**config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

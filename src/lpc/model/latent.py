@@ -12,8 +12,9 @@ from lpc.objectives import categorical_kl
 
 @dataclass(frozen=True)
 class LatentConfig:
-    """Settings of a latent, as in the configuration's `recipes.<name>.latent`; the defaults are the paper's or ours where
-    it is silent. Fields that only training reads (rates, weights, schedules) are kept, so that a saved run says them."""
+    """Settings of a latent, as in the configuration's `recipes.<name>.latent`; the defaults are the paper's or ours
+    where it is silent. Fields that only training reads (rates, weights, schedules) are kept, so that a saved run says
+    them."""
 
     kind: str = "lpc"
     codes: int = 64
@@ -53,8 +54,8 @@ def two_layer_mlp(inputs: int, width: int, outputs: int, output_scale: float = 1
 
 
 class Standardizer(nn.Module):
-    """(h − mean) / std per feature, with statistics of the base model's training pairs; the identity until they are set.
-    The result has the latent's own type, float32, whatever the backbone's.
+    """(h − mean) / std per feature, with statistics of the base model's training pairs; the identity until they are
+    set. The result has the latent's own type, float32, whatever the backbone's.
 
     Why: where every prompt ends in the same template token, h_x is a large constant plus a small signal.
     """
@@ -139,7 +140,8 @@ class Latent(nn.Module):
         return weights @ self.codebook
 
     def infer(self, h_x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """z [B, d] from the prior alone, as at inference: `mean` Σ p_k e_k, `mode` the strongest code, or a `sample`d code."""
+        """z [B, d] from the prior alone, as at inference: `mean` Σ p_k e_k, `mode` the strongest code, or a `sample`d
+        code."""
         probabilities = F.softmax(self.prior_logits(h_x), -1)
         if self.config.inference == "mean":
             return self.from_weights(probabilities)

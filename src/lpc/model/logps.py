@@ -10,7 +10,8 @@ from torch import Tensor
 
 
 def _chunk_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> Tensor:
-    """float32 (or float64) logits [n, V] of one chunk, as transformers computes them: matmul in the weights' type first."""
+    """float32 (or float64) logits [n, V] of one chunk, as transformers computes them: matmul in the weights' type
+    first."""
     logits = torch.nn.functional.linear(hidden, weight, bias)
     if logits.dtype != torch.float64:
         logits = logits.float()
@@ -32,7 +33,8 @@ def _log_normaliser(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _TokenLogps(torch.autograd.Function):
-    """Products run in `dtype`; the head's weights stay in their own type, so that its gradient is not rounded to `dtype`."""
+    """Products run in `dtype`; the head's weights stay in their own type, so that its gradient is not rounded to
+    `dtype`."""
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, labels, softcap, scale, chunk, dtype):

@@ -39,7 +39,8 @@ class Encoded:
 
 
 class LatentPolicy(nn.Module):
-    """`backbone` (a causal LM of transformers) and `latent` (see `lpc.model.latent` and `controls`), or None for a plain run.
+    """`backbone` (a causal LM of transformers) and `latent` (see `lpc.model.latent` and `controls`), or None for a
+    plain run.
 
     z enters after the backbone, so a training step needs one pass of it, and the saved backbone is an ordinary
     checkpoint that transformers loads without this package.
@@ -158,7 +159,8 @@ class LatentPolicy(nn.Module):
         token_columns: Tensor,
         labels: Tensor,
     ) -> Encoded:
-        """One backbone pass over B pairs, [2B, T]: the chosen sequences, then the rejected (see `lpc.data.tokens.collate`)."""
+        """One backbone pass over B pairs, [2B, T]: the chosen sequences, then the rejected (see
+        `lpc.data.tokens.collate`)."""
         hidden = self.hidden(input_ids)
         rows = torch.arange(len(input_ids), device=hidden.device)
         pairs = len(input_ids) // 2
@@ -291,6 +293,6 @@ def check_head(backbone: PreTrainedModel) -> None:
     if not torch.allclose(actual, expected, atol=tolerance, rtol=tolerance):
         worst = (actual - expected).abs().max().item()
         raise UserError(
-            f"{backbone.config.model_type}: its logits are not a linear head on the last hidden state (log-probabilities "
-            f"differ by {worst:.3g}); this architecture is not supported"
+            f"{backbone.config.model_type}: its logits are not a linear head on the last hidden state (log-"
+            f"probabilities differ by {worst:.3g}); this architecture is not supported"
         )

@@ -33,7 +33,9 @@ def main(args):
     for prompt in prompts:
         ids = encode_prompts(tokenizer, [[{"role": "user", "content": prompt}]])[0]
         ids = torch.tensor([ids], device=policy.device)
-        sampling = {"do_sample": True, "temperature": args.temperature} if args.temperature > 0 else {"do_sample": False}
+        sampling = (
+            {"do_sample": True, "temperature": args.temperature} if args.temperature > 0 else {"do_sample": False}
+        )
         output = policy.generate(
             ids,
             torch.ones_like(ids),

@@ -114,7 +114,12 @@ def test_collate_points_at_the_right_tokens():
         {"index": 9, "prompt": np.array([21]), "chosen": np.array([2]), "rejected": np.array([22, 23])},
     ]
     batch = collate(items)
-    assert batch["input_ids"].tolist() == [[11, 12, 13, 14, 2], [21, 2, 0, 0, 0], [11, 12, 15, 2, 0], [21, 22, 23, 0, 0]]
+    assert batch["input_ids"].tolist() == [
+        [11, 12, 13, 14, 2],
+        [21, 2, 0, 0, 0],
+        [11, 12, 15, 2, 0],
+        [21, 22, 23, 0, 0],
+    ]
     assert batch["prompt_ends"].tolist() == [1, 0, 1, 0]
     assert batch["ends"].tolist() == [4, 1, 3, 2]
     assert batch["token_rows"].tolist() == [0, 0, 0, 1, 2, 2, 3, 3]
@@ -139,7 +144,7 @@ def test_sorted_batches_cover_every_pair_once_longest_first():
     tokens = tokenize_pairs(make_pairs(25), make_tokenizer(), max_length=64, max_prompt_length=32)
     batches = tokens.sorted_batches(4)
     lengths = tokens.lengths()
-    assert sorted(sum(batches, [])) == list(range(25))
+    assert sorted(position for batch in batches for position in batch) == list(range(25))
     assert np.all(np.diff([lengths[b].max() for b in batches]) <= 0)
 
 

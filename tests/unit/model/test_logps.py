@@ -43,7 +43,7 @@ def test_float64_values_and_gradients(tokens, chunk, options, with_bias):
         value = function()
         (value * upstream).sum().backward()
         gradients.append([value.detach(), *(x.grad.clone() for x in inputs)])
-    for actual, expected in zip(*gradients):
+    for actual, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
 
 

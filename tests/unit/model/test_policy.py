@@ -97,7 +97,8 @@ def test_sharded_backbone_loads(tmp_path):
     policy.backbone.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
     loaded = LatentPolicy.from_pretrained(tmp_path)
-    assert all(torch.equal(a, b) for a, b in zip(policy.state_dict().values(), loaded.state_dict().values()))
+    pairs = zip(policy.state_dict().values(), loaded.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_broken_checkpoints_say_what_is_wrong(tmp_path):
@@ -107,7 +108,7 @@ def test_broken_checkpoints_say_what_is_wrong(tmp_path):
     policy.save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "latent.json").read_text())
     (tmp_path / "latent.json").write_text(json.dumps(settings | {"codes": 7}))
-    with pytest.raises(UserError, match="latent.safetensors: does not fit"):
+    with pytest.raises(UserError, match=r"latent\.safetensors: does not fit"):
         LatentPolicy.from_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(UserError, match="cannot be loaded"):
@@ -145,7 +146,7 @@ def test_greedy_generation_equals_the_step_by_step_reference(code):
     ids, mask = left_pad(PROMPTS)
     output = policy.generate(ids, mask, code=code, max_new_tokens=12, do_sample=False, eos_token_id=None)
     changed = False
-    for row, prompt in zip(output[:, ids.shape[1] :].tolist(), PROMPTS):
+    for row, prompt in zip(output[:, ids.shape[1] :].tolist(), PROMPTS, strict=True):
         z = z_of(policy, prompt) if code is None else policy.latent.codebook[code]
         sequence = list(prompt)
         for token in row:
@@ -167,11 +168,11 @@ def test_sampling_draws_from_the_latent_policy():
     sequences = [list(prompt) for prompt in PROMPTS]
     torch.manual_seed(11)
     for _ in range(8):
-        logps = torch.stack([next_logps(policy, s, z) for s, z in zip(sequences, zs)])
+        logps = torch.stack([next_logps(policy, s, z) for s, z in zip(sequences, zs, strict=True)])
         tokens = torch.multinomial(logps.softmax(-1), 1).squeeze(-1).tolist()
-        for sequence, token in zip(sequences, tokens):
+        for sequence, token in zip(sequences, tokens, strict=True):
             sequence.append(token)
-    assert [row[len(p) :] for row, p in zip(sequences, PROMPTS)] == output[:, ids.shape[1] :].tolist()
+    assert [row[len(p) :] for row, p in zip(sequences, PROMPTS, strict=True)] == output[:, ids.shape[1] :].tolist()
 
 
 def test_beam_search_equals_an_exhaustive_reference():
@@ -182,7 +183,7 @@ def test_beam_search_equals_an_exhaustive_reference():
     prompts = [[5, 6, 7], [8]]
     ids, mask = left_pad(prompts)
     output = policy.generate(ids, mask, num_beams=24, max_new_tokens=2, do_sample=False, eos_token_id=None)
-    for row, prompt in zip(output[:, ids.shape[1] :].tolist(), prompts):
+    for row, prompt in zip(output[:, ids.shape[1] :].tolist(), prompts, strict=True):
         z = z_of(policy, prompt)
         first = next_logps(policy, prompt, z)
         scores = torch.stack([first[t] + next_logps(policy, [*prompt, t], z) for t in range(24)])

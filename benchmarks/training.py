@@ -1,0 +1,178 @@
+"""Step time and peak memory of training against TRL's trainers, on the same random Llama and the same pairs.
+
+    python benchmarks/training.py --output training.json
+
+Both sides train through transformers.Trainer in float32 with AdamW, with cached reference log-probabilities for DPO.
+Each case runs in a process of its own, so that peaks of memory are its own: `grow` is the peak above the memory in use
+right before the first step (weights, data and libraries are the same on both sides), `peak` is the whole process. The
+time is the median over steps after two for warming up.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+
+CASES = ["trl dpo", "lpc dpo", "lpc dpo latent", "trl simpo", "lpc simpo", "lpc simpo latent"]
+RATIOS = [
+    ("DPO, step time and memory", "lpc dpo", "trl dpo"),
+    ("DPO with the latent, against TRL's plain DPO", "lpc dpo latent", "trl dpo"),
+    ("SimPO", "lpc simpo", "trl simpo"),
+    ("latent against our own plain DPO", "lpc dpo latent", "lpc dpo"),
+    ("latent against our own plain SimPO", "lpc simpo latent", "lpc simpo"),
+]
+
+
+def parser():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vocabulary", type=int, nargs="+", default=[128_256, 4_096])
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--pairs", type=int, default=8, help="pairs per step")
+    parser.add_argument("--prompt", type=int, default=64, help="tokens")
+    parser.add_argument("--completion", type=int, default=128, help="tokens")
+    parser.add_argument("--steps", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
+    parser.add_argument("--output", help="also write the numbers here (.json)")
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    return parser
+
+
+def main():
+    args = parser().parse_args()
+    if args.run:
+        print(json.dumps(run(args, args.run)))
+        return
+    environment = os.environ | {"OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1", "WANDB_DISABLED": "true"}
+    results = {}
+    for vocabulary in args.vocabulary:
+        for case in args.cases:
+            command = [sys.executable, __file__, "--run", case, "--vocabulary", str(vocabulary)]
+            for name in ("hidden", "layers", "pairs", "prompt", "completion", "steps", "threads"):
+                command += [f"--{name}", str(getattr(args, name))]
+            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+            result = json.loads(done.stdout.splitlines()[-1])
+            results[f"{vocabulary} {case}"] = result
+            seconds, grow = result["seconds"], result["grow_gib"]
+            print(f"{vocabulary:>7} {case:<18} {seconds:7.3f} s  grow {grow:6.3f} GiB", flush=True)
+    print("\n| vocabulary | what | time | memory above the start | peak of the process |\n|---|---|---|---|---|")
+    for vocabulary in args.vocabulary:
+        for title, ours, theirs in RATIOS:
+            if ours in args.cases and theirs in args.cases:
+                a, b = results[f"{vocabulary} {ours}"], results[f"{vocabulary} {theirs}"]
+                ratios = " | ".join(f"{a[key] / b[key]:.2f}" for key in ("seconds", "grow_gib", "peak_gib"))
+                print(f"| {vocabulary} | {title} | {ratios} |")
+    if args.output:
+        import torch
+        import transformers
+        import trl
+
+        versions = {m.__name__: m.__version__ for m in (torch, transformers, trl)}
+        record = {"arguments": vars(args), "results": results, "versions": versions, "machine": platform.platform()}
+        Path(args.output).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def run(args, case: str) -> dict:
+    import numpy as np
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+
+    torch.set_num_threads(args.threads)
+    (vocabulary,) = args.vocabulary
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=args.hidden,
+            intermediate_size=4 * args.hidden,
+            num_hidden_layers=args.layers,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            pad_token_id=0,
+            eos_token_id=1,
+        )
+    )
+    rng = np.random.default_rng(0)
+    count = args.pairs * (args.steps + 2)
+    ids = {
+        side: rng.integers(2, vocabulary, (count, length))
+        for side, length in (("prompt", args.prompt), ("chosen", args.completion), ("rejected", args.completion))
+    }
+
+    class Clock(TrainerCallback):
+        def __init__(self):
+            self.times = []
+
+        def on_step_end(self, *_, **__):
+            self.times.append(time.perf_counter())
+
+    folder = tempfile.mkdtemp()
+    library, objective, *latent = case.split()
+    if library == "lpc":
+        from lpc import training
+        from lpc.data.tokens import PairTokens
+        from lpc.model.controls import build_latent
+        from lpc.model.policy import LatentPolicy
+
+        rows = {side: [row.astype(np.int32) for row in values] for side, values in ids.items()}
+        pairs = PairTokens(np.arange(count), rows["prompt"], rows["chosen"], rows["rejected"], 0)
+        pairs.reference = np.zeros((count, 2))
+        settings = {"epochs": 1, "batch_size": args.pairs, "micro_batch_size": args.pairs, "learning_rate": 1e-5}
+        settings |= {"warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0, "precision": "float32"}
+        settings |= {"logging_steps": 1000, "save_minutes": 1e6, "gradient_checkpointing": False}
+        policy = LatentPolicy(model)
+        if latent:
+            policy.latent = build_latent({"kind": "lpc"}, args.hidden, 0)
+        names = {"dpo": {"name": "dpo", "beta": 0.1}, "simpo": {"name": "simpo", "beta": 2.0, "margin": 1.0}}
+        arguments = training.training_arguments(settings, seed=0, output_dir=Path(folder), processes=1)
+        trainer = training.PreferenceTrainer(policy, arguments, pairs, names[objective], Path(folder) / "log")
+        trainer.check_first_loss = False  # the cached reference is made of zeros: its values cost nothing
+    else:
+        import trl
+        from datasets import Dataset
+        from tokenizers import Tokenizer, models, pre_tokenizers
+
+        words = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1} | {f"w{i}": i for i in range(2, vocabulary)}, "w2"))
+        words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>")
+        text = {side: [" " + " ".join(f"w{i}" for i in row) for row in values] for side, values in ids.items()}
+        common = {"output_dir": folder, "per_device_train_batch_size": args.pairs, "report_to": [], "max_length": 4096}
+        common |= {"use_cpu": True, "bf16": False, "save_strategy": "no", "logging_steps": 1000}
+        common |= {"gradient_checkpointing": False, "disable_tqdm": True, "num_train_epochs": 1}
+        if objective == "dpo":
+            config, kind = trl.DPOConfig(beta=0.1, precompute_ref_log_probs=True, **common), trl.DPOTrainer
+        else:
+            from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+            config = CPOConfig(loss_type="simpo", cpo_alpha=0.0, simpo_gamma=0.5, beta=2.0, **common)
+            kind = CPOTrainer
+        trainer = kind(model, args=config, train_dataset=Dataset.from_dict(text), processing_class=tokenizer)
+    clock = Clock()
+    trainer.add_callback(clock)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: TRL has computed its reference by now
+    before = memory("VmRSS")
+    trainer.train()
+    steps = [b - a for a, b in zip(clock.times, clock.times[1:], strict=True)][1:]
+    peak = memory("VmHWM")
+    return {"seconds": statistics.median(steps), "steps": steps, "peak_gib": peak, "grow_gib": peak - before}
+
+
+def memory(field: str) -> float:
+    """GiB of this process, from /proc/self/status."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 2**20
+    raise KeyError(field)
+
+
+if __name__ == "__main__":
+    main()
