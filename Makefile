@@ -55,7 +55,8 @@ help: ## list the targets
 	$(PYTHON) -m venv .venv
 
 .venv/%.stamp: pyproject.toml constraints.txt | .venv/bin/python
-	.venv/bin/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable ".$(EXTRAS)"
+	@echo "Installing into .venv, a minute or two ..."
+	@.venv/bin/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable ".$(EXTRAS)"
 	@touch $@
 
 .venv/test.stamp: EXTRAS := [test,lint,slurm,images]

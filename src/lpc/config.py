@@ -17,6 +17,7 @@ import yaml
 
 from lpc.cli import UserError
 from lpc.faults import Faults, closest, explain, kind, one_of
+from lpc.paths import is_local
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
@@ -103,13 +104,6 @@ def resolve(config: dict, files: tuple[str | Path, ...] | list[str | Path] = ())
     if faults:
         raise ConfigError(str(faults))
     return Config(settings, recipes, experiments)
-
-
-def is_local(path: str) -> bool:
-    """Whether a dataset or model is named by its place on disk rather than by its name on the hub."""
-    return (
-        path.startswith(("/", "./", "../")) or path.endswith((".jsonl", ".jsonl.gz", ".parquet")) or Path(path).exists()
-    )
 
 
 # Defaults and checks against the schema

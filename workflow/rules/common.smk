@@ -16,8 +16,9 @@ ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT / "src"))
 
 from lpc import images
-from lpc.config import ConfigError, is_local, resolve
+from lpc.config import ConfigError, resolve
 from lpc.files import canonical
+from lpc.paths import is_local
 from lpc.sources import sources
 
 try:

@@ -16,8 +16,8 @@ from huggingface_hub.errors import (
 
 from lpc import files
 from lpc.cli import UserError
-from lpc.config import is_local
 from lpc.data.read import list_files
+from lpc.paths import is_local
 
 
 def describe_dataset(*, kind: str, path: str, revision: str | None, hub_split: str) -> dict:

@@ -8,9 +8,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lpc import files
 from lpc.cli import UserError
-from lpc.config import is_local
 from lpc.data.hub import download
 from lpc.data.tokens import load_tokenizer
+from lpc.paths import is_local
 
 # What a checkpoint is loaded from. Some repositories hold the same weights in several formats: one is enough.
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.py"]
