@@ -23,8 +23,9 @@ RESULTS = "results/cluster"
 
 @pytest.fixture(scope="module")
 def long(cluster, demo):
-    """Configuration with trainings of some 20 s, all of the same spec: one to be left alone, the others to be hit."""
-    recipe = {"objective": {"name": "dpo"}, "latent": {"kind": "lpc", "codes": 8}, "training": {"epochs": 50}}
+    """Configuration with longer trainings, all of the same spec: one to be left alone, the others to be hit."""
+    settings = {"epochs": 30, "save_minutes": 0.005}
+    recipe = {"objective": {"name": "dpo"}, "latent": {"kind": "lpc", "codes": 8}, "training": settings}
     names = ["untouched", "requeued", "orphaned"]
     config = {
         "recipes": dict.fromkeys(names, recipe),
@@ -148,30 +149,75 @@ def test_requeue_and_scancel_lose_nothing(cluster, long):
 
 def test_killed_snakemake_neither_loses_nor_doubles_work(cluster, long):
     """Its job goes on; the next Snakemake submits it again, and that one waits for the lock of the run."""
-    snakemake = cluster.start(target("orphaned"), config=long)
-    job = cluster.job(snakemake.output)
+    first = cluster.start(target("orphaned"), config=long)
+    job = cluster.job(first.output)
     wait_for(lambda: checkpoints(cluster, "orphaned"), "the first checkpoint")
+    cluster.command("scontrol", "suspend", job)  # so that it does not end before the other one is there
 
     code, output = cluster.snakemake(target("orphaned"), config=long)
     assert code == 1 and "cannot be locked" in output, "a second Snakemake in the folder of a living one"
 
-    os.killpg(snakemake.pid, signal.SIGKILL)
-    snakemake.wait()
-    assert cluster.jobs()[job] == "RUNNING"
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    assert cluster.jobs() == {job: "SUSPENDED"}
     assert cluster.snakemake("--unlock", config=long)[0] == 0
-    code, output = cluster.snakemake(target("orphaned"), config=long)
+    second = cluster.start(target("orphaned"), config=long)
+    log = cluster.checkout / RESULTS / "logs/train/tiny~world~orphaned~0.log"
+    wait_for(lambda: f"SLURM job {job}; waiting" in log.read_text(errors="replace"), "the second job at the lock")
+    cluster.command("scontrol", "resume", job)
+    code, output = cluster.finish(second)
     assert code == 0, output[-6000:]
 
-    [second] = re.findall(r"submitted with SLURM jobid (\d+)", output)
-    states = cluster.command("sacct", "-X", "-n", "-P", "-o", "state", "-j", f"{job},{second}").split()
+    jobs = f"{job},{cluster.job(second.output)}"
+    states = cluster.command("sacct", "-X", "-n", "-P", "-o", "state", "-j", jobs).split()
     assert states == ["COMPLETED", "COMPLETED"]
-    log = (cluster.checkout / RESULTS / "logs/train/tiny~world~orphaned~0.log").read_text(errors="replace")
-    assert f"SLURM job {job}; waiting" in log
-    assert "finished by the process that held the lock" in log
+    assert "finished by the process that held the lock" in log.read_text(errors="replace")
     summary, metrics = training(cluster, "orphaned")
     assert summary["resumed_from"] == []
     steps = [line["step"] for line in metrics]
     assert steps == sorted(set(steps)) and steps[-1] == summary["steps"]
+
+
+def test_training_on_two_nodes_by_the_batch_script_of_the_guide(cluster, demo):
+    """docs/cluster.md's script with its sizes made to fit: one process on each of the two virtual nodes."""
+    [script] = re.findall(
+        r"```bash\n(#!/bin/bash\n.*?)```", (cluster.checkout / "docs/cluster.md").read_text(), re.DOTALL
+    )
+    changes = {
+        "--gpus-per-node=8 --cpus-per-task=32 --mem=250G": "--cpus-per-task=1 --mem=1500M",
+        "SLURM_NNODES * 8": "SLURM_NNODES * 1",
+        "fsdp.yaml": "ddp.yaml",
+        # The virtual nodes' names are known to SLURM alone.
+        '$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)': "127.0.0.1",
+    }
+    for old, new in changes.items():
+        assert old in script, old
+        script = script.replace(old, new)
+    (cluster.checkout / "train_nodes.sh").write_text(script)
+    one_node, _ = training(cluster, "dpo-lpc")
+    spec = one_node["identity"]["spec"]
+    folder = f"{RESULTS}/nodes"
+    arguments = ["--spec", json.dumps(spec), "--base", f"{RESULTS}/bases/tiny/base.json"]
+    arguments += ["--pairs", f"{RESULTS}/data/world/pairs.parquet"]
+    arguments += ["--reference", f"{RESULTS}/reference/tiny/world/reference.parquet", "--processes", "2"]
+    arguments += ["--checkpoints", f"{folder}/checkpoints", "--output", f"{folder}/model"]
+    arguments += ["--metrics", f"{folder}/train.jsonl", "--summary", f"{folder}/train.json"]
+    submission = subprocess.run(
+        ["sbatch", "--wait", "--parsable", "--output=nodes.log", "train_nodes.sh", *arguments],
+        cwd=cluster.checkout,
+        env={key: value for key, value in cluster.environment.items() if key not in POISON},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    log = (cluster.checkout / "nodes.log").read_text()
+    assert submission.returncode == 0, log[-4000:]
+    nodes = cluster.command("sacct", "-X", "-n", "-P", "-o", "nnodes", "-j", submission.stdout.strip())
+    assert nodes.strip() == "2"
+    two_nodes = json.loads((cluster.checkout / folder / "train.json").read_text())
+    assert two_nodes["processes"] == 2
+    # The same two processes as on one node, so the same training.
+    assert two_nodes["last_loss"] == one_node["last_loss"]
 
 
 def test_submission_of_the_papers_training_on_eight_gpus(cluster):
