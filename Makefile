@@ -2,7 +2,7 @@
 PYTHON ?= python3
 CORES ?= all
 CONFIG ?= config/demo.yaml
-# For pip, e.g. PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" where there is no GPU
+# For pip, e.g. PIP_ARGS="--extra-index-url URL" with PyTorch's index of CPU wheels where there is no GPU
 PIP_ARGS ?=
 # For the tool behind a target, e.g. ARGUMENTS="-k config" with test
 ARGUMENTS ?=
@@ -19,7 +19,7 @@ demo: .venv/run.stamp ## install, run the whole workflow on the embedded default
 	@echo "The report: $(CURDIR)/results/demo/report.html"
 
 test: .venv/test.stamp ## install and run the tests
-	pytest -n 2 $(ARGUMENTS)
+	pytest -n 2 --dist loadgroup $(ARGUMENTS)
 
 lint: .venv/test.stamp ## check style and formatting of Python and Snakemake files
 	ruff check
