@@ -25,6 +25,6 @@ include: "workflow/rules/report.smk"
 rule all:
     default_target: True
     input:
-        rules.report.output,
-        rules.tables.output,
+        f"{R}/report.html",
+        table_files(),
     localrule: True

@@ -34,12 +34,14 @@ SCRATCH = [name for name, entry in SETTINGS["bases"].items() if "scratch" in ent
 R = f"results/{SETTINGS['project']}"
 RUN = f"{R}/runs/{{base}}/{{variant}}/{{recipe}}/seed-{{seed}}"
 
-# Set in the command itself, since a container passes no variable on. Only the download rules may use the network. The
-# interpreter is Snakemake's own unless the rule's image brings one.
+# Set in the command itself, since a container passes no variable on. Only the download rules may use the network. Threads
+# that wait must sleep: where jobs share cores, spinning ones made a training seven times slower. The interpreter is
+# Snakemake's own unless the rule's image brings one.
 in_containers = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
 shell.prefix(
     "set -euo pipefail; "
-    f"export PYTHONPATH={shlex.quote(str(ROOT / 'src'))} HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false; "
+    f"export PYTHONPATH={shlex.quote(str(ROOT / 'src'))} HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1;"
+    " export TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=PASSIVE; "
     + ("" if in_containers else f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
 )
 
@@ -244,6 +246,10 @@ TABLES = [
     "cost",
 ]
 HELDOUT = EVALUATION["preference"]["datasets"]
+
+
+def table_files():
+    return [f"{R}/tables/{table}.csv" for table in TABLES]
 
 
 def results_of(runs):

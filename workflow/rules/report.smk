@@ -28,7 +28,7 @@ rule tables:
 rule report:
     input:
         results=results_of(CONFIG.runs),
-        tables=rules.tables.output,
+        tables=table_files(),
         code=code("report"),
     output:
         report(f"{R}/report.html", caption="../report/report.rst", category="Report"),
