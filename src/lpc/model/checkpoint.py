@@ -14,7 +14,8 @@ from lpc.paths import is_local
 
 # What a checkpoint is loaded from. Some repositories hold the same weights in several formats: one is enough.
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.py"]
-WEIGHTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
+# Never a pickle, which may run code when it is read.
+WEIGHTS = ("model.safetensors.index.json", "model.safetensors")
 
 
 def describe_base(
@@ -36,13 +37,13 @@ def describe_base(
         if not any((folder / weights).is_file() for weights in WEIGHTS):
             folder = download(model, "model", revision, ["*.bin"])
         revision = folder.name
-    weights = weights_file(folder)
+    weight_files(folder)
     load_tokenizer(folder, chat_template=chat_template, trust_remote_code=trust_remote_code)
     return {
         "name": name,
         "path": str(folder),
         "revision": revision,
-        "sha256": files.sha256(weights),
+        "sha256": digest(folder),
         "parameters": count_parameters(folder, trust_remote_code),
         "chat_template": chat_template,
         "dtype": dtype,
@@ -51,21 +52,29 @@ def describe_base(
     }
 
 
-def weights_file(folder: Path) -> Path:
-    """The weights of a checkpoint, or their index where they are in shards; stops where any file is missing."""
+def weight_files(folder: Path) -> list[Path]:
+    """The weights of a checkpoint, all shards of them; stops where any file is missing."""
     cure = "give a folder that `save_pretrained` wrote, or a model's name on the hub"
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no model checkpoint (it has no config.json); {cure}")
     weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
-        raise UserError(f"{folder}: no model checkpoint (it has none of {', '.join(WEIGHTS)}); {cure}")
+        raise UserError(
+            f"{folder}: no model checkpoint (it has none of {', '.join(WEIGHTS)}; pickles are not read); {cure}"
+        )
     if weights.suffix == ".json":
-        shards = set(files.read_json(weights)["weight_map"].values())
-        if missing := sorted(shard for shard in shards if not os.path.isfile(folder / shard)):
+        shards = sorted(set(files.read_json(weights)["weight_map"].values()))
+        if missing := [shard for shard in shards if not os.path.isfile(folder / shard)]:
             raise UserError(
                 f"{folder}: {len(missing)} of {len(shards)} shards are missing, {missing[0]} first; fetch them"
             )
-    return weights
+        return [folder / shard for shard in shards]
+    return [weights]
+
+
+def digest(folder: Path) -> str:
+    """What tells the weights of one checkpoint from others'; the index of shards alone would not."""
+    return files.fingerprint({file.name: files.sha256(file) for file in weight_files(folder)})
 
 
 def count_parameters(folder: Path, trust_remote_code: bool) -> int:

@@ -5,12 +5,13 @@
 later steps load the model.
 """
 
-import os
+from pathlib import Path
 
 import pyarrow.compute as pc
 
 from lpc import cli, files
 from lpc.model import scratch
+from lpc.model.checkpoint import digest
 
 
 def parser():
@@ -32,7 +33,7 @@ def main(args):
         "name": spec["name"],
         "path": args.output,
         "revision": None,
-        "sha256": files.sha256(os.path.join(args.output, "model.safetensors")),
+        "sha256": digest(Path(args.output)),
         "parameters": training["parameters"],
         "chat_template": None,
         "dtype": spec["dtype"],

@@ -12,7 +12,7 @@ import pytest
 from lpc.cli import UserError
 from lpc.data.hub import describe_dataset
 from lpc.data.read import read
-from lpc.model.checkpoint import count_parameters, describe_base, weights_file
+from lpc.model.checkpoint import count_parameters, describe_base, weight_files
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OPTIONS = {"dtype": "float32", "attention": "sdpa", "chat_template": None, "trust_remote_code": False}
@@ -126,7 +126,19 @@ def test_a_local_base_is_recorded(checkpoint):
         count = sum(weights.get_tensor(name).size for name in weights.keys())  # noqa: SIM118
     assert record["parameters"] == count
     assert record["revision"] is None
-    assert len(record["sha256"]) == 64
+
+
+def test_a_shard_that_changed_is_another_base(tmp_path, checkpoint):
+    """The index of shards says nothing of their content: the record must."""
+    from conftest import make_backbone
+
+    shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").unlink()
+    digests = set()
+    for seed in (0, 1):
+        make_backbone(seed=seed).save_pretrained(tmp_path, max_shard_size="20KB")
+        digests.add(describe_base(name="tiny", model=str(tmp_path), revision=None, **OPTIONS)["sha256"])
+    assert len(digests) == 2
 
 
 def test_a_folder_that_is_no_checkpoint(tmp_path, checkpoint):
@@ -134,14 +146,14 @@ def test_a_folder_that_is_no_checkpoint(tmp_path, checkpoint):
         describe_base(name="b", model=str(tmp_path), revision=None, **OPTIONS)
     shutil.copy(checkpoint / "config.json", tmp_path)
     with pytest.raises(UserError, match="it has none of model"):
-        weights_file(tmp_path)
+        weight_files(tmp_path)
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     shutil.copy(checkpoint / "model.safetensors", tmp_path / "model-1.safetensors")
     with pytest.raises(UserError, match=r"1 of 2 shards are missing, model-2.safetensors first"):
-        weights_file(tmp_path)
+        weight_files(tmp_path)
     shutil.copy(checkpoint / "model.safetensors", tmp_path / "model-2.safetensors")
-    assert weights_file(tmp_path) == tmp_path / "model.safetensors.index.json"
+    assert [file.name for file in weight_files(tmp_path)] == ["model-1.safetensors", "model-2.safetensors"]
     with pytest.raises(UserError, match="no tokenizer"):
         describe_base(name="b", model=str(tmp_path), revision=None, **OPTIONS)
 
