@@ -8,7 +8,7 @@ min_version("9.27")
 # A configuration is complete by itself, so one that is named on the command line replaces this one.
 if not workflow.overwrite_configfiles:
 
-    configfile: "config/config.yaml"
+    configfile: f"{workflow.basedir}/config/config.yaml"
 
 
 report: "workflow/report/workflow.rst"

@@ -31,10 +31,10 @@ def world(tmp_path_factory):
     checkout = Checkout(tmp_path_factory.mktemp("world"))
     config = copy.deepcopy(SMALL)
     config["recipes"]["simpo-lpc"] = {"objective": {"name": "simpo"}, "latent": {"codes": 8, "standardize": True}}
-    config["recipes"]["dpo-mlp"] = {"objective": {"name": "dpo"}, "latent": {"kind": "mlp", "codes": 8}}
+    config["recipes"]["dpo-vector"] = {"objective": {"name": "dpo"}, "latent": {"kind": "vector"}}
     config["noise"] = {"flip": {"rate": 0.5}}
     config["experiments"]["main"]["recipes"].append("simpo-lpc")
-    config["experiments"]["noise"] = {**config["experiments"]["main"], "noise": ["flip"], "recipes": ["dpo-mlp"]}
+    config["experiments"]["noise"] = {**config["experiments"]["main"], "noise": ["flip"], "recipes": ["dpo-vector"]}
     config["evaluation"]["benchmarks"] = {
         "tasks": {
             "world_easy": {"task": "config/tasks/world_choice.yaml", "metric": "acc", "questions": {"kind": "easy"}},
@@ -59,12 +59,12 @@ def test_tables_hold_every_run(world):
         ("world", "dpo"),
         ("world", "dpo-lpc"),
         ("world", "simpo-lpc"),
-        ("world.flip", "dpo-mlp"),
+        ("world.flip", "dpo-vector"),
     }
     assert all(row["status"] == "ok" and 0 <= float(row["accuracy"]) <= 1 and int(row["n"]) > 50 for row in rows)
     rows = table(results, "benchmarks")
     assert TABLES["benchmarks"] <= rows[0].keys()
-    runs = {"base", "dpo", "dpo-lpc", "simpo-lpc", "dpo-mlp"}
+    runs = {"base", "dpo", "dpo-lpc", "simpo-lpc", "dpo-vector"}
     primary = {(row["recipe"], row["task"]) for row in rows if row["primary"] == "1"}
     assert primary == set(itertools.product(runs, ["world_easy", "sums"]))
 

@@ -225,7 +225,8 @@ def task_code(wildcards):
     if not file.endswith(".yaml"):
         return []
     modules = re.findall(r"!function\s+(lpc[\w.]*)\.\w+", Path(file).read_text(encoding="utf-8"))
-    return [file, *{here(source) for module in modules for source in sources(module)}]
+    functions = {here(source) for module in modules for source in sources(module)}
+    return [file, *sorted(functions - set(code("benchmark")))]
 
 
 def alpacaeval_files(wildcards):

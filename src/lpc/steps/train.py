@@ -75,7 +75,7 @@ def run(args, identity: dict, main_process: bool) -> None:
         attach_reference(tokens, pairs.take(pa.array(tokens.rows)), args.reference)
     if spec["latent"] is not None:
         policy.latent = build_latent(spec["latent"], policy.head.weight.shape[1], spec["seed"])
-        if spec["latent"]["standardize"]:
+        if spec["latent"].get("standardize"):
             set_statistics(policy.latent, args.statistics)
 
     checkpoints = args.checkpoints / fingerprint(identity)
