@@ -33,7 +33,9 @@ format: .venv/test.stamp ## rewrite Python and Snakemake files in the project's 
 	snakefmt Snakefile workflow
 
 bench: .venv/bench.stamp ## measure speed and memory against peers
-	python benchmarks/run.py $(ARGUMENTS)
+	mkdir -p results/bench
+	python benchmarks/training.py --output results/bench/training.json
+	python benchmarks/harness.py --output results/bench/harness.json
 
 images: .venv/images.stamp ## build the container images that are out of date
 	python containers/build.py $(ARGUMENTS)
