@@ -22,7 +22,7 @@ from lpc.paths import is_local
 from lpc.sources import sources
 
 try:
-    CONFIG = resolve(config, [os.path.relpath(file) for file in workflow.configfiles])
+    CONFIG = resolve(config, [min(os.path.relpath(file), str(file), key=len) for file in workflow.configfiles])
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
