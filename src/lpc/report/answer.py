@@ -35,9 +35,8 @@ def headline(rows: list[dict]) -> str:
     word, n = ("raised", higher) if higher else ("lowered", lower)
     if n == len(rows):
         return f"LPC {word} preference accuracy" + (" in every comparison" if n > 1 else "")
-    return (
-        f"LPC {word} preference accuracy in {n} of {len(rows)} comparisons, with no measurable difference in the others"
-    )
+    rest = "the other" if n == len(rows) - 1 else "the others"
+    return f"LPC {word} preference accuracy in {n} of {len(rows)} comparisons, with no measurable difference in {rest}"
 
 
 def effects(rows: list[dict]) -> str:

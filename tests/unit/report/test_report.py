@@ -279,7 +279,7 @@ def test_the_wider_interval_is_the_one_told():
         ),
         (
             [comparison(1, 2), comparison(-1, 1)],
-            "LPC raised preference accuracy in 1 of 2 comparisons, with no measurable difference in the others",
+            "LPC raised preference accuracy in 1 of 2 comparisons, with no measurable difference in the other",
         ),
     ],
 )
