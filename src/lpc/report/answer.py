@@ -13,11 +13,15 @@ UNUSED = 0.05
 
 def answer(results: Results) -> Answer:
     rows = results.comparisons()
+    if not rows and any(row["latent"] == "lpc" and row["against"] for row in results.tables["comparisons"]):
+        why = (
+            "No plain run and its counterpart with LPC are both scored. What is missing stands at the end of the page."
+        )
+        return Answer("LPC is not compared with plain training yet", [why], facts(results))
     if not rows:
         why = (
             "A comparison needs two recipes with the same objective, one with a latent of kind lpc and one without a "
-            "latent, "
-            "trained on the same base, data and seed."
+            "latent, trained on the same base, data and seed."
         )
         return Answer("These results do not compare LPC with plain training", [why], facts(results))
     findings = [effects(rows), caution(rows), latent(results), controls(results), cost(results)]

@@ -201,6 +201,7 @@ def test_nothing_trained_yet_still_makes_a_page(tmp_path):
     step("tables", results_tree.tables_spec(), "--results", tmp_path, "--output", tmp_path / "tables")
     text = words_of(Page(report(tmp_path, report_spec(), tmp_path)))
     assert "0 of 13" in text
+    assert "LPC is not compared with plain training yet" in text
     assert "No run of the main experiment was scored on world yet" in text
 
 
