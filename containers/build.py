@@ -100,7 +100,9 @@ def base_arguments(args: argparse.Namespace) -> dict[str, str]:
     if not shutil.which("debootstrap"):
         raise UserError("no debootstrap on PATH; install it, or name a base image that can be reached (--base)")
     mirror = args.mirror or apt_mirror()
-    return {"BOOTSTRAP": "debootstrap", **({"MIRROR": mirror} if mirror else {})}
+    if not mirror:
+        raise UserError("no Debian mirror is known on this system; name one (--mirror)")
+    return {"BOOTSTRAP": "debootstrap", "MIRROR": mirror}
 
 
 def registry_answers() -> bool:
