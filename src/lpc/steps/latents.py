@@ -43,6 +43,7 @@ def main(args):
         latents["z"],
         latents["h_x"],
         rows["source"].to_pylist(),
+        prompt_id=rows["prompt_id"].to_pylist(),
         seed=spec["seed"],
     )
     write_json(args.summary, diagnostics)
