@@ -7,11 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from cluster import ROOT
 
 from lpc import images
-
-needs_images = [pytest.mark.xdist_group("cluster"), pytest.mark.timeout(2700)]
 
 
 def pins(file):
@@ -60,7 +58,7 @@ def build(checkout, apptainer, *arguments):
 
 
 class TestBuilt:
-    pytestmark = needs_images
+    pytestmark = pytest.mark.timeout(2700)  # the first test builds the images
 
     def test_what_is_up_to_date_is_left_alone(self, checkout, apptainer):
         result = build(checkout, apptainer)

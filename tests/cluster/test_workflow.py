@@ -11,12 +11,12 @@ import time
 
 import pytest
 import yaml
-from conftest import HERE, POISON, wait_for
+from cluster import HERE, POISON, wait_for
 
 from lpc import images
 from lpc.files import sha256
 
-pytestmark = [pytest.mark.xdist_group("cluster"), pytest.mark.timeout(2700)]  # the first test builds the images
+pytestmark = pytest.mark.timeout(2700)  # the first test builds the images
 
 RESULTS = "results/cluster"
 

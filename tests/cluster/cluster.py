@@ -1,0 +1,89 @@
+"""What the cluster tests share: Snakemake in a checkout with SLURM and Apptainer, and the wait for something."""
+
+import os
+import re
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path("tests/cluster")
+REQUIRED = os.environ.get("LPC_REQUIRE_CLUSTER") == "1"
+
+# Of the host, and never to be seen by a rule: ranks would make the training wait for processes that do not exist.
+POISON = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3", "PYTHONPATH": "/host/python", "LPC_POISON": "1"}
+
+
+def missing(what: str):
+    if REQUIRED:
+        pytest.fail(f"LPC_REQUIRE_CLUSTER=1, but {what}", pytrace=False)
+    pytest.skip(f"{what} (LPC_REQUIRE_CLUSTER=1 makes this a failure)")
+
+
+def wait_for(condition, what: str, seconds: float = 90.0):
+    """The first true value of `condition()`."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > end:
+            pytest.fail(f"waited {seconds:.0f} s in vain for {what}")
+        time.sleep(0.3)
+    return value
+
+
+class Cluster:
+    """A checkout of the working tree, and the environment in which Snakemake finds SLURM and Apptainer."""
+
+    def __init__(self, checkout: Path, environment: dict[str, str]):
+        self.checkout, self.environment = checkout, environment
+
+    def start(self, *arguments: str, config: tuple[str, ...] = (), profile: tuple[str, ...] = ("--profile", "slurm")):
+        """Start Snakemake; its output is in the file `output` of the returned process."""
+        configfiles = ["--configfile", str(HERE / "config.yaml"), *config]
+        # Fast polls, since the jobs take seconds and the file system is local.
+        fast = ["--slurm-init-seconds-before-status-checks", "3", "--latency-wait", "5"] if profile else []
+        output = tempfile.NamedTemporaryFile("w", prefix="snakemake-", dir=self.checkout.parent, delete=False)  # noqa: SIM115
+        process = subprocess.Popen(
+            ["snakemake", *profile, *arguments, *configfiles, *fast],
+            cwd=self.checkout,
+            env=self.environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        process.output = Path(output.name)
+        return process
+
+    def snakemake(self, *arguments: str, timeout: float = 600.0, **options) -> tuple[int, str]:
+        """Run Snakemake to its end: exit code and output."""
+        process = self.start(*arguments, **options)
+        return self.finish(process, timeout)
+
+    def finish(self, process, timeout: float = 300.0) -> tuple[int, str]:
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            pytest.fail(f"Snakemake did not end in {timeout:.0f} s:\n{process.output.read_text()[-6000:]}")
+        return code, process.output.read_text()
+
+    def command(self, *words: str) -> str:
+        """Output of a SLURM command."""
+        return subprocess.run(words, env=self.environment, check=True, capture_output=True, text=True).stdout
+
+    def jobs(self) -> dict[str, str]:
+        """State of each job that waits or runs, by number."""
+        lines = self.command("squeue", "--noheader", "--format=%i %T").splitlines()
+        return dict(line.split() for line in lines)
+
+    def job(self, output: Path) -> str:
+        """Number of the last job that this Snakemake submitted."""
+
+        def submitted():
+            return re.findall(r"submitted with SLURM jobid (\d+)", output.read_text())
+
+        return wait_for(submitted, "a submitted job")[-1]
