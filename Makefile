@@ -19,7 +19,7 @@ demo: .venv/run.stamp ## install, run the whole workflow on the embedded default
 	@echo "The report: $(CURDIR)/results/demo/report.html"
 
 test: .venv/test.stamp ## install and run the tests
-	pytest -n 2 --dist loadgroup $(ARGUMENTS)
+	pytest -n 2 --dist loadfile $(ARGUMENTS)
 
 lint: .venv/test.stamp ## check style and formatting of Python and Snakemake files
 	ruff check
