@@ -9,9 +9,6 @@ import json
 import pytest
 from checkout import ROOT, SMALL, Checkout
 
-# One worker, so that the workflow of the fixture runs once.
-pytestmark = pytest.mark.xdist_group("end to end")
-
 REAL = ROOT.parent / "shared" / "data"
 TABLES = {
     "preference_accuracy": {"base", "dataset", "recipe", "objective", "latent", "seed", "n", "accuracy"},

@@ -9,9 +9,6 @@ import pytest
 import yaml
 from checkout import ROOT, Checkout
 
-# One worker, so that each fixture is made once.
-pytestmark = pytest.mark.xdist_group("reruns")
-
 DEMO = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
 RECIPES = list(DEMO["experiments"]["main"]["recipes"])
 LATENT = [name for name in RECIPES if "latent" in DEMO["recipes"][name]]
