@@ -13,7 +13,7 @@ import test_logps
 import test_objectives
 import test_policy
 import torch
-from conftest import make_backbone, make_pairs, make_tokenizer
+from tiny import make_backbone, make_pairs, make_tokenizer
 
 from lpc import objectives
 from lpc.data.tokens import MODEL_INPUTS, collate, tokenize_pairs

@@ -2,7 +2,7 @@
 
 import torch
 import torch.distributed as dist
-from conftest import make_backbone, make_pairs, make_tokenizer
+from tiny import make_backbone, make_pairs, make_tokenizer
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 

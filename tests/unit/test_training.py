@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import make_backbone, make_pairs, make_tokenizer
+from tiny import make_backbone, make_pairs, make_tokenizer
 
 from lpc.cli import UserError
 from lpc.data.tokens import attach_reference, tokenize_pairs

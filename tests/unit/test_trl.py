@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from conftest import make_backbone, make_pairs, make_tokenizer
+from tiny import make_backbone, make_pairs, make_tokenizer
 
 from lpc.data.tokens import MODEL_INPUTS, collate, tokenize_pairs
 from lpc.evaluation.preference import reference_logps

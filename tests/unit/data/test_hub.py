@@ -130,7 +130,7 @@ def test_a_local_base_is_recorded(checkpoint):
 
 def test_a_shard_that_changed_is_another_base(tmp_path, checkpoint):
     """The index of shards says nothing of their content: the record must."""
-    from conftest import make_backbone
+    from tiny import make_backbone
 
     shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
     (tmp_path / "model.safetensors").unlink()

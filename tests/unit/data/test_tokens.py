@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from conftest import CHAT_TEMPLATE, make_pairs, make_tokenizer
+from tiny import CHAT_TEMPLATE, make_pairs, make_tokenizer
 
 from lpc.cli import UserError
 from lpc.data.tokens import (

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import lm_eval
 import pytest
-from conftest import make_backbone, make_tokenizer
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from tiny import make_backbone, make_tokenizer
 
 from lpc.cli import UserError
 from lpc.evaluation import benchmarks, questions

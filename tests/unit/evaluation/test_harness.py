@@ -4,9 +4,9 @@ import random
 
 import pytest
 import torch
-from conftest import make_backbone, make_tokenizer, random_text
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from tiny import make_backbone, make_tokenizer, random_text
 
 from lpc.data.tokens import encode_prompts
 from lpc.evaluation.harness import LatentLM

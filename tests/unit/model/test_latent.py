@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_backbone
+from tiny import make_backbone
 
 from lpc import objectives
 from lpc.data.tokens import MODEL_INPUTS, collate

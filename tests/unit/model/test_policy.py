@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import make_backbone
+from tiny import make_backbone
 from transformers import AutoModelForCausalLM
 
 from lpc.cli import UserError
