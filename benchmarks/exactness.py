@@ -13,7 +13,7 @@ import test_logps
 import test_objectives
 import test_policy
 import torch
-from tiny import make_backbone, make_pairs, make_tokenizer
+from tiny import in_float64, make_backbone, make_pairs, make_tokenizer
 
 from lpc import objectives
 from lpc.data.tokens import MODEL_INPUTS, collate, tokenize_pairs
@@ -55,7 +55,7 @@ def logps_rows():
 def step_rows():
     for name, objective in test_latent.OBJECTIVES.items():
         config = LatentConfig(codes=5, init_std=0.3, kl_weight=0.7)
-        policy = LatentPolicy(make_backbone().double())
+        policy = LatentPolicy(in_float64(make_backbone()))
         policy.latent = build_latent(dataclasses.asdict(config), 32, seed=1).double()
         items = test_latent.random_items(12)
         noise = counter_uniform(0, 4, torch.arange(12), 10).double().unflatten(1, (2, 5))

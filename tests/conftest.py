@@ -1,12 +1,16 @@
 """Fixtures of all tests."""
 
 import os
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 from tiny import make_backbone, make_pairs, make_tokenizer
+
+# A shell starts background commands with SIGINT ignored, and processes of the tests would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

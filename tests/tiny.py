@@ -62,6 +62,19 @@ def make_backbone(kind: str = "llama", seed: int = 0, vocabulary: int = 384, hid
     return model
 
 
+def in_float64(backbone):
+    """A tiny Llama in float64 throughout; `double()` alone leaves its norms rounding to float32."""
+    import torch
+
+    for module in list(backbone.modules()):
+        for name, child in module.named_children():
+            if type(child).__name__ == "LlamaRMSNorm":
+                norm = torch.nn.RMSNorm(len(child.weight), eps=child.variance_epsilon)
+                norm.weight = child.weight
+                setattr(module, name, norm)
+    return backbone.double()
+
+
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "runs", "while", "cats", "sleep"]
 
 

@@ -183,7 +183,7 @@ class PreferenceTrainer(Trainer):
             "margin": margins,
             "accuracy": (margins > 0).float() + 0.5 * (margins == 0).float(),
             "h_norm": h_x.float().norm(dim=-1),
-            "tokens": inputs["ends"] + 1,
+            "tokens": inputs["tokens"],
         }
         if step is not None:
             values |= {"z_norm": step.z.norm(dim=-1), "kl": step.kl}

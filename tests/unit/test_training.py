@@ -242,7 +242,6 @@ def inputs(tmp_path_factory):
         "path": str(folder / "base"),
         "sha256": "0",
         "chat_template": None,
-        "attention": "sdpa",
         "dtype": "float32",
     }
     write_json(folder / "base.json", record | {"trust_remote_code": False})

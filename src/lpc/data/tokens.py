@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lpc.cli import UserError
@@ -83,9 +82,9 @@ class PairTokens(torch.utils.data.Dataset):
         return item
 
     def lengths(self) -> np.ndarray:
-        """Tokens of the longer of the two sequences of each pair."""
+        """Tokens of each pair, its prompt counted once."""
         rows = zip(self.prompts, self.chosen, self.rejected, strict=True)
-        return np.array([len(p) + max(len(c), len(r)) for p, c, r in rows])
+        return np.array([len(p) + len(c) + len(r) for p, c, r in rows])
 
     def sorted_batches(self, batch_size: int) -> list[list[int]]:
         """Positions in batches of similar length, the longest first, so that too large a batch fails at once."""
@@ -132,45 +131,63 @@ def tokenize_pairs(
     return kept
 
 
-def collate(items: list[dict]) -> dict[str, Tensor]:
-    """One batch of B pairs: keyword arguments of `LatentPolicy.forward`, and what the objective needs.
+def collate(items: list[dict]) -> dict:
+    """One batch of B pairs: keyword arguments of `LatentPolicy.encode`, and what the objective needs.
 
-    input_ids [2B, T], right-padded, chosen first; prompt_ends, ends [2B]: positions of the last prompt token and of the
-    last token; token_rows, token_columns, labels [N]: for each completion token its sequence, the position *before* it
-    and its id; index [B]: row of the data set; chosen_tokens, rejected_tokens [B]: completion lengths; and, where
-    known, reference_chosen_logps, reference_rejected_logps [B] float32.
+    The pairs stand in one row without padding, each as prompt, chosen, rejected. input_ids, positions [1, T]: a
+    rejected completion's positions go on from its prompt's; lengths: (prompt, chosen, rejected) tokens of each pair;
+    prompt_ends [B], ends [2B] (chosen, then rejected): where the last prompt token and the last token stand in the row;
+    states, token_rows, token_columns, labels [N]: for each completion token where the token *before* it stands, which
+    of the 2B completions it belongs to, its number in it, and its id; index [B]: row of the data set; chosen_tokens,
+    rejected_tokens [B]: completion lengths; tokens [B]: of the pair; and, where known, reference_chosen_logps,
+    reference_rejected_logps [B] float32.
     """
-    prompts = [item["prompt"] for item in items] * 2
-    completions = [item["chosen"] for item in items] + [item["rejected"] for item in items]
-    lengths = np.array([len(p) + len(c) for p, c in zip(prompts, completions, strict=True)])
-    # Any id will do for padding: no real token sees it and no loss reads it, so pad may well equal EOS.
-    input_ids = np.zeros((len(prompts), lengths.max()), np.int64)
-    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        input_ids[row, : lengths[row]] = np.concatenate([prompt, completion])
-    completion_lengths = np.array([len(c) for c in completions])
-    prompt_ends = lengths - completion_lengths - 1
-    token_rows = np.repeat(np.arange(len(prompts)), completion_lengths)
-    token_columns = np.concatenate([np.arange(e, e + n) for e, n in zip(prompt_ends, completion_lengths, strict=True)])
-    pairs = len(items)
+    lengths = np.array([[len(item[part]) for part in ("prompt", "chosen", "rejected")] for item in items])
+    prompts, chosen, rejected = lengths.T
+    totals = lengths.sum(1)
+    starts = np.cumsum(totals) - totals
+    prompt_ends, middles = starts + prompts - 1, starts + prompts + chosen
+    positions = np.arange(totals.sum()) - np.repeat(starts, totals)
+    positions -= np.repeat(np.stack([0 * chosen, chosen], 1), np.stack([prompts + chosen, rejected], 1).ravel())
+    input_ids = np.concatenate([item[part] for item in items for part in ("prompt", "chosen", "rejected")])
+    completions = np.concatenate([chosen, rejected])
+    columns = np.concatenate([np.arange(n) for n in completions])
+    rows = np.repeat(np.arange(2 * len(items)), completions)
+    where = np.concatenate([prompt_ends + 1, middles])[rows] + columns
     batch = {
-        "input_ids": input_ids,
+        "input_ids": input_ids[None].astype(np.int64),
+        "positions": positions[None],
         "prompt_ends": prompt_ends,
-        "ends": lengths - 1,
-        "token_rows": token_rows,
-        "token_columns": token_columns,
-        "labels": input_ids[token_rows, token_columns + 1],
+        "ends": np.concatenate([middles, starts + totals]) - 1,
+        # The first token of either completion follows the end of the prompt.
+        "states": np.where(columns > 0, where - 1, np.tile(prompt_ends, 2)[rows]),
+        "token_rows": rows,
+        "token_columns": columns,
+        "labels": input_ids[where].astype(np.int64),
         "index": np.array([item["index"] for item in items]),
-        "chosen_tokens": completion_lengths[:pairs],
-        "rejected_tokens": completion_lengths[pairs:],
+        "chosen_tokens": chosen,
+        "rejected_tokens": rejected,
+        "tokens": totals,
     }
     batch = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in batch.items()}
+    batch["lengths"] = [tuple(row) for row in lengths.tolist()]
     if "reference" in items[0]:
         reference = torch.from_numpy(np.stack([item["reference"] for item in items])).float()
         batch["reference_chosen_logps"], batch["reference_rejected_logps"] = reference[:, 0], reference[:, 1]
     return batch
 
 
-MODEL_INPUTS = ("input_ids", "prompt_ends", "ends", "token_rows", "token_columns", "labels")
+MODEL_INPUTS = (
+    "input_ids",
+    "positions",
+    "lengths",
+    "prompt_ends",
+    "ends",
+    "states",
+    "token_rows",
+    "token_columns",
+    "labels",
+)
 """The entries of a batch that `LatentPolicy.encode` takes."""
 
 

@@ -25,7 +25,7 @@ from lpc.model.policy import LatentPolicy
 class LatentLM(HFLM):
     """A run's `model/` folder, or any checkpoint of transformers, as lm-eval sees it. One process, one device.
 
-    pretrained: the folder. batch_size: sequences per forward pass. dtype, attention, trust_remote_code: as for
+    pretrained: the folder. batch_size: sequences per forward pass. dtype, trust_remote_code: as for
     `LatentPolicy.from_pretrained`. chat_template: used in place of the tokenizer's own. Others go to `HFLM`.
     """
 
@@ -35,12 +35,10 @@ class LatentLM(HFLM):
         *,
         batch_size: int = 1,
         dtype: str = "float32",
-        attention: str = "sdpa",
         trust_remote_code: bool = False,
         chat_template: str | None = None,
         **options,
     ) -> None:
-        self._attention = attention  # `_create_model` runs inside the next call
         options.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
         super().__init__(
             pretrained=str(pretrained),
@@ -62,7 +60,6 @@ class LatentLM(HFLM):
             model or base["path"],
             batch_size=batch_size,
             dtype=base["dtype"],
-            attention=base["attention"],
             trust_remote_code=base["trust_remote_code"],
             chat_template=base["chat_template"],
         )
@@ -71,7 +68,6 @@ class LatentLM(HFLM):
         self.policy = LatentPolicy.from_pretrained(
             pretrained,
             dtype=dtype,
-            attention=self._attention,
             trust_remote_code=trust_remote_code,
             device_map=None if self.device.type == "cpu" else {"": self.device},
         ).eval()

@@ -32,7 +32,8 @@ def encoded_batches(
     """Yield (positions in `tokens`, batch, hidden states) over all pairs, batched by length, with progress shown."""
     batches = tokens.sorted_batches(batch_size)
     for number, positions in enumerate(tqdm(batches, desc=title, disable=not sys.stderr.isatty())):
-        batch = {k: v.to(policy.device) for k, v in collate([tokens[i] for i in positions]).items()}
+        batch = collate([tokens[i] for i in positions])
+        batch = {k: v.to(policy.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
         with torch.no_grad(), autocast(policy, precision):
             yield np.array(positions), batch, policy.encode(**{name: batch[name] for name in MODEL_INPUTS})
         if not sys.stderr.isatty() and (number + 1) % max(1, len(batches) // 4) == 0:

@@ -24,7 +24,6 @@ def describe_base(
     model: str,
     revision: str | None,
     dtype: str,
-    attention: str,
     chat_template: str | None,
     trust_remote_code: bool,
 ) -> dict:
@@ -47,7 +46,6 @@ def describe_base(
         "parameters": count_parameters(folder, trust_remote_code),
         "chat_template": chat_template,
         "dtype": dtype,
-        "attention": attention,
         "trust_remote_code": trust_remote_code,
     }
 

@@ -16,7 +16,7 @@ def load_run(
 ) -> tuple[LatentPolicy, PreTrainedTokenizerBase]:
     """The policy, in float32, and its tokenizer.
 
-    base: path of base.json, whose chat template, attention and trust settings apply. model: the run's `model/`; None
+    base: path of base.json, whose chat template and trust settings apply. model: the run's `model/`; None
     loads the base model itself.
     """
     if not sys.stderr.isatty():
@@ -25,4 +25,4 @@ def load_run(
     folder = record["path"] if model is None else model
     trust = record["trust_remote_code"]
     tokenizer = load_tokenizer(folder, chat_template=record["chat_template"], trust_remote_code=trust)
-    return LatentPolicy.from_pretrained(folder, attention=record["attention"], trust_remote_code=trust), tokenizer
+    return LatentPolicy.from_pretrained(folder, trust_remote_code=trust), tokenizer

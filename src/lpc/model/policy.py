@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lpc.cli import UserError
+from lpc.data.tokens import MODEL_INPUTS, collate
+from lpc.model import packing
 from lpc.model.controls import build_latent
 from lpc.model.latent import LatentStep
 from lpc.model.logps import greedy_logps, token_logps
@@ -24,8 +26,9 @@ LATENT_WEIGHTS = "latent.safetensors"
 class Encoded:
     """Hidden states of a batch of B pairs that later steps need; N is the number of completion tokens.
 
-    tokens [N, d]: at the position before each completion token; token_rows [N]: which of the 2B sequences it belongs
-    to; token_columns [N]: the position of the state; labels [N]. h_x, h_chosen, h_rejected [B, d].
+    tokens [N, d]: at the position before each completion token; token_rows [N]: whose token it is, 0..B−1 for the
+    chosen completions, B..2B−1 for the rejected; token_columns [N]: its number in the completion; labels [N]. h_x,
+    h_chosen, h_rejected [B, d]. length: tokens of the longest completion.
     """
 
     tokens: Tensor
@@ -54,6 +57,7 @@ class LatentPolicy(nn.Module):
         self.scale = float(getattr(text_config, "logit_scale", None) or 1.0)  # Cohere
         self.scale /= float(getattr(text_config, "logits_scaling", None) or 1.0)  # Granite
         self.generator: torch.Generator | None = None  # for latents that sample at inference
+        backbone.set_attn_implementation(packing.NAME)
 
     # ---- loading and saving
 
@@ -63,14 +67,11 @@ class LatentPolicy(nn.Module):
         folder: str | os.PathLike,
         *,
         dtype: torch.dtype | str = torch.float32,
-        attention: str = "sdpa",
         trust_remote_code: bool = False,
         device_map=None,
     ) -> "LatentPolicy":
         """Load a run's `model/`, or any checkpoint of transformers (then `latent` is None)."""
-        backbone = load_backbone(
-            folder, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code, device_map=device_map
-        )
+        backbone = load_backbone(folder, dtype=dtype, trust_remote_code=trust_remote_code, device_map=device_map)
         policy = cls(backbone)
         config = Path(folder) / LATENT_CONFIG
         if config.exists():
@@ -153,28 +154,34 @@ class LatentPolicy(nn.Module):
     def encode(
         self,
         input_ids: Tensor,
+        positions: Tensor,
+        lengths: list[tuple[int, int, int]],
         prompt_ends: Tensor,
         ends: Tensor,
+        states: Tensor,
         token_rows: Tensor,
         token_columns: Tensor,
         labels: Tensor,
     ) -> Encoded:
-        """One backbone pass over B pairs, [2B, T]: the chosen sequences, then the rejected (see
-        `lpc.data.tokens.collate`)."""
-        hidden = self.hidden(input_ids)
-        rows = torch.arange(len(input_ids), device=hidden.device)
-        pairs = len(input_ids) // 2
-        h_end = hidden[rows, ends]
+        """One backbone pass over B packed pairs (see `lpc.data.tokens.collate`)."""
+        layout = packing.Layout(lengths)
+        hidden = self.backbone.base_model(
+            input_ids=input_ids,
+            position_ids=positions,
+            attention_mask=packing.no_mask(input_ids.device),
+            use_cache=False,
+            layout=layout,
+        ).last_hidden_state[0]
+        h_chosen, h_rejected = hidden[ends].chunk(2)
         return Encoded(
-            tokens=hidden[token_rows, token_columns],
+            tokens=hidden[states],
             token_rows=token_rows,
             token_columns=token_columns,
             labels=labels,
-            # The prompt stands in both sequences and a causal model reads it the same: the chosen one's serves both.
-            h_x=hidden[rows[:pairs], prompt_ends[:pairs]],
-            h_chosen=h_end[:pairs],
-            h_rejected=h_end[pairs:],
-            length=input_ids.shape[1],
+            h_x=hidden[prompt_ends],
+            h_chosen=h_chosen,
+            h_rejected=h_rejected,
+            length=max(max(chosen, rejected) for _, chosen, rejected in lengths),
         )
 
     def pair_logps(self, encoded: Encoded, z: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -189,7 +196,7 @@ class LatentPolicy(nn.Module):
         return sums[:pairs], sums[pairs:]
 
     def forward(
-        self, *, progress: float, noise: Tensor | None = None, **batch: Tensor
+        self, *, progress: float, noise: Tensor | None = None, **batch
     ) -> tuple[Tensor, Tensor, LatentStep | None, Encoded]:
         """A training step's forward pass: (chosen_logps [B], rejected_logps [B], latent step or None, hidden states).
 
@@ -259,7 +266,6 @@ def load_backbone(
         backbone = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
-            attn_implementation=attention,
             trust_remote_code=trust_remote_code,
             device_map=device_map,
             local_files_only=True,
@@ -267,32 +273,55 @@ def load_backbone(
         )
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise UserError(f"{folder}: cannot be loaded as a causal language model ({error})") from None
-    check_head(backbone)
+    check_architecture(backbone)
     return backbone
 
 
 @torch.no_grad()
-def check_head(backbone: PreTrainedModel) -> None:
-    """Stop unless this package's log-probabilities are the model's own, on a few tokens of its vocabulary.
+def check_architecture(backbone: PreTrainedModel) -> None:
+    """Stop unless this package's log-probabilities, of single sequences and of packed pairs, are the model's own, on a
+    few tokens of its vocabulary.
 
-    Catches, by measurement, every architecture that does to its logits what we do not know of.
+    Catches, by measurement, every architecture that does what we do not know of to its logits or in its attention.
+    `backbone` as transformers loads it: its own attention is what ours is held against.
     """
-    policy = LatentPolicy(backbone)
-    if not isinstance(policy.head, nn.Linear):
-        raise UserError(
-            f"{backbone.config.model_type}: its output layer is no linear head; LPC adds z before a linear head"
-        )
+    kind, device = backbone.config.model_type, backbone.device
     was_training = backbone.training
     backbone.eval()
-    ids = torch.arange(1, 9, device=backbone.device)[None] % backbone.config.get_text_config().vocab_size
-    logits = backbone(input_ids=ids, use_cache=False).logits[0, :-1]
-    expected = logits.float().log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1)
-    actual = policy.token_logps(policy.hidden(ids)[0, :-1], ids[0, 1:]).float()
+    ids = torch.arange(1, 13, device=device)[None] % backbone.config.get_text_config().vocab_size
+    prompt, chosen, rejected = ids.split([4, 5, 3], 1)
+    sequences = [ids, torch.cat([prompt, chosen], 1), torch.cat([prompt, rejected], 1)]
+    own = [backbone(input_ids=sequence, use_cache=False).logits[0, :-1] for sequence in sequences]
+    expected = [
+        logits.float().log_softmax(-1).gather(-1, sequence[0, 1:, None]).squeeze(-1)
+        for logits, sequence in zip(own, sequences, strict=True)
+    ]
+    tolerance = 1e-3 if own[0].dtype == torch.float32 else 0.1
+
+    policy = LatentPolicy(backbone)
+    if not isinstance(policy.head, nn.Linear):
+        raise UserError(f"{kind}: its output layer is no linear head; LPC adds z before a linear head")
+    if backbone.config._attn_implementation != packing.NAME:
+        raise UserError(f"{kind}: transformers cannot exchange its attention; this architecture is not supported")
+    single = policy.token_logps(policy.hidden(ids)[0, :-1], ids[0, 1:])
+    # Two pairs, so that what comes before a pair is checked, too.
+    item = {"index": 0} | {
+        name: part[0].cpu().numpy() for name, part in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected))
+    }
+    batch = collate([item, item])
+    batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items() if k in MODEL_INPUTS}
+    encoded = policy.encode(**batch)
+    packed = policy.token_logps(encoded.tokens, encoded.labels)
+    packed = [packed[encoded.token_rows == row] for row in (1, 3)]  # of the second pair
+    completions = [values[prompt.shape[1] - 1 :] for values in expected[1:]]
     backbone.train(was_training)
-    tolerance = 1e-3 if logits.dtype == torch.float32 else 0.1
-    if not torch.allclose(actual, expected, atol=tolerance, rtol=tolerance):
-        worst = (actual - expected).abs().max().item()
-        raise UserError(
-            f"{backbone.config.model_type}: its logits are not a linear head on the last hidden state (log-"
-            f"probabilities differ by {worst:.3g}); this architecture is not supported"
-        )
+    for actual, wanted, what in (
+        (single, expected[0], "its logits are not a linear head on the last hidden state of a causal model"),
+        (packed[0], completions[0], "its attention cannot be told which tokens to see"),
+        (packed[1], completions[1], "its attention cannot be told which tokens to see"),
+    ):
+        if not torch.allclose(actual.float(), wanted, atol=tolerance, rtol=tolerance):
+            worst = (actual - wanted).abs().max().item()
+            raise UserError(
+                f"{kind}: {what} (log-probabilities differ by {worst:.3g}); this architecture is not supported"
+            )

@@ -1,7 +1,7 @@
 """Bring a base model into the cache, so that later steps need no network, and record it. A local checkpoint is only
 recorded.
 
---spec: {"name", "model": name on the hub or local folder, "revision": of the hub or null, "dtype", "attention",
+--spec: {"name", "model": name on the hub or local folder, "revision": of the hub or null, "dtype",
 "chat_template": Jinja text or null, "trust_remote_code"}
 """
 

@@ -1,8 +1,8 @@
 """Train a tiny Llama and its tokenizer from scratch on the training rows of a dataset.
 
 --spec: {"name", "scratch": {"dataset", "vocabulary", "hidden_size", "layers", "heads", "epochs", "batch_size",
-"learning_rate", "seed"}, "tokens": {"max_length", "max_prompt_length"}, "dtype", "attention"}; the last two say how
-later steps load the model.
+"learning_rate", "seed"}, "tokens": {"max_length", "max_prompt_length"}, "dtype"}; the last says how later steps load
+the model.
 """
 
 from pathlib import Path
@@ -37,7 +37,6 @@ def main(args):
         "parameters": training["parameters"],
         "chat_template": None,
         "dtype": spec["dtype"],
-        "attention": spec["attention"],
         "trust_remote_code": False,
         "training": training,
     }

@@ -15,7 +15,7 @@ from lpc.data.read import read
 from lpc.model.checkpoint import count_parameters, describe_base, weight_files
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-OPTIONS = {"dtype": "float32", "attention": "sdpa", "chat_template": None, "trust_remote_code": False}
+OPTIONS = {"dtype": "float32", "chat_template": None, "trust_remote_code": False}
 
 
 def in_cache(home: Path, kind: str, name: str) -> Path:

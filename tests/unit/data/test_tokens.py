@@ -108,25 +108,23 @@ def test_pairs_that_became_equal_are_dropped_and_counted():
 
 
 def test_collate_points_at_the_right_tokens():
-    """Labels, columns and ends of a hand-made batch; padding is never pointed at."""
+    """Positions, labels, states before them, and ends of a hand-made batch."""
     items = [
         {"index": 4, "prompt": np.array([11, 12]), "chosen": np.array([13, 14, 2]), "rejected": np.array([15, 2])},
         {"index": 9, "prompt": np.array([21]), "chosen": np.array([2]), "rejected": np.array([22, 23])},
     ]
     batch = collate(items)
-    assert batch["input_ids"].tolist() == [
-        [11, 12, 13, 14, 2],
-        [21, 2, 0, 0, 0],
-        [11, 12, 15, 2, 0],
-        [21, 22, 23, 0, 0],
-    ]
-    assert batch["prompt_ends"].tolist() == [1, 0, 1, 0]
-    assert batch["ends"].tolist() == [4, 1, 3, 2]
+    assert batch["input_ids"].tolist() == [[11, 12, 13, 14, 2, 15, 2, 21, 2, 22, 23]]
+    assert batch["positions"].tolist() == [[0, 1, 2, 3, 4, 2, 3, 0, 1, 1, 2]]
+    assert batch["lengths"] == [(2, 3, 2), (1, 1, 2)]
+    assert batch["prompt_ends"].tolist() == [1, 7]
+    assert batch["ends"].tolist() == [4, 8, 6, 10]
     assert batch["token_rows"].tolist() == [0, 0, 0, 1, 2, 2, 3, 3]
-    assert batch["token_columns"].tolist() == [1, 2, 3, 0, 1, 2, 0, 1]
+    assert batch["token_columns"].tolist() == [0, 1, 2, 0, 0, 1, 0, 1]
+    assert batch["states"].tolist() == [1, 2, 3, 7, 1, 5, 7, 9]
     assert batch["labels"].tolist() == [13, 14, 2, 2, 15, 2, 22, 23]
     assert batch["chosen_tokens"].tolist() == [3, 1] and batch["rejected_tokens"].tolist() == [2, 2]
-    assert batch["index"].tolist() == [4, 9]
+    assert batch["index"].tolist() == [4, 9] and batch["tokens"].tolist() == [7, 4]
 
 
 @pytest.mark.parametrize("pad", ["<pad>", "</s>"])

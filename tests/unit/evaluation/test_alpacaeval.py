@@ -98,7 +98,7 @@ def test_a_models_answers_have_the_packages_format(checkpoint, tmp_path):
 
 
 def test_the_step_that_answers(checkpoint, tmp_path):
-    base = {"path": str(checkpoint), "dtype": "float32", "attention": "sdpa", "trust_remote_code": False}
+    base = {"path": str(checkpoint), "dtype": "float32", "trust_remote_code": False}
     (tmp_path / "base.json").write_text(json.dumps(base | {"chat_template": None}))
     (tmp_path / "i.json").write_text(json.dumps([{"instruction": "the quick", "dataset": "test"}]))
     done = step(

@@ -99,7 +99,6 @@ def test_what_was_downloaded_is_run_without_a_network(hub, checkpoint, tmp_path)
         "name": "tiny",
         "path": str(checkpoint),
         "dtype": "float32",
-        "attention": "sdpa",
         "trust_remote_code": False,
     }
     (tmp_path / "base.json").write_text(json.dumps(base | {"chat_template": None}))

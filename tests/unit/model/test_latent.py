@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import make_backbone
+from tiny import in_float64, make_backbone
 
 from lpc import objectives
 from lpc.data.tokens import MODEL_INPUTS, collate
@@ -97,7 +97,7 @@ def naive_step(policy, items, objective, config, noise, progress, kl_weight):
 def test_whole_step_equals_the_naive_one(name, options):
     """Loss and every gradient of one LPC step, float64, for all objectives."""
     config = LatentConfig(codes=5, init_std=0.3, kl_weight=0.7, **options)
-    policy = LatentPolicy(make_backbone().double())
+    policy = LatentPolicy(in_float64(make_backbone()))
     policy.latent = build_latent(dataclasses.asdict(config), 32, seed=1).double()
     if config.standardize:
         generator = torch.Generator().manual_seed(9)

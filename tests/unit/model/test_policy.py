@@ -10,17 +10,22 @@ from transformers import AutoModelForCausalLM
 from lpc.cli import UserError
 from lpc.data.tokens import MODEL_INPUTS, collate
 from lpc.model.latent import Latent, LatentConfig
-from lpc.model.policy import LatentPolicy, check_head
+from lpc.model.policy import LatentPolicy, check_architecture
 
 ARCHITECTURES = {
     "llama": {},
     "llama-tied": {"tie_word_embeddings": True},
-    "mistral": {},
+    "mistral": {"sliding_window": 3},  # shorter than the longest of ROWS
     "qwen2": {},
     "qwen3": {"head_dim": 8},
     "gemma": {},
-    "gemma2": {"final_logit_softcapping": 5.0, "attn_implementation": "eager"},
-    "gemma3_text": {},
+    "gemma2": {
+        "final_logit_softcapping": 5.0,
+        "attn_logit_softcapping": 0.5,
+        "sliding_window": 3,
+        "attn_implementation": "eager",
+    },
+    "gemma3_text": {"sliding_window": 3},
     "cohere": {"logit_scale": 0.3},
     "granite": {"logits_scaling": 2.5},
     "olmo2": {},
@@ -51,14 +56,17 @@ ROWS = [([5, 6, 7], [8, 9], [10, 11, 12, 13]), ([20], [21, 22, 23, 24, 25], [26]
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @torch.no_grad()
 def test_pair_logps_are_the_models_own(name):
-    """Sums over completion tokens equal the architecture's own logits, sequence by sequence without padding."""
+    """Sums over completion tokens of packed pairs equal the logits of the architecture under its own attention,
+    sequence by sequence."""
+    own = make_backbone(name.removesuffix("-tied"), **ARCHITECTURES[name])
+    check_architecture(make_backbone(name.removesuffix("-tied"), **ARCHITECTURES[name]))
+    check_architecture(make_backbone(name.removesuffix("-tied"), **ARCHITECTURES[name]))
     policy = make_policy(name, latent=False)
-    check_head(policy.backbone)
     sums = policy.pair_logps(policy.encode(**batch_of(*ROWS)), None)
     for i, (prompt, *completions) in enumerate(ROWS):
         for side, completion in enumerate(completions):
             ids = torch.tensor([prompt + completion])
-            logps = policy.backbone(input_ids=ids).logits[0].log_softmax(-1)
+            logps = own(input_ids=ids).logits[0].log_softmax(-1)
             expected = sum(logps[t - 1, ids[0, t]] for t in range(len(prompt), ids.shape[1]))
             torch.testing.assert_close(sums[side][i], expected, rtol=1e-4, atol=1e-4)
 
@@ -68,7 +76,35 @@ def test_an_architecture_with_other_logits_is_refused_by_name():
     original = backbone.lm_head.forward
     backbone.lm_head.forward = lambda h: original(h) * 1.5  # a head that is not what its weights say
     with pytest.raises(UserError, match="llama: its logits are not a linear head"):
-        check_head(backbone)
+        check_architecture(backbone)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("bloom", "cannot exchange its attention"), ("gpt_oss", "are not a linear head")],
+)
+def test_an_architecture_with_another_attention_is_refused_by_name(name, message):
+    """BLOOM's positions are a bias of its own; gpt-oss has sinks beside its keys."""
+    backbone = make_backbone(name)
+    for module in backbone.modules():
+        if hasattr(module, "sinks"):
+            torch.nn.init.ones_(module.sinks)
+    with pytest.raises(UserError, match=f"{name}: .*{message}"):
+        check_architecture(backbone)
+
+
+def test_gradient_checkpointing_changes_nothing():
+    """The second forward pass over a layer, in the backward pass, sees the same pairs."""
+    gradients = []
+    for checkpointing in (False, True):
+        policy = make_policy("mistral").train()
+        if checkpointing:
+            policy.backbone.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        chosen, rejected, _, _ = policy(progress=0.5, noise=torch.full((3, 2, 5), 0.5), **batch_of(*ROWS))
+        (chosen.sum() - 2 * rejected.sum()).backward()
+        gradients.append({name: parameter.grad for name, parameter in policy.named_parameters()})
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], expected, msg=name)
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "gemma2"])
@@ -77,7 +113,7 @@ def test_save_and_load(tmp_path, name, latent):
     """Bit-equal weights and z after a round trip; the backbone loads in plain transformers; shards load too."""
     policy = make_policy(name, latent)
     policy.save_pretrained(tmp_path)
-    loaded = LatentPolicy.from_pretrained(tmp_path, attention="eager")
+    loaded = LatentPolicy.from_pretrained(tmp_path)
     for (key, a), (other, b) in zip(policy.state_dict().items(), loaded.state_dict().items(), strict=True):
         assert key == other and torch.equal(a, b), key
     plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)

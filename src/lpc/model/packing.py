@@ -1,0 +1,100 @@
+"""Attention over packed pairs: a batch is one row of tokens, pair after pair, each as prompt, chosen, rejected.
+
+The prompt stands there once and serves both completions, and no position is padding, so every other layer works on real
+tokens alone. A completion sees its prompt and itself, never the other completion or another pair: the hidden states are
+those of two sequences of their own.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "lpc_packed_pairs"
+"""Of this attention among those of transformers."""
+
+
+@dataclass
+class Layout:
+    """`lengths`: (prompt, chosen, rejected) tokens of each pair, in the order of the row. `masks` fills up in use: all
+    layers share it."""
+
+    lengths: list[tuple[int, int, int]]
+    masks: dict = field(default_factory=dict)
+
+    def mask(self, queries: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
+        """[queries, keys] bool: the last `queries` of `keys` positions, each seeing itself and at most `window` − 1
+        before it; None where that is plain causal attention."""
+        window = None if window is None or window >= keys else window
+        if queries == keys and window is None:
+            return None
+        if (queries, keys, window) not in self.masks:
+            behind = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
+            self.masks[queries, keys, window] = (behind >= 0) & (behind < (window or keys))
+        return self.masks[queries, keys, window]
+
+
+def no_mask(device: torch.device) -> Tensor:
+    """What to give a model as attention mask beside a layout: transformers makes none of its own, which over a whole
+    packed row would be large, where it is given one with four dimensions."""
+    return torch.zeros(1, 1, 1, 1, device=device)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    layout: Layout | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """An attention function of transformers: query [B, H, N, D], key and value [B, H_kv, M, D] to [B, N, H, D].
+
+    With a layout B = 1 and M = N; without one, it is transformers' own over `attention_mask`.
+    """
+    if layout is None and softcap is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    attend = F.scaled_dot_product_attention if softcap is None else partial(_softcapped, softcap=softcap)
+    options = {"dropout_p": dropout, "scale": scaling}
+    if layout is None:
+        causal = attention_mask is None and query.shape[2] > 1
+        return attend(query, key, value, attn_mask=attention_mask, is_causal=causal, **options).transpose(1, 2), None
+    pieces = [n for prompt, chosen, rejected in layout.lengths for n in (prompt + chosen, rejected)]
+    queries, keys, values = (tensor.split(pieces, 2) for tensor in (query, key, value))
+    outputs = []
+    for i, (prompt, _, _) in enumerate(layout.lengths):
+        first, second = 2 * i, 2 * i + 1
+        for piece, k, v in (
+            (first, keys[first], values[first]),
+            (second, *(torch.cat([t[first][:, :, :prompt], t[second]], 2) for t in (keys, values))),
+        ):
+            mask = layout.mask(pieces[piece], k.shape[2], sliding_window, query.device)
+            outputs.append(attend(queries[piece], k, v, attn_mask=mask, is_causal=mask is None, **options))
+    return torch.cat(outputs, 2).transpose(1, 2), None
+
+
+def _softcapped(query, key, value, *, attn_mask, is_causal, dropout_p, scale, softcap) -> Tensor:
+    """Attention whose scores s become softcap·tanh(s / softcap) (Gemma 2), which no fused kernel of PyTorch has."""
+    scores = softcap * (query @ key.transpose(2, 3) * scale / softcap).tanh()
+    if is_causal:
+        attn_mask = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -torch.inf)
+    return F.dropout(scores.softmax(-1, dtype=torch.float32).to(query.dtype), dropout_p) @ value
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
