@@ -68,7 +68,7 @@ def step_rows():
         loss.backward()
         gradients = {key: p.grad.clone() for key, p in policy.named_parameters()}
         policy.zero_grad()
-        expected = test_latent.naive_step(policy, items, objective, config, noise, 0.3, 0.7)
+        expected = test_latent.naive_step(policy, items, objective, config, noise, 0.3)
         expected.backward()
         yield f"whole latent step, {name}: loss", "naive float64, pair by pair", worst(loss.detach(), expected.detach())
         difference = max(worst(gradients[key], p.grad) for key, p in policy.named_parameters())

@@ -101,6 +101,7 @@ def resolve(config: dict, files: tuple[str | Path, ...] | list[str | Path] = ())
         if experiment := _sound(settings, faults, "experiments", name):
             experiments[name] = tuple(_runs(name, experiment, recipes, faults))
     _check_batches(settings, recipes, faults)
+    _check_latents(recipes, faults)
     if faults:
         raise ConfigError(str(faults))
     return Config(settings, recipes, experiments)
@@ -312,6 +313,19 @@ def _check_batches(settings: dict, recipes: dict, faults: Faults) -> None:
                 ("recipes", name, "training", "batch_size"),
                 f"{training['batch_size']} is no multiple of {at_once}, which is micro_batch_size"
                 f" ({training['micro_batch_size']}) times the devices of rule train ({devices})",
+            )
+
+
+def _check_latents(recipes: dict, faults: Faults) -> None:
+    for name, recipe in recipes.items():
+        latent = recipe["latent"] or {}
+        path = ("recipes", name, "latent")
+        if latent.get("codebook_init") == "kmeans" and not latent["standardize"]:
+            faults.add((*path, "codebook_init"), "kmeans needs standardize: true, or clusters are of raw features")
+        if latent.get("information_weight") and recipe["training"]["micro_batch_size"] == 1:
+            faults.add(
+                (*path, "information_weight"),
+                "needs a micro_batch_size above 1: one pair tells nothing of I(code; prompt)",
             )
 
 

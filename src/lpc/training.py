@@ -24,6 +24,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from lpc.cli import UserError
 from lpc.data.tokens import MODEL_INPUTS, PairTokens, collate
 from lpc.files import read_json, write_json, write_text
+from lpc.model.latent import latent_cost
 from lpc.model.noise import counter_uniform
 from lpc.model.policy import LatentPolicy
 from lpc.rewards import first_loss, pair_objective
@@ -57,14 +58,14 @@ class PreferenceTrainer(Trainer):
     """Trains a LatentPolicy on tokenised pairs.
 
     The loss is the mean over the pairs of the global batch of the objective + `kl_weight` · KL (equation 7), whatever
-    the number of devices and micro-batches.
+    the number of devices and micro-batches. A latent's `information_weight` alone sees no more pairs at once than a
+    device takes.
     """
 
     def __init__(
         self, policy: LatentPolicy, args: TrainingArguments, pairs: PairTokens, objective: dict, log_file: Path
     ):
         self.objective, self.evaluate_pairs = objective, pair_objective(objective)
-        self.kl_weight = 0.0 if policy.latent is None else policy.latent.config.kl_weight
         self.log_file = log_file
         # Sums over pairs since the last log line; kept on the device, since reading them would stall a GPU every step.
         self.sums: dict[str, Tensor] = {}
@@ -101,7 +102,7 @@ class PreferenceTrainer(Trainer):
         tensors = {name: inputs[name] for name in MODEL_INPUTS}
         chosen, rejected, step, encoded = model(progress=progress, noise=noise, **tensors)
         losses, chosen_rewards, rejected_rewards = self.evaluate_pairs(chosen, rejected, inputs)
-        total = losses if step is None else losses + self.kl_weight * step.kl
+        total = losses if step is None else losses + latent_cost(latent.config, step, progress)
         if self.check_first_loss:
             self._check_first_loss(losses)
         self._count(total.detach(), losses.detach(), chosen_rewards, rejected_rewards, step, encoded.h_x, inputs)
@@ -126,13 +127,21 @@ class PreferenceTrainer(Trainer):
         if self.check_gradients:
             self.check_gradients = False
             self._check_posterior()
+        latent = self.policy.latent
+        if latent is not None and self.state.global_step < latent.config.latent_first * self.state.max_steps:
+            # No gradient, not one of 0: the optimizer passes these weights over and keeps no moments of them.
+            self.policy.backbone.zero_grad(set_to_none=True)
         return loss
 
     def _check_posterior(self) -> None:
         """A posterior without gradient is cut off from the graph: the run would train without its latent."""
         latent = self.policy.latent
-        if not hasattr(latent, "posterior") or (self.kl_weight == 0 and latent.config.gamma["start"] == 1):
+        if not hasattr(latent, "posterior"):
             return
+        config = latent.config
+        kl_is_free = config.kl_weight == 0 or config.kl_warmup > 0 or config.free_bits > 0
+        if kl_is_free and config.gamma["start"] == 1:
+            return  # its gradient comes later, or never
         gradients = [p.grad for p in latent.posterior.parameters()]
         sharded_away = any(g is not None and g.numel() == 0 for g in gradients)
         if not sharded_away and not any(g is not None and bool(g.any()) for g in gradients):

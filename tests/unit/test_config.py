@@ -146,6 +146,16 @@ def test_training_of_a_recipe_overrides_single_keys():
         ({"recipes__dpo__latent": {"kind": "vector", "codes": 3}}, ["recipes.dpo.latent.codes: unknown key"]),
         ({"recipes__base": {"objective": {"name": "dpo"}}}, ["recipes.base: base is how tables call a base model"]),
         ({"recipes__dpo__latent": {"codes": 1}}, ["recipes.dpo.latent.codes: 1 is out of range, must be at least 2"]),
+        (
+            {"recipes__dpo__latent": {"codebook_init": "kmeans"}},
+            ["recipes.dpo.latent.codebook_init: kmeans needs standardize: true"],
+        ),
+        (
+            {"recipes__dpo__latent": {"information_weight": 1}, "training__micro_batch_size": 1},
+            ["recipes.dpo.latent.information_weight: needs a micro_batch_size above 1"],
+        ),
+        ({"recipes__dpo__latent": {"gamma": {"until": 0}}}, ["recipes.dpo.latent.gamma.until: 0.0 is out of range"]),
+        ({"recipes__dpo__latent": {"kind": "mlp", "free_bits": 1}}, ["recipes.dpo.latent.free_bits: unknown key"]),
         ({"experiments__main__bases": ["tinny"]}, ["experiments.main.bases[0]: tinny is not", "did you mean tiny?"]),
         ({"experiments__main__noise": ["flip"]}, ["experiments.main.noise[0]: flip is not defined under noise"]),
         ({"experiments__main__recipes": []}, ["experiments.main.recipes: [] is out of range, needs at least 1 entry"]),

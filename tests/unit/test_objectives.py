@@ -137,3 +137,30 @@ def test_gaussian_kl_against_torch():
     normal = torch.distributions.Normal
     expected = torch.distributions.kl_divergence(normal(a, b.exp()), normal(c, d.exp())).sum(-1)
     close(objectives.gaussian_kl(a, b, c, d), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("prior", "expected"),
+    [
+        ([[0.25] * 4] * 3, 0.0),  # uniform for every prompt
+        ([[1.0, 0.0, 0.0, 0.0]] * 3, 0.0),  # one code for every prompt
+        ([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]], math.log(2)),  # a code for each prompt
+    ],
+)
+def test_code_information_values(prior, expected):
+    """I(code; prompt) of a batch by hand: nothing where the prior ignores the prompt, ln 2 for two prompts."""
+    close(objectives.code_information(torch.tensor(prior).log()).mean(), expected, atol=1e-6, rtol=0)
+
+
+def test_code_information_is_the_difference_of_entropies():
+    """Mean over the batch and gradient equal those of H(mean p) − mean H(p), and no pair's share is negative."""
+    torch.manual_seed(0)
+    logits = (3 * torch.randn(7, 5, dtype=torch.float64)).requires_grad_()
+    values = objectives.code_information(logits)
+    (gradient,) = torch.autograd.grad(values.mean(), logits)
+    p = logits.softmax(-1)
+    naive = torch.special.entr(p.mean(0)).sum() - torch.special.entr(p).sum(-1).mean()
+    (expected,) = torch.autograd.grad(naive, logits)
+    close(values.mean(), naive)
+    close(gradient, expected)
+    assert (values > 0).all() and values.mean() < math.log(5)

@@ -17,12 +17,13 @@ from tiny import make_backbone, make_pairs, make_tokenizer
 
 from lpc.cli import UserError
 from lpc.data.tokens import attach_reference, tokenize_pairs
-from lpc.evaluation.preference import reference_logps
+from lpc.evaluation import preference
+from lpc.evaluation.preference import prompt_states, reference_logps
 from lpc.files import canonical, sha256, write_json, write_parquet
 from lpc.model.controls import build_latent
 from lpc.model.latent import LatentConfig
 from lpc.model.policy import LatentPolicy
-from lpc.training import EpochSampler, PreferenceTrainer, complete_checkpoints, train
+from lpc.training import Checkpointing, EpochSampler, PreferenceTrainer, complete_checkpoints, train
 
 TOKENS = {"max_length": 64, "max_prompt_length": 32}
 TRAINING = {
@@ -79,6 +80,50 @@ def test_the_first_loss_is_known_and_training_learns(tmp_path, name, expected, l
     assert lines[0]["objective"] == pytest.approx(expected, rel=0.01 if latent else 1e-5)
     assert lines[-1]["objective"] < 0.8 * lines[0]["objective"] and lines[-1]["accuracy"] > 0.9
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("kind", ["lpc", "mlp"])
+def test_the_backbone_waits_for_the_latent(tmp_path, monkeypatch, kind):
+    """latent_first 0.5 of 6 steps: the backbone is the base's for three steps, with no moments kept, then learns."""
+    latent = LATENT | {"kind": kind, "latent_first": 0.5}
+    base = {name: p.clone() for name, p in make_backbone().named_parameters()}
+    moved = []
+
+    def watch(self, args, state, control, model=None, optimizer=None, **kwargs):
+        parameters = dict(model.backbone.named_parameters())
+        moved.append(
+            (
+                any(not torch.equal(p, base[name]) for name, p in parameters.items()),
+                sum(p in optimizer.optimizer.state for p in parameters.values()) / len(parameters),
+                all(p in optimizer.optimizer.state for p in model.latent.parameters()),
+            )
+        )
+
+    monkeypatch.setattr(Checkpointing, "on_step_end", watch)
+    _, lines = run(tmp_path, latent=latent, weight_decay=0.1)
+    assert moved == [(False, 0, True)] * 3 + [(True, 1, True)] * 3
+    assert lines[0]["grad_norm"] < 0.5 * lines[3]["grad_norm"]
+
+
+def test_a_latent_alone_leaves_the_base_as_it_was(tmp_path):
+    trainer, _ = run(tmp_path, latent=LATENT | {"latent_first": 1.0})
+    for name, p in make_backbone().named_parameters():
+        assert torch.equal(dict(trainer.policy.backbone.named_parameters())[name], p), name
+
+
+def test_statistics_hold_hidden_states_of_training_prompts(monkeypatch):
+    """The sample is h_x of evenly spaced training pairs, in their order, whatever the batches; its moments are those
+    that stand beside it where it holds them all."""
+    tokens, policy = tokenize_pairs(make_pairs(48), make_tokenizer(), **TOKENS), LatentPolicy(make_backbone())
+    train_rows = np.arange(48) % 3 > 0
+    options = {"batch_size": 5, "precision": "float32"}
+    _, statistics = reference_logps(policy, tokens, train_rows, **options)
+    expected = prompt_states(policy, tokens, **options).cpu()[train_rows]
+    torch.testing.assert_close(statistics["prompt.sample"], expected)
+    torch.testing.assert_close(statistics["prompt.mean"], expected.mean(0), rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(preference, "SAMPLE", 8)
+    _, statistics = reference_logps(policy, tokens, train_rows, **options)
+    torch.testing.assert_close(statistics["prompt.sample"], expected[::4])
 
 
 def test_log_lines_hold_what_a_person_needs(tmp_path):
@@ -260,7 +305,9 @@ def environment(**extra: str) -> dict:
 
 
 def command(inputs: Path, folder: Path, launcher=(sys.executable, "-m"), processes: int = 1, seed: int = 0, **training):
-    spec = {"objective": OBJECTIVES["dpo"], "latent": LATENT | {"standardize": True}, "tokens": TOKENS, "seed": seed}
+    # With what a resume or a second process could break: weights that wait, and codes that start from a file.
+    latent = LATENT | {"standardize": True, "codebook_init": "kmeans", "latent_first": 0.4}
+    spec = {"objective": OBJECTIVES["dpo"], "latent": latent, "tokens": TOKENS, "seed": seed}
     spec["training"] = TRAINING | {"save_minutes": 0} | training
     arguments = [*launcher, "lpc.steps.train", "--base", inputs / "base.json", "--pairs", inputs / "pairs.parquet"]
     arguments += ["--reference", inputs / "reference.parquet", "--statistics", inputs / "statistics.safetensors"]

@@ -15,6 +15,9 @@ from lpc.rewards import pair_objective
 
 log = logging.getLogger("lpc")
 
+SAMPLE = 4096
+"""Training pairs, at most, whose h_x is kept for a codebook that starts from clusters."""
+
 
 def to_device(policy: LatentPolicy) -> LatentPolicy:
     """On the GPU if there is one; in evaluation mode."""
@@ -67,22 +70,30 @@ def reference_logps(
     """Sums of log-probabilities of the base model, float64 [n, 2] (chosen, rejected), and feature statistics.
 
     The statistics are over the pairs where `train` [n] is true: mean and std [d] of h_x ("prompt.mean", "prompt.std")
-    and of both h_{x,y} ("completion.…"), for latents that standardise their inputs. Both come from the same backbone
-    pass.
+    and of both h_{x,y} ("completion.…"), for latents that standardise their inputs; and h_x itself of up to `SAMPLE`
+    evenly spaced ones ("prompt.sample" [≤ SAMPLE, d]), for codes that start from clusters. All come from the same
+    backbone pass.
     """
     logps = np.empty((len(tokens), 2))
+    rows = np.flatnonzero(train)
+    count = min(SAMPLE, len(rows))
+    sample, row_in_sample = torch.empty(count, policy.head.weight.shape[1]), np.full(len(tokens), -1)
+    row_in_sample[rows[np.arange(count) * len(rows) // max(1, count)]] = np.arange(count)
     prompt, completion = Moments(), Moments()
     for positions, _, encoded in encoded_batches(policy, tokens, batch_size, precision, "reference"):
         chosen, rejected = policy.pair_logps(encoded, None)
         logps[positions] = torch.stack([chosen, rejected], -1).double().cpu().numpy()
         inside = torch.from_numpy(train[positions]).to(encoded.h_x.device)
         prompt.add(encoded.h_x[inside])
+        kept = row_in_sample[positions] >= 0
+        sample[row_in_sample[positions[kept]]] = encoded.h_x.float().cpu()[kept]
         completion.add(encoded.h_chosen[inside])
         completion.add(encoded.h_rejected[inside])
     statistics = {}
     if train.any():
         for name, moments in (("prompt", prompt), ("completion", completion)):
             statistics[f"{name}.mean"], statistics[f"{name}.std"] = moments.mean_std()
+        statistics["prompt.sample"] = sample
     return logps, statistics
 
 

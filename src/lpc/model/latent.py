@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lpc.objectives import categorical_kl
+from lpc.objectives import categorical_kl, code_information
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,10 @@ class LatentConfig:
     kind: str = "lpc"
     codes: int = 64
     kl_weight: float = 0.05
+    kl_warmup: float = 0.0
+    free_bits: float = 0.0
+    information_weight: float = 0.0
+    codebook_init: str = "normal"
     init_std: float = 0.02
     width: int | None = None
     learning_rate: float | None = 1e-4
@@ -28,10 +32,12 @@ class LatentConfig:
     temperature: float = 1.0
     temperature_end: float | None = None
     gumbel_noise: bool = True
-    gamma: dict = field(default_factory=lambda: {"start": 0.0, "end": 1.0})
+    straight_through: bool = False
+    gamma: dict = field(default_factory=lambda: {"start": 0.0, "end": 1.0, "until": 1.0})
     inference: str = "mean"
     inference_seed: int = 0
     detach: bool = False
+    latent_first: float = 0.0
 
 
 @dataclass
@@ -43,6 +49,22 @@ class LatentStep:
     kl: Tensor
     prior_logits: Tensor | None = None
     posterior_logits: Tensor | None = None
+
+
+def latent_cost(config: LatentConfig, step: LatentStep, progress: float) -> Tensor:
+    """What the latent adds to the objective of each pair [B]: the second term of equation 7, and the departures from
+    it that `config` asks for.
+
+    The KL of a pair up to `free_bits` nats costs nothing. Free bits are counted for each pair, as DreamerV3 does with
+    its categorical latents (arXiv 2301.04104), so that the loss is the same for all micro-batches; Kingma et al.
+    (arXiv 1606.04934) count them on the minibatch's mean. The weight rises from 0 over the first `kl_warmup` of
+    training (arXiv 1511.06349). `information_weight` rewards `code_information` among the pairs given here.
+    """
+    warmup = min(1.0, progress / config.kl_warmup) if config.kl_warmup else 1.0
+    cost = config.kl_weight * warmup * (step.kl - config.free_bits).clamp_min(0)
+    if config.information_weight:
+        cost = cost - config.information_weight * code_information(step.prior_logits)
+    return cost
 
 
 def two_layer_mlp(inputs: int, width: int, outputs: int, output_scale: float = 1.0) -> nn.Sequential:
@@ -119,16 +141,25 @@ class Latent(nn.Module):
             gumbel = -torch.log(-torch.log(noise))
             prior_sample, posterior_sample = prior_logits + gumbel[:, 0], posterior_logits + gumbel[:, 1]
         gamma = self.gamma(progress)
-        weights = gamma * F.softmax(prior_sample / temperature, -1)
-        weights = weights + (1 - gamma) * F.softmax(posterior_sample / temperature, -1)
+        weights = gamma * self.code_weights(prior_sample / temperature)
+        weights = weights + (1 - gamma) * self.code_weights(posterior_sample / temperature)
         return LatentStep(
             weights @ self.codebook, categorical_kl(posterior_logits, prior_logits), prior_logits, posterior_logits
         )
 
+    def code_weights(self, logits: Tensor) -> Tensor:
+        """Softmax [B, K] of logits; with `straight_through` the value is the largest one's code alone and the gradient
+        that of the softmax (Jang, Gu, Poole, arXiv 1611.01144)."""
+        weights = F.softmax(logits, -1)
+        if not self.config.straight_through:
+            return weights
+        code = F.one_hot(logits.argmax(-1), logits.shape[-1]).to(weights.dtype)
+        return code + (weights - weights.detach())
+
     def gamma(self, progress: float) -> float:
-        """Weight of the prior in z: linear over training."""
-        start, end = self.config.gamma["start"], self.config.gamma["end"]
-        return start + (end - start) * progress
+        """Weight of the prior in z: linear over the first share `until` of training, then constant."""
+        start, end, until = (self.config.gamma[key] for key in ("start", "end", "until"))
+        return start + (end - start) * min(1.0, progress / until)
 
     def temperature(self, progress: float) -> float:
         """Gumbel-softmax temperature: constant, or geometric from `temperature` to `temperature_end`."""

@@ -16,7 +16,7 @@ def parser():
     parser.add_argument("--base", required=True, help="base.json")
     parser.add_argument("--pairs", required=True, help="pairs.parquet")
     parser.add_argument("--output", required=True, help="reference.parquet")
-    parser.add_argument("--statistics", required=True, help="statistics.safetensors: mean and std of h_x and h_{x,y}")
+    parser.add_argument("--statistics", required=True, help="statistics.safetensors: of h_x and h_{x,y}")
     return parser
 
 

@@ -19,6 +19,7 @@ from lpc.data.tokens import attach_reference, tokenize_pairs
 from lpc.files import atomic, fingerprint, read_json, read_parquet, sha256, write_json
 from lpc.images import running
 from lpc.lock import lock
+from lpc.model.clusters import start_from_clusters
 from lpc.model.controls import build_latent
 from lpc.model.loading import load_run
 from lpc.rewards import needs_reference
@@ -76,7 +77,10 @@ def run(args, identity: dict, main_process: bool) -> None:
     if spec["latent"] is not None:
         policy.latent = build_latent(spec["latent"], policy.head.weight.shape[1], spec["seed"])
         if spec["latent"].get("standardize"):
-            set_statistics(policy.latent, args.statistics)
+            statistics = read_statistics(args.statistics)
+            set_statistics(policy.latent, statistics)
+            if spec["latent"].get("codebook_init") == "kmeans":
+                start_from_clusters(policy.latent, statistics["prompt.sample"], spec["seed"])
 
     checkpoints = args.checkpoints / fingerprint(identity)
     for other in sorted(args.checkpoints.glob("*/checkpoint-*")):
@@ -132,11 +136,14 @@ def run(args, identity: dict, main_process: bool) -> None:
     shutil.rmtree(checkpoints)  # the finished model takes their place
 
 
-def set_statistics(latent, path) -> None:
-    """Mean and standard deviation of the base model's hidden states into the latent's standardizers."""
+def read_statistics(path) -> dict[str, torch.Tensor]:
     if path is None:
         raise cli.UserError("latent.standardize: needs --statistics")
-    statistics = safetensors.torch.load_file(path)
+    return safetensors.torch.load_file(path)
+
+
+def set_statistics(latent, statistics: dict[str, torch.Tensor]) -> None:
+    """Mean and standard deviation of the base model's hidden states into the latent's standardizers."""
     for name in ("prompt", "completion"):
         standardizer = getattr(latent, f"{name}_standardizer", None)
         if standardizer is not None:

@@ -11,7 +11,7 @@ from tiny import in_float64, make_backbone
 from lpc import objectives
 from lpc.data.tokens import MODEL_INPUTS, collate
 from lpc.model.controls import KINDS, build_latent
-from lpc.model.latent import Latent, LatentConfig
+from lpc.model.latent import Latent, LatentConfig, LatentStep, latent_cost
 from lpc.model.noise import counter_uniform
 from lpc.model.policy import LatentPolicy
 from lpc.rewards import pair_objective
@@ -36,10 +36,18 @@ def random_items(count: int, seed: int = 0) -> list[dict]:
     return items
 
 
-def naive_step(policy, items, objective, config, noise, progress, kl_weight):
-    """Mean loss of a batch, pair by pair, with full logits, from equations 7 to 13."""
+def one_hot_with_gradient_of(weights):
+    """The straight-through estimator: the value of a one-hot vector, the gradient of `weights`."""
+    return torch.eye(len(weights), dtype=weights.dtype)[weights.argmax()] - weights.detach() + weights
+
+
+def naive_step(policy, items, objective, config, noise, progress):
+    """Mean loss of a batch, pair by pair, with full logits, from equations 7 to 13 and the departures of `config`."""
     model, latent = policy.backbone, policy.latent
-    total = 0.0
+    total, priors = 0.0, []
+    kl_weight = config.kl_weight
+    if progress < config.kl_warmup:
+        kl_weight *= progress / config.kl_warmup
     for item, uniform in zip(items, noise, strict=True):
         sequences = []
         for side in ("chosen", "rejected"):
@@ -61,7 +69,12 @@ def naive_step(policy, items, objective, config, noise, progress, kl_weight):
         gumbel = -(-uniform.log()).log() if config.gumbel_noise else torch.zeros(2, config.codes)
         p = ((prior + gumbel[0]) / temperature).softmax(-1)
         q = ((posterior + gumbel[1]) / temperature).softmax(-1)
-        gamma = config.gamma["start"] + (config.gamma["end"] - config.gamma["start"]) * progress
+        if config.straight_through:
+            p, q = one_hot_with_gradient_of(p), one_hot_with_gradient_of(q)
+        share = progress / config.gamma["until"]
+        gamma = config.gamma["start"] * (1 - share) + config.gamma["end"] * share
+        if share > 1:
+            gamma = config.gamma["end"]
         z = sum((gamma * p[k] + (1 - gamma) * q[k]) * latent.codebook[k] for k in range(config.codes))
         logps = []
         for ids, hidden in sequences:
@@ -80,8 +93,12 @@ def naive_step(policy, items, objective, config, noise, progress, kl_weight):
             delta = objective["beta"] * (logps[0] / lengths[0] - logps[1] / lengths[1]) - objective["margin"]
             loss = -torch.sigmoid(delta).log()
         kl = (posterior.softmax(-1) * (posterior.log_softmax(-1) - prior.log_softmax(-1))).sum()
+        kl = kl - config.free_bits if kl > config.free_bits else 0
         total = total + loss + kl_weight * kl
-    return total / len(items)
+        priors.append(prior.softmax(-1))
+    mean = sum(priors) / len(priors)
+    information = -(mean * mean.log()).sum() + sum((p * p.log()).sum() for p in priors) / len(priors)
+    return total / len(items) - config.information_weight * information
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -89,9 +106,12 @@ def naive_step(policy, items, objective, config, noise, progress, kl_weight):
     "options",
     [
         {},
-        {"gumbel_noise": False, "gamma": {"start": 1.0, "end": 1.0}},
-        {"temperature": 2.0, "temperature_end": 0.5, "gamma": {"start": 0.0, "end": 0.0}, "detach": True},
+        {"gumbel_noise": False, "gamma": {"start": 1.0, "end": 1.0, "until": 1.0}},
+        {"temperature": 2.0, "temperature_end": 0.5, "gamma": {"start": 0.0, "end": 0.0, "until": 1.0}, "detach": True},
         {"standardize": True, "width": 5, "logit_scale": 3.0},
+        {"straight_through": True, "information_weight": 0.4},
+        {"kl_warmup": 0.5, "free_bits": 0.02, "gamma": {"start": 0.2, "end": 0.9, "until": 0.6}},
+        {"kl_warmup": 0.1, "gamma": {"start": 0.2, "end": 0.9, "until": 0.1}},
     ],
 )
 def test_whole_step_equals_the_naive_one(name, options):
@@ -116,9 +136,11 @@ def test_whole_step_equals_the_naive_one(name, options):
             reference = torch.stack([torch.from_numpy(item["reference"]) for item in items])
             exact = batch | {"reference_chosen_logps": reference[:, 0], "reference_rejected_logps": reference[:, 1]}
             pair_losses, _, _ = pair_objective(OBJECTIVES[name])(chosen, rejected, exact)
-            loss = (pair_losses + config.kl_weight * step.kl).mean()
+            loss = (pair_losses + latent_cost(config, step, progress)).mean()
+            if config.free_bits:
+                assert 0 < (step.kl < config.free_bits).sum() < len(items), "free_bits tells no pairs apart here"
         else:
-            loss = naive_step(policy, items, OBJECTIVES[name], config, noise, progress, config.kl_weight)
+            loss = naive_step(policy, items, OBJECTIVES[name], config, noise, progress)
         loss.backward()
         losses.append(loss.detach())
         gradients.append({n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None})
@@ -151,7 +173,9 @@ def test_gamma_moves_z_from_posterior_to_prior():
 
 def test_gumbel_samples_are_distributed_as_the_prior():
     """The largest Gumbel-perturbed logit falls on code k with probability p_k (Gumbel-max), here within 5 sigma."""
-    latent = Latent(LatentConfig(codes=4, gamma={"start": 1.0, "end": 1.0}, temperature=1e-3, init_std=1.0), 8)
+    latent = Latent(
+        LatentConfig(codes=4, gamma={"start": 1.0, "end": 1.0, "until": 1.0}, temperature=1e-3, init_std=1.0), 8
+    )
     with torch.no_grad():
         latent.codebook.zero_()
         latent.codebook[:, :4] = torch.eye(4)
@@ -183,7 +207,7 @@ def test_mlp_control_has_the_latents_size(width):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_starts_small_and_trains(kind):
     """z is small at the start, every parameter gets a gradient, and inference depends on the prompt alone."""
-    latent = KINDS[kind](LatentConfig(kind=kind, codes=5, gamma={"start": 0.5, "end": 0.5}), 16)
+    latent = KINDS[kind](LatentConfig(kind=kind, codes=5, gamma={"start": 0.5, "end": 0.5, "until": 1.0}), 16)
     h = [torch.randn(7, 16) for _ in range(3)]
     noise = (
         counter_uniform(0, 0, torch.arange(7), 2 * latent.noise_size).unflatten(1, (2, latent.noise_size or 1))
@@ -245,3 +269,31 @@ def test_kl_of_the_step_is_that_of_posterior_and_prior():
     step = latent(*h, progress=0.0, noise=torch.full((4, 2, 6), 0.3))
     expected = objectives.categorical_kl(latent.posterior_logits(h[1], h[2]), latent.prior_logits(h[0]))
     torch.testing.assert_close(step.kl, expected)
+
+
+def test_the_kl_costs_its_weight_after_a_warmup_and_beyond_free_bits():
+    """KL of 0.5 and 2 nats, λ = 0.1, one nat free, warm-up over half of training: by hand."""
+    config = LatentConfig(kl_weight=0.1, free_bits=1.0, kl_warmup=0.5)
+    step = LatentStep(z=torch.zeros(2, 4), kl=torch.tensor([0.5, 2.0]))
+    for progress, weight in ((0.0, 0.0), (0.25, 0.05), (0.5, 0.1), (1.0, 0.1)):
+        torch.testing.assert_close(latent_cost(config, step, progress), torch.tensor([0.0, weight]))
+    torch.testing.assert_close(latent_cost(LatentConfig(kl_weight=0.1), step, 0.0), torch.tensor([0.05, 0.2]))
+
+
+def test_gamma_reaches_its_end_at_until():
+    latent = Latent(LatentConfig(codes=2, gamma={"start": 0.2, "end": 0.8, "until": 0.4}), 4)
+    assert [latent.gamma(p) for p in (0.0, 0.2, 0.4, 0.7, 1.0)] == pytest.approx([0.2, 0.5, 0.8, 0.8, 0.8])
+
+
+def test_straight_through_mixes_two_single_codes():
+    """z is γ times one code plus 1 − γ times another, and logits of both networks get a gradient."""
+    latent = Latent(LatentConfig(codes=5, straight_through=True, init_std=1.0), 8)
+    h = [torch.randn(6, 8) for _ in range(3)]
+    noise = counter_uniform(0, 0, torch.arange(6), 10).unflatten(1, (2, 5))
+    step = latent(*h, progress=0.25, noise=noise)
+    gumbel = -(-noise.log()).log()
+    codes = [(step.prior_logits + gumbel[:, 0]).argmax(-1), (step.posterior_logits + gumbel[:, 1]).argmax(-1)]
+    torch.testing.assert_close(step.z, 0.25 * latent.codebook[codes[0]] + 0.75 * latent.codebook[codes[1]])
+    step.z.square().sum().backward()
+    for network in (latent.prior, latent.posterior):
+        assert all(p.grad.abs().sum() > 0 for p in network.parameters())
