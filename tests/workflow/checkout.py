@@ -100,5 +100,5 @@ SMALL = {
         "dpo-lpc": {"objective": {"name": "dpo"}, "latent": {"codes": 8}},
     },
     "experiments": {"main": {"bases": ["tiny"], "datasets": ["world"], "recipes": ["dpo", "dpo-lpc"]}},
-    "evaluation": {"tsne": {"perplexity": 10}},
+    "evaluation": {"tsne": {"perplexity": 10}, "completions": {"prompts": 2, "codes": 2, "max_new_tokens": 8}},
 }

@@ -75,6 +75,11 @@ def test_report_is_there_and_needs_nothing_else(world):
     assert 'src="http' not in page and "@import" not in page
 
 
+def test_codes_are_forced_in_runs_that_have_some(world):
+    found = {path.parts[-3] for path in world[2].glob("runs/*/*/*/*/completions.json")}
+    assert found == {"dpo-lpc", "simpo-lpc"}
+
+
 def test_every_job_has_its_log_and_its_timing(world):
     _, _, results = world
     logs = {path.relative_to(results / "logs").with_suffix("") for path in (results / "logs").rglob("*.log")}

@@ -29,7 +29,7 @@ def jobs(rules, recipes=RECIPES):
     planned = set()
     for recipe in recipes:
         for rule in rules.split():
-            if rule in ("latents", "tsne") and recipe not in LATENT:
+            if rule in ("latents", "tsne", "completions") and recipe not in LATENT:
                 continue
             suffixes = [f" {task}" for task in TASKS] if rule == "benchmark" else [""]
             planned |= {f"{rule} {recipe} 0{suffix}" for suffix in suffixes}
@@ -37,7 +37,7 @@ def jobs(rules, recipes=RECIPES):
 
 
 def after_train(recipes=RECIPES):
-    return jobs("train preference benchmark latents tsne", recipes) | END
+    return jobs("train preference benchmark latents tsne completions", recipes) | END
 
 
 def changed(path, value):
@@ -64,7 +64,7 @@ CASES = {
     "recipes/dpo/objective/beta": (0.2, after_train(["dpo"])),
     "recipes/ipo-lpc/latent/kl_weight": (0.1, after_train(["ipo-lpc"])),
     "recipes/simpo/training/learning_rate": (0.01, after_train(["simpo"])),
-    "evaluation/preference/batch_size": (32, jobs("preference latents tsne") | END),
+    "evaluation/preference/batch_size": (32, jobs("preference latents tsne completions") | END),
     "evaluation/benchmarks/tasks/world_easy/limit": (
         10,
         {f"benchmark {recipe} 0 world_easy" for recipe in RECIPES} | {"benchmark_base world_easy"} | END,
@@ -75,8 +75,10 @@ CASES = {
         | {"questions world_hard", "benchmark_base world_hard"}
         | END,
     ),
-    "evaluation/latents/seed": (1, jobs("latents tsne") | END),
+    "evaluation/latents/seed": (1, jobs("latents tsne completions") | END),
     "evaluation/tsne/perplexity": (20, jobs("tsne") | END),
+    "evaluation/completions/codes": (2, jobs("completions") | END),
+    "evaluation/completions": (None, END),
     "experiments/main/recipes": (["dpo"], END),
     "resources/train": ({"threads": 2, "mem_mb": 9000}, set()),
 }
@@ -152,7 +154,8 @@ MODULES = {
     "steps/preference.py": jobs("preference") | END,
     "steps/benchmark.py": jobs("benchmark") | BASE_BENCHMARKS | END,
     "steps/questions.py": jobs("benchmark") | BASE_BENCHMARKS | END | {f"questions {task}" for task in TASKS},
-    "steps/latents.py": jobs("latents tsne") | END,
+    "steps/latents.py": jobs("latents tsne completions") | END,
+    "steps/completions.py": jobs("completions") | END,
     "steps/tsne.py": jobs("tsne") | END,
     "steps/tables.py": END,
     "steps/report.py": {"report"},

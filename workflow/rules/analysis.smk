@@ -1,6 +1,6 @@
 # Stage analysis: what the latent of a run does on the test pairs.
-# In : R/runs/<run>/model of runs with a latent, R/data/<dataset>/pairs.parquet; `evaluation.tsne` of the configuration
-# Out: R/runs/<run>/{latents.parquet,latents.json,tsne.csv,tsne_source.{svg,png},tsne_code.{svg,png}}
+# In : R/runs/<run>/model of runs with a latent, R/data/<dataset>/pairs.parquet; `evaluation` of the configuration
+# Out: R/runs/<run>/{latents.parquet,latents.json,tsne.csv,tsne_source.{svg,png},tsne_code.{svg,png},completions.json}
 
 
 rule latents:
@@ -65,3 +65,30 @@ rule tsne:
     shell:
         "python -m lpc.steps.tsne --spec {params.spec:q} --latents {input.latents:q} --coordinates {output.coordinates:q}"
         " --by-source {output.by_source:q} --by-code {output.by_code:q} > {log:q} 2>&1"
+
+
+rule completions:
+    input:
+        model=f"{RUN}/model",
+        base=f"{R}/bases/{{base}}/base.json",
+        pairs=lambda wildcards: f"{R}/data/{wildcards.variant.split('.')[0]}/pairs.parquet",
+        latents=f"{RUN}/latents.parquet",
+        code=code("completions"),
+    output:
+        f"{RUN}/completions.json",
+    log:
+        f"{R}/logs/completions/{{base}}~{{variant}}~{{recipe}}~{{seed}}.log",
+    benchmark:
+        f"{R}/timing/completions/{{base}}~{{variant}}~{{recipe}}~{{seed}}.tsv"
+    container:
+        image("training")
+    threads: resource("completions", "threads")
+    resources:
+        mem_mb=memory("completions"),
+        runtime=runtime("completions"),
+        gpu=resource("completions", "gpus"),
+    params:
+        spec=lambda wildcards: spec(scoring(), EVALUATION["completions"] or {}),
+    shell:
+        "python -m lpc.steps.completions --spec {params.spec:q} --model {input.model:q} --base {input.base:q}"
+        " --pairs {input.pairs:q} --latents {input.latents:q} --output {output:q} > {log:q} 2>&1"

@@ -262,6 +262,8 @@ def results_of(runs):
         files += [f"benchmarks/{name}.json" for name in TASKS]
         if CONFIG.recipes[run.recipe]["latent"]:
             files += ["latents.json", "latents.parquet", "tsne_source.svg", "tsne_code.svg"]
+        if EVALUATION["completions"] and (CONFIG.recipes[run.recipe]["latent"] or {}).get("kind") == "lpc":
+            files += ["completions.json"]
         if EVALUATION["alpacaeval"]:
             files += ["alpacaeval/judged.json"]
         results |= dict.fromkeys(f"{R}/runs/{run.path}/{file}" for file in files)

@@ -14,6 +14,7 @@ from lpc.report.page import (
     Figures,
     Missing,
     Section,
+    SideBySide,
     Table,
     Text,
     cell,
@@ -22,9 +23,9 @@ from lpc.report.page import (
     rough,
 )
 from lpc.report.results import Results
-from lpc.report.words import number, percent, significant, span
+from lpc.report.words import count, listed, number, percent, significant, span
 
-MOST_CODES, MOST_RECIPES = 24, 6
+MOST_CODES, MOST_RECIPES, MOST_CHARACTERS = 24, 6, 600
 # Columns of latents.csv: label, digits (None: three significant ones), meaning.
 MEASURES = {
     "mutual_information": ("I(code; prompt)", 3, "nats that the prior's code tells about the prompt; 0: collapsed"),
@@ -179,6 +180,79 @@ def correlations(results: Results) -> list[Table]:
     fold = "Correlation of codes with length and aspects"
     csv = results.csv("code_correlations")
     return [Table("The code that correlates most with each measure", columns, list(best.values()), csv, notes, fold)]
+
+
+# Completions with codes forced
+
+
+def completions(results: Results) -> Section | None:
+    """What the strongest codes say, for the first seed of each recipe with codes; None where no recipe has codes."""
+    first = {}
+    for run in results.main:
+        if results.is_clean(run) and (run["latent"] or {}).get("kind") == "lpc":
+            first.setdefault((run["base"], run["variant"], run["recipe"]), run)
+    if not first:
+        return None
+    title = "Completions with codes forced"
+    if results.settings["evaluation"]["completions"] is None:
+        how = "Not configured: add evaluation.completions, such as {prompts: 4, codes: 4}."
+        return Section("completions", title, [Missing(how)])
+    lead = (
+        "Greedy completions of the same test prompts with z from the prior, with z = 0, and with one code in place of "
+        "the prior. Equal ones share a box."
+    )
+    blocks: list = [Text(lead)]
+    for run in list(first.values())[:MOST_RECIPES]:
+        path = f"{run['folder']}/completions.json"
+        found = results.json(path)
+        blocks += said(run, found, len(first)) if found else [Missing(f"missing: {path}")]
+    if len(first) > MOST_RECIPES:
+        what = f"{MOST_RECIPES} of {len(first)} recipes are shown; the others' lie in the folders of their runs."
+        blocks.append(Missing(what))
+    return Section("completions", title, blocks)
+
+
+def said(run: dict, found: dict, recipes: int) -> list:
+    """One run's completions: in words whether z changes them, then prompt by prompt."""
+    which = f"{run['recipe']} on {run['base']}, seed {run['seed']}"
+    shares = [f"{entry['code']} ({number(percent(entry['mean_prior']))} %)" for entry in found["codes"]]
+    strongest = f"{which}. Strongest codes, by mean prior over test prompts: {listed(shares, 'and')}."
+    blocks: list = [Text(f"{strongest} {effect(found['prompts'])}")]
+    for prompt in found["prompts"]:
+        boxes: dict[str, list] = defaultdict(list)
+        for completion in prompt["completions"]:
+            boxes[completion["text"]].append(completion["z"])
+        texts = [(listed([*map(name_of_z, zs)], "and"), text or "(nothing)") for text, zs in boxes.items()]
+        caption = f"{run['recipe']}: " * (recipes > 1) + f"prompt of {prompt['source']}"
+        blocks.append(SideBySide(caption, shortened(prompt["messages"]), texts))
+    return blocks
+
+
+def effect(prompts: list[dict]) -> str:
+    """In how many prompts the prior's z, and a forced code, changes what is said."""
+    texts = [{completion["z"]: completion["text"] for completion in prompt["completions"]} for prompt in prompts]
+    if all(len(set(by_z.values())) == 1 for by_z in texts):
+        return (
+            "All completions of a prompt are identical, whichever code is forced and without any: on these prompts the "
+            "latent does not change what the model says."
+        )
+    prior = sum(by_z["prior"] != by_z["zero"] for by_z in texts)
+    forced = sum(any(by_z[z] != by_z["zero"] for z in by_z if z != "prior") for by_z in texts)
+    return (
+        f"Against z = 0, the prior's z changes the completion of {prior} of {count(len(texts), 'prompt')}, and some "
+        f"forced code that of {forced}."
+    )
+
+
+def name_of_z(z: str | int) -> str:
+    return {"prior": "z of the prior", "zero": "z = 0"}.get(z, f"code {z}")
+
+
+def shortened(messages: list[dict]) -> str:
+    """A prompt as text: with roles where it has several turns, and its end alone where it is long."""
+    turns = [f"{message['role']}: " * (len(messages) > 1) + message["content"] for message in messages]
+    text = "\n".join(turns)
+    return text if len(text) <= MOST_CHARACTERS else "… " + text[-MOST_CHARACTERS:]
 
 
 # Known factors

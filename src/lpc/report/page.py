@@ -123,6 +123,15 @@ class Code:
 
 
 @dataclass
+class SideBySide:
+    """Texts (label, text) next to each other where the screen has room, what they answer above them."""
+
+    caption: str
+    prompt: str
+    texts: list[tuple[str, str]]
+
+
+@dataclass
 class Section:
     id: str
     title: str

@@ -20,7 +20,7 @@ RUN = ["base", "variant", "recipe", "objective", "latent", "seed"]
 ACCURACIES = ["accuracy_zero", "accuracy_shuffled", "accuracy_posterior", "accuracy_posterior_swapped"]
 ASPECTS = ["instruction_following", "honesty", "truthfulness", "helpfulness"]
 # Settings that a latent with codes and one without have in common: in these a control should not differ.
-LATENT_KEYS = {"width", "learning_rate", "standardize", "detach"}
+LATENT_KEYS = {"width", "learning_rate", "standardize", "detach", "latent_first"}
 COLUMNS = {
     "preference_accuracy": [
         "base", "dataset", "variant", "recipe", "objective", "latent", "seed", "n", "accuracy", "low", "high",

@@ -8,6 +8,7 @@ import torch
 
 from lpc import cli
 from lpc.data.tokens import encode_prompts, load_tokenizer
+from lpc.evaluation.completions import answer
 from lpc.evaluation.preference import to_device
 from lpc.model.policy import LatentPolicy
 
@@ -32,20 +33,10 @@ def main(args):
     torch.manual_seed(args.seed)
     for prompt in prompts:
         ids = encode_prompts(tokenizer, [[{"role": "user", "content": prompt}]])[0]
-        ids = torch.tensor([ids], device=policy.device)
         sampling = (
             {"do_sample": True, "temperature": args.temperature} if args.temperature > 0 else {"do_sample": False}
         )
-        output = policy.generate(
-            ids,
-            torch.ones_like(ids),
-            code=args.code,
-            max_new_tokens=args.max_new_tokens,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.eos_token_id,
-            **sampling,
-        )
-        print(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+        print(answer(policy, tokenizer, ids, code=args.code, max_new_tokens=args.max_new_tokens, **sampling))
 
 
 if __name__ == "__main__":

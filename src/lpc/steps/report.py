@@ -18,6 +18,7 @@ SECTIONS = [
     accuracy.experiments,
     accuracy.statistics,
     latents.codes,
+    latents.completions,
     latents.factors,
     running.training,
     running.cost,

@@ -44,6 +44,7 @@ SETTINGS = {
         "preference": {"batch_size": 64, "datasets": []},
         "benchmarks": {"batch_size": 32, "tasks": TASKS},
         "tsne": {"perplexity": 10, "seed": 0},
+        "completions": {"prompts": 2, "codes": 2, "max_new_tokens": 24, "seed": 0},
         "alpacaeval": None,
     },
 }
@@ -224,11 +225,25 @@ def write_latents(folder: Path, run: dict, generator) -> None:
         posterior = generator.dirichlet(np.ones(codes), size=PAIRS)
         z = prior @ generator.normal(size=(codes, FEATURES))
         columns |= {"prior": list(prior.astype(np.float32)), "posterior": list(posterior.astype(np.float32))}
+        write_completions(folder, same=run["objective"]["name"] == "simpo")
     columns |= {"z": list(z.astype(np.float32)), "h_x": list(h_x.astype(np.float32))}
     columns |= {"chosen_tokens": generator.integers(5, 60, PAIRS), "rejected_tokens": generator.integers(5, 60, PAIRS)}
     files.write_parquet(folder / "latents.parquet", pa.table(columns))
     measured = latent_diagnostics(prior, posterior, z, h_x, columns["source"], prompt_id=columns["prompt_id"], seed=0)
     files.write_json(folder / "latents.json", measured)
+
+
+def write_completions(folder: Path, *, same: bool) -> None:
+    """Of two prompts: always the same text, or codes that say something else on the first."""
+    long = "A very long word, " + "o" * 90 + ", and <b>markup</b> that must stay text."
+    prompts = []
+    for i, source in enumerate(SOURCES[:2]):
+        texts = ["Seven.", "Seven.", "Seven." if same or i else long, "Seven." if same or i else ""]
+        completions = [{"z": z, "text": text} for z, text in zip(["prior", "zero", 5, 2], texts, strict=True)]
+        messages = [{"role": "user", "content": f"What is {i + 3} plus four?"}]
+        prompts.append({"prompt_id": f"prompt-{i}", "source": source, "messages": messages, "completions": completions})
+    codes = [{"code": 5, "mean_prior": 0.25}, {"code": 2, "mean_prior": 0.125}]
+    files.write_json(folder / "completions.json", {"codes": codes, "prompts": prompts})
 
 
 def step(name: str, spec: dict, *arguments) -> None:

@@ -38,6 +38,8 @@ document.querySelector("iframe").addEventListener("load", (event) => {{
     page: inside.documentElement.scrollWidth, paper: getComputedStyle(inside.body).backgroundColor,
     ink: getComputedStyle(inside.querySelector("svg text")).fill, before, up, down,
     figures: inside.querySelectorAll("figure").length, shown: shown.length,
+    boxes: [...inside.querySelectorAll(".side dl div")].map((b) => [b.getBoundingClientRect().left, b.offsetWidth]),
+    spill: [...inside.querySelectorAll(".side dd")].filter((text) => text.scrollWidth > text.clientWidth).length,
   }});
 }});
 </script>"""
@@ -69,6 +71,9 @@ def test_the_page_fits_sorts_and_reports_no_error(folder, tmp_path, width, dark)
     assert found["paper"] == ("rgb(20, 24, 29)" if dark else "rgb(255, 255, 255)")
     assert found["ink"] == ("rgb(154, 165, 177)" if dark else "rgb(95, 104, 114)"), "figures follow the theme"
     assert found["shown"] == found["figures"] > 10
+    assert found["spill"] == 0 and all(size >= 200 for _, size in found["boxes"]), "completions are readable"
+    columns = {left for left, _ in found["boxes"]}
+    assert len(columns) == (1 if width == 375 else 3), "boxes stand side by side where there is room"
     numbers = sorted(float(value) for value in found["before"] if value)
     empty = [""] * (len(found["before"]) - len(numbers))
     assert found["up"] == [*map(str, numbers), *empty]

@@ -8,7 +8,7 @@ import results_tree
 from results_tree import ABSENT, SETTINGS, report_spec, step
 
 from lpc import files
-from lpc.report import answer, paper, words
+from lpc.report import answer, latents, paper, words
 from lpc.report.results import decisive, verdict
 
 VOID = ("meta", "link")
@@ -118,6 +118,7 @@ def test_every_section_is_there_and_a_missing_run_says_so(page):
         "experiments",
         "statistics",
         "codes",
+        "completions",
         "factors",
         "training",
         "cost",
@@ -147,6 +148,26 @@ def test_each_table_file_is_inside_the_page(results, source):
     }
     for name, content in found.items():
         assert base64.b64decode(content) == (results / "tables" / name).read_bytes()
+
+
+def test_completions_stand_side_by_side_and_identical_ones_are_said_to_be(page, source):
+    text = words_of(page)
+    assert (
+        "dpo-lpc on tiny, seed 0. Strongest codes, by mean prior over test prompts: 5 (25.0 %) and 2 (12.5 %)" in text
+    )
+    assert "the prior's z changes the completion of 0 of 2 prompts, and some forced code that of 1." in text
+    assert "simpo-lpc on tiny, seed 0. Strongest codes" in text and "All completions of a prompt are identical" in text
+    assert text.count("What is 3 plus four?") == text.count("What is 4 plus four?") == 2
+    assert text.count("z of the prior, z = 0, code 5 and code 2 Seven.") == 3, "equal texts share a box"
+    assert "z of the prior and z = 0 Seven. code 5 A very long word" in text and "code 2 (nothing)" in text
+    assert "&lt;b&gt;markup&lt;/b&gt;" in source and "<b>markup</b>" not in source
+
+
+def test_long_prompts_keep_their_end_and_turns_their_roles():
+    turns = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b"), ("user", "c"))]
+    assert latents.shortened(turns) == "user: a\nassistant: b\nuser: c"
+    assert latents.shortened([{"role": "user", "content": "x" * 600}]) == "x" * 600
+    assert latents.shortened([{"role": "user", "content": "x" * 600 + "y"}]) == "… " + "x" * 599 + "y"
 
 
 def test_ceilings_are_those_of_the_test_pairs(page):
@@ -201,6 +222,7 @@ def test_nothing_trained_yet_still_makes_a_page(tmp_path):
     step("tables", results_tree.tables_spec(), "--results", tmp_path, "--output", tmp_path / "tables")
     text = words_of(Page(report(tmp_path, report_spec(), tmp_path)))
     assert "0 of 13" in text
+    assert "missing: runs/tiny/world/dpo-lpc/seed-0/completions.json" in text
     assert "LPC is not compared with plain training yet" in text
     assert "No run of the main experiment was scored on world yet" in text
 
