@@ -10,6 +10,7 @@ import pytest
 from checkout import ROOT, SMALL, Checkout
 
 REAL = ROOT.parent / "shared" / "data"
+SWEPT = "dpo-lpc+training.learning_rate=0.01"
 TABLES = {
     "preference_accuracy": {"base", "dataset", "recipe", "objective", "latent", "seed", "n", "accuracy"},
     "benchmarks": {"base", "recipe", "seed", "task", "metric", "value", "stderr"},
@@ -27,7 +28,7 @@ def stamps(folder, pattern) -> dict:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """(checkout, configuration, results) of the world with noise, three recipes and two tasks, after one run."""
+    """(checkout, configuration, results) of the world with noise, a sweep, recipes and two tasks, after one run."""
     checkout = Checkout(tmp_path_factory.mktemp("world"))
     config = copy.deepcopy(SMALL)
     config["recipes"]["simpo-lpc"] = {"objective": {"name": "simpo"}, "latent": {"codes": 8, "standardize": True}}
@@ -35,6 +36,8 @@ def world(tmp_path_factory):
     config["noise"] = {"flip": {"rate": 0.5}}
     config["experiments"]["main"]["recipes"].append("simpo-lpc")
     config["experiments"]["noise"] = {**config["experiments"]["main"], "noise": ["flip"], "recipes": ["dpo-vector"]}
+    config["experiments"]["search"] = {**config["experiments"]["main"], "recipes": ["dpo-lpc"]}
+    config["experiments"]["search"]["sweep"] = {"training.learning_rate": [1.0e-2, 1.0e-3]}
     config["evaluation"]["benchmarks"] = {
         "tasks": {
             "world_easy": {"task": "config/tasks/world_choice.yaml", "metric": "acc", "questions": {"kind": "easy"}},
@@ -59,12 +62,13 @@ def test_tables_hold_every_run(world):
         ("world", "dpo"),
         ("world", "dpo-lpc"),
         ("world", "simpo-lpc"),
+        ("world", SWEPT),
         ("world.flip", "dpo-vector"),
     }
     assert all(row["status"] == "ok" and 0 <= float(row["accuracy"]) <= 1 and int(row["n"]) > 50 for row in rows)
     rows = table(results, "benchmarks")
     assert TABLES["benchmarks"] <= rows[0].keys()
-    runs = {"base", "dpo", "dpo-lpc", "simpo-lpc", "dpo-vector"}
+    runs = {"base", "dpo", "dpo-lpc", SWEPT, "simpo-lpc", "dpo-vector"}
     primary = {(row["recipe"], row["task"]) for row in rows if row["primary"] == "1"}
     assert primary == set(itertools.product(runs, ["world_easy", "sums"]))
 
@@ -77,7 +81,17 @@ def test_report_is_there_and_needs_nothing_else(world):
 
 def test_codes_are_forced_in_runs_that_have_some(world):
     found = {path.parts[-3] for path in world[2].glob("runs/*/*/*/*/completions.json")}
-    assert found == {"dpo-lpc", "simpo-lpc"}
+    assert found == {"dpo-lpc", SWEPT, "simpo-lpc"}
+
+
+def test_a_sweep_chooses_on_validation(world):
+    rows = table(world[2], "selection")
+    assert [(row["experiment"], row["recipe"], row["key"], row["value"], row["status"]) for row in rows] == [
+        ("search", "dpo-lpc", "training.learning_rate", value, "ok") for value in ("0.01", "0.001")
+    ]
+    (chosen,) = [row for row in rows if row["chosen"] == "1"]
+    assert float(chosen["validation_accuracy"]) == max(float(row["validation_accuracy"]) for row in rows)
+    assert [bool(row["test_accuracy"]) for row in rows] == [row is chosen for row in rows]
 
 
 def test_every_job_has_its_log_and_its_timing(world):

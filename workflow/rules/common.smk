@@ -243,6 +243,7 @@ TABLES = [
     "latents",
     "codes",
     "code_correlations",
+    "selection",
     "training",
     "cost",
 ]
@@ -290,6 +291,12 @@ def run_list():
         }
         for run in CONFIG.runs
     ]
+
+
+def sweeps():
+    """The swept keys and their values by experiment, as lists: their order decides between equal settings."""
+    experiments = SETTINGS["experiments"].items()
+    return {name: list(entry["sweep"].items()) for name, entry in experiments if entry["sweep"]}
 
 
 def configuration():

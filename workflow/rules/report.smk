@@ -17,7 +17,9 @@ rule tables:
     container:
         image("reporting")
     params:
-        spec=lambda wildcards: spec(runs=run_list(), recipes=CONFIG.recipes, tasks=list(TASKS), datasets=HELDOUT),
+        spec=lambda wildcards: spec(
+            runs=run_list(), recipes=CONFIG.recipes, tasks=list(TASKS), datasets=HELDOUT, sweeps=sweeps()
+        ),
         results=lambda wildcards, output: R,
     # The list of runs may be longer than one argument of a command can be.
     shell:

@@ -1,4 +1,4 @@
-"""Sections on scores: preference accuracy, benchmarks, AlpacaEval, sweeps and noise, statistics."""
+"""Sections on scores: preference accuracy, benchmarks, AlpacaEval, sweeps and noise, chosen settings, statistics."""
 
 from collections import defaultdict
 
@@ -12,6 +12,7 @@ from lpc.report.page import (
     Figure,
     Figures,
     Missing,
+    Points,
     Section,
     Table,
     Text,
@@ -255,13 +256,6 @@ def experiments(results: Results) -> Section:
     return Section("experiments", "Codebook size, noise and other sweeps (Figure 2)", blocks)
 
 
-def at(settings: dict, key: str):
-    """The value at a dotted key."""
-    for part in key.split("."):
-        settings = settings[part]
-    return settings
-
-
 def sweep_panel(results: Results, experiment: str, entry: dict) -> list[Figure]:
     """The figure of an experiment that sweeps one number; others stand in the tables only."""
     sweep = entry.get("sweep") or {}
@@ -277,7 +271,7 @@ def sweep_panel(results: Results, experiment: str, entry: dict) -> list[Figure]:
         row = scored.get((run["base"], run["variant"], run["recipe"]))
         if row:
             noise = f", {run['noise']}" * (run["noise"] != "clean")
-            lines[run["recipe"].split("+")[0] + f", {run['base']}" * several + noise][at(run, key)] = row
+            lines[run["recipe"].split("+")[0] + f", {run['base']}" * several + noise][tables.at(run, key)] = row
         for other, differs in tables.opponents(run, results.runs):
             without = scored.get((other["base"], other["variant"], other["recipe"]))
             if other["latent"] is None and without and not differs:
@@ -316,6 +310,54 @@ def noise_panels(results: Results) -> list[Figure]:
             )
             panels.append(Figure.of(f"noise-{base}-{dataset}", figures.noise(list(variants), lines), caption))
     return panels
+
+
+# Settings chosen on validation
+
+
+def selection(results: Results) -> Section | None:
+    """Which value of each sweep validation chose; None where nothing is swept."""
+    rows = results.tables["selection"]
+    if not rows:
+        return None
+    lead = Text(
+        "Of each sweep the setting with the highest mean accuracy over seeds on validation pairs, of equal ones the "
+        "first in the configuration. Test pairs have no say: their accuracy stands beside the chosen setting alone."
+    )
+    points = [
+        f"{row['experiment']}: {row['recipe']} on {row['base']}, trained on {row['variant']}, takes "
+        f"{setting(row)} ({number(percent(row['validation_accuracy']))} % on validation pairs, "
+        f"{number(percent(row['test_accuracy']))} % on test pairs)."
+        for row in rows
+        if row["chosen"] == 1
+    ]
+    blocks: list = [lead, Points("Chosen:", points)] if points else [lead]
+    if any(row["chosen"] is None for row in rows):
+        blocks.append(Missing("A sweep of which a run is missing chooses nothing yet."))
+    columns = [
+        name("experiment"),
+        name("recipe"),
+        name("base"),
+        name("trained on", "variant"),
+        Column("setting", lambda row: Cell(setting(row), row["value"]), number=False),
+        Column("validation %", validation_cell, "95 % interval over seeds; of one seed, over validation pairs"),
+        figure_column("seeds"),
+        figure_column("pairs", "n"),
+        Column("chosen", lambda row: text("yes" if row["chosen"] == 1 else None), number=False),
+        Column("test %", lambda row: cell(percent(row["test_accuracy"]))),
+        name("status"),
+    ]
+    blocks.append(Table("Settings of every sweep", columns, rows, results.csv("selection")))
+    return Section("selection", "Settings chosen on validation", blocks)
+
+
+def setting(row: dict) -> str:
+    pairs = zip(row["key"].split(" "), str(row["value"]).split(" "), strict=True)
+    return ", ".join(f"{key} = {value}" for key, value in pairs)
+
+
+def validation_cell(row: dict) -> Cell:
+    return cell(percent(row["validation_accuracy"]), detail=interval(percent(row["low"]), percent(row["high"])))
 
 
 # Statistics

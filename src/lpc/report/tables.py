@@ -6,6 +6,9 @@ Every run of the configuration has its row in every table that concerns it; wher
 
 import csv
 import io
+import itertools
+import json
+import math
 from collections import defaultdict
 from pathlib import Path
 
@@ -43,6 +46,10 @@ COLUMNS = {
     ],
     "codes": [*RUN, "code", "source", "prompts", "mean_prior", "strongest"],
     "code_correlations": [*RUN, "code", "measure", "n", "prior_correlation", "posterior_correlation"],
+    "selection": [
+        "experiment", "base", "variant", "recipe", "key", "value", "seeds", "n", "validation_accuracy", "low", "high",
+        "chosen", "test_accuracy", "status",
+    ],
     "training": [
         *RUN, "steps", "pairs", "dropped", "tokens", "seconds", "seconds_per_step", "tokens_per_second",
         "peak_memory_gib", "parameters", "latent_parameters", "first_loss", "last_loss", "device", "processes",
@@ -358,6 +365,84 @@ def spearman(columns: np.ndarray, values: np.ndarray) -> list[float | None]:
     ranks, other = ranks - ranks.mean(axis=0), other - other.mean()
     scale = np.sqrt((ranks**2).sum(axis=0) * (other**2).sum())
     return [float(r @ other / s) if s > 0 else None for r, s in zip(ranks.T, scale, strict=True)]
+
+
+def at(settings: dict, key: str):
+    """The value at a dotted key."""
+    for part in key.split("."):
+        settings = settings[part]
+    return settings
+
+
+def selection(results: Path, runs: list[dict], sweeps: dict[str, list]) -> list[dict]:
+    """Each setting of each sweep with its accuracy on validation pairs, and which one that chooses.
+
+    sweeps: by experiment, [key, values] of each swept key, in the configuration's order. Settings compete within one
+    base, data variant and recipe, by `choose`, once all their runs are there. `low`, `high`: 95 % t interval over
+    seeds, of one seed that over validation pairs. The test accuracy is read of the chosen setting alone.
+    """
+    rows = []
+    for experiment, sweep in sweeps.items():
+        keys = [key for key, _ in sweep]
+        contests = defaultdict(lambda: defaultdict(list))
+        for run in runs:
+            if experiment in run["experiments"]:
+                names = (run["base"], run["variant"], run["recipe"].split("+")[0])
+                contests[names][tuple(at(run, key) for key in keys)].append(run)
+        for (base, variant, recipe), runs_of in contests.items():
+            names = {"experiment": experiment, "base": base, "variant": variant, "recipe": recipe}
+            settings = itertools.product(*(values for _, values in sweep))
+            rows += [{**names, **row} for row in _contest(results, keys, [runs_of[values] for values in settings])]
+    return rows
+
+
+def _contest(results: Path, keys: list[str], settings: list[list[dict]]) -> list[dict]:
+    """A row for each setting, given as its runs (one a seed), in the configuration's order."""
+    rows = [_validation(results, runs) for runs in settings]
+    complete = all(row["status"] == "ok" for row in rows)
+    best = choose([row["validation_accuracy"] for row in rows]) if complete else None
+    for i, (row, runs) in enumerate(zip(rows, settings, strict=True)):
+        row |= {"key": " ".join(keys), "value": " ".join(_written(at(runs[0], key)) for key in keys)}
+        if complete:
+            row["chosen"] = int(i == best)
+        if i == best:
+            row["test_accuracy"] = _mean([_load(results, _preference(run))[0]["accuracy"] for run in runs])
+    return rows
+
+
+def choose(accuracies: list[float]) -> int:
+    """Position of the highest validation accuracy; of equal ones the first."""
+    return accuracies.index(max(accuracies))
+
+
+def _validation(results: Path, runs: list[dict]) -> dict:
+    """Mean validation accuracy of one setting over its seeds; without it where a run is missing."""
+    found, states = zip(*(_load(results, _preference(run)) for run in runs), strict=True)
+    missing = [status for status in states if status != "ok"]
+    if missing:
+        return {"seeds": len(runs), "status": missing[0]}
+    parts = [summary["validation"] for summary in found]
+    accuracies = [part["accuracy"] for part in parts]
+    over_seeds = statistics.t_interval(accuracies)
+    low, high = parts[0]["low"], parts[0]["high"]
+    if over_seeds:
+        low, high = max(over_seeds.low, 0.0), min(over_seeds.high, 1.0)
+    row = {"seeds": len(runs), "n": parts[0]["n"], "validation_accuracy": _mean(accuracies), "low": low, "high": high}
+    return {**row, "status": "ok"}
+
+
+def _preference(run: dict) -> str:
+    return f"{run['folder']}/preference/{run['dataset']}.json"
+
+
+def _mean(values: list[float]) -> float:
+    """Exact before the division, so that the order of seeds makes no difference and a tie is one."""
+    return math.fsum(values) / len(values)
+
+
+def _written(value) -> str:
+    """A value as recipes are named by it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def training(results: Path, runs: list[dict]) -> list[dict]:

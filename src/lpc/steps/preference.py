@@ -5,6 +5,7 @@ import pyarrow as pa
 from lpc import cli
 from lpc.data.tokens import attach_reference, tokenize_pairs
 from lpc.evaluation.preference import accuracy, score_pairs, to_device
+from lpc.evaluation.statistics import accuracy_interval, outcomes
 from lpc.files import read_parquet, write_json, write_parquet
 from lpc.model.loading import load_run
 from lpc.rewards import needs_reference
@@ -46,6 +47,11 @@ def main(args):
             precision=spec["precision"],
         )
         summary[split] = summarise(rows, rewards, tokens.dropped)
+        if split == "validation":
+            # Pair by pair only the test pairs are kept, so this interval is for now or never.
+            outcome = outcomes(rewards["chosen_reward"], rewards["rejected_reward"])
+            _, low, high = accuracy_interval(outcome, rows["prompt_id"].to_pylist())
+            summary[split] |= {"low": low, "high": high}
     table = pa.table({name: rows[name] for name in ("pair_id", "prompt_id", "source")} | rewards)
     write_parquet(args.output, table, {"spec": spec})
     write_json(args.summary, summary.pop("test") | summary)

@@ -16,6 +16,7 @@ SECTIONS = [
     accuracy.benchmarks,
     accuracy.alpacaeval,
     accuracy.experiments,
+    accuracy.selection,
     accuracy.statistics,
     latents.codes,
     latents.completions,

@@ -1,7 +1,9 @@
-"""Tables of a project as CSV: preference accuracy, comparisons, benchmarks, latents, codes, training, cost.
+"""Tables of a project as CSV: preference accuracy, comparisons, benchmarks, latents, codes, chosen settings, training,
+cost.
 
 Spec keys: runs, each with path, base, dataset, variant, recipe, seed; recipes, by name, each with objective, latent
-and training; tasks, the names of the benchmarks; datasets, the further held-out datasets.
+and training; tasks, the names of the benchmarks; datasets, the further held-out datasets; sweeps, by experiment
+the [key, values] that it sweeps.
 
 Writes into --output one file for each table of `lpc.report.tables.COLUMNS`.
 """
@@ -29,6 +31,7 @@ def main(args) -> None:
         "latents": tables.latents(args.results, runs),
         "codes": tables.codes(args.results, runs),
         "code_correlations": tables.code_correlations(args.results, runs),
+        "selection": tables.selection(args.results, runs, args.spec["sweeps"]),
         "training": tables.training(args.results, runs),
         "cost": tables.cost(args.results),
     }

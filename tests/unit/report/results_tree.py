@@ -207,7 +207,16 @@ def write_preference(folder: Path, skill: float, latent: bool, generator) -> Non
         f"accuracy{kind}": float(statistics.outcomes(columns[f"chosen_reward{kind}"], np.zeros(PAIRS)).mean())
         for kind in kinds
     }
-    summary = {"n": PAIRS, "ties": 1, "longer_accuracy": 0.56, "dropped": 0, "mean_margin": 0.4, **accuracy}
+    validation = {"n": 20, "accuracy": skill, "low": skill - 0.2, "high": skill + 0.1}
+    summary = {
+        "n": PAIRS,
+        "ties": 1,
+        "validation": validation,
+        "longer_accuracy": 0.56,
+        "dropped": 0,
+        "mean_margin": 0.4,
+        **accuracy,
+    }
     files.write_json(folder / "preference" / "world.json", summary)
 
 
@@ -253,7 +262,8 @@ def step(name: str, spec: dict, *arguments) -> None:
 
 
 def tables_spec() -> dict:
-    return {"runs": LISTED, "recipes": WITH_TRAINING, "tasks": list(TASKS), "datasets": []}
+    sweeps = {"codebook": [["latent.codes", SETTINGS["experiments"]["codebook"]["sweep"]["latent.codes"]]]}
+    return {"runs": LISTED, "recipes": WITH_TRAINING, "tasks": list(TASKS), "datasets": [], "sweeps": sweeps}
 
 
 def report_spec() -> dict:
