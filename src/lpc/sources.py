@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent
 FILE_NAME = re.compile(r"[\w/-]+(\.\w+)+")
 
 
+@functools.cache  # asked for by every job
 def sources(module: str) -> tuple[Path, ...]:
     """Files that `python -m module` (such as "lpc.steps.train") may run, sorted.
 

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -220,8 +221,12 @@ def task_data(wildcards):
 
 
 def task_code(wildcards):
+    return definition_code(definition(wildcards.task))
+
+
+@cache  # every run has a job for each task
+def definition_code(file):
     """The task's own definition, and the modules of its functions."""
-    file = definition(wildcards.task)
     if not file.endswith(".yaml"):
         return []
     modules = re.findall(r"!function\s+(lpc[\w.]*)\.\w+", Path(file).read_text(encoding="utf-8"))
