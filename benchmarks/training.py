@@ -17,17 +17,23 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 CASES = ["trl dpo", "lpc dpo", "lpc dpo latent", "trl simpo", "lpc simpo", "lpc simpo latent"]
+# One means taken away or added: logits of all tokens at once, bfloat16 autocast, torch.compile of the decoder layers.
+CASES += ["lpc dpo full-logits", "lpc dpo bfloat16", "lpc dpo compile"]
 RATIOS = [
     ("DPO, step time and memory", "lpc dpo", "trl dpo"),
     ("DPO with the latent, against TRL's plain DPO", "lpc dpo latent", "trl dpo"),
     ("SimPO", "lpc simpo", "trl simpo"),
     ("latent against our own plain DPO", "lpc dpo latent", "lpc dpo"),
     ("latent against our own plain SimPO", "lpc simpo latent", "lpc simpo"),
+    ("chunked against full logits", "lpc dpo", "lpc dpo full-logits"),
+    ("bfloat16 autocast against float32", "lpc dpo bfloat16", "lpc dpo"),
+    ("torch.compile against none", "lpc dpo compile", "lpc dpo"),
 ]
 
 
@@ -116,7 +122,7 @@ def run(args, case: str) -> dict:
             self.times.append(time.perf_counter())
 
     folder = tempfile.mkdtemp()
-    library, objective, *latent = case.split()
+    library, objective, *option = case.split()
     if library == "lpc":
         from lpc import training
         from lpc.data.tokens import PairTokens
@@ -129,8 +135,17 @@ def run(args, case: str) -> dict:
         settings = {"epochs": 1, "batch_size": args.pairs, "micro_batch_size": args.pairs, "learning_rate": 1e-5}
         settings |= {"warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0, "precision": "float32"}
         settings |= {"logging_steps": 1000, "save_minutes": 1e6, "gradient_checkpointing": False}
+        if option == ["bfloat16"]:
+            settings["precision"] = "bfloat16"
         policy = LatentPolicy(model)
-        if latent:
+        if option == ["full-logits"]:
+            policy.token_logps = lambda hidden, labels, z: (
+                policy.head(hidden).log_softmax(-1).gather(-1, labels[:, None]).squeeze(-1)
+            )
+        if option == ["compile"]:
+            for layer in model.model.layers:
+                layer.compile()
+        if option == ["latent"]:
             policy.latent = build_latent({"kind": "lpc"}, args.hidden, 0)
         names = {"dpo": {"name": "dpo", "beta": 0.1}, "simpo": {"name": "simpo", "beta": 2.0, "margin": 1.0}}
         arguments = training.training_arguments(settings, seed=0, output_dir=Path(folder), processes=1)
@@ -161,7 +176,7 @@ def run(args, case: str) -> dict:
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: TRL has computed its reference by now
     before = memory("VmRSS")
     trainer.train()
-    steps = [b - a for a, b in zip(clock.times, clock.times[1:], strict=True)][1:]
+    steps = [b - a for a, b in pairwise(clock.times)][1:]
     peak = memory("VmHWM")
     return {"seconds": statistics.median(steps), "steps": steps, "peak_gib": peak, "grow_gib": peak - before}
 
