@@ -42,7 +42,11 @@ def faults(**values):
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "config").glob("*.yaml")), ids=lambda file: file.name)
-def test_shipped_configurations_are_valid_and_complete(file):
+def test_shipped_configurations_are_valid_and_complete(file, tmp_path, monkeypatch):
+    # What a study reads from the folder that it runs in.
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/alpacaeval_preferences.jsonl.gz").touch()
+    monkeypatch.chdir(tmp_path)
     config = load(file)
     assert config.runs
     # Filling in defaults twice changes nothing, so the filled configuration is itself valid.
