@@ -14,8 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,7 +25,6 @@ from lpc.cli import UserError, fail
 from lpc.files import sha256, write_json
 
 PYTHON = "python:3.11-slim-bookworm"
-REGISTRY = "https://registry-1.docker.io/v2/"
 # Decompresses as fast as the default and packs several times faster, for a tenth more space.
 SQUASHFS = "-comp zstd -Xcompression-level 3"
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
@@ -38,9 +35,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("names", nargs="*", help="images to build, with those that they start from (default: all)")
     parser.add_argument(
         "--base",
-        default="auto",
-        help=f'image of a registry, as a CUDA runtime; "debootstrap": from packages; "auto" (default): {PYTHON} '
-        "if the registry answers, else debootstrap",
+        default=PYTHON,
+        help='image of a registry, as a CUDA runtime, or "debootstrap": from Debian packages (default: %(default)s)',
     )
     parser.add_argument(
         "--mirror", help="Debian mirror for debootstrap (default: that of this machine's apt, if Debian)"
@@ -90,29 +86,14 @@ def lineage(name: str) -> list[str]:
 
 
 def base_arguments(args: argparse.Namespace) -> dict[str, str]:
-    base = args.base
-    if base == "auto":
-        answers = registry_answers()
-        base = PYTHON if answers else "debootstrap"
-        print(f"base: {base} (the image registry {'answers' if answers else 'does not answer'})", flush=True)
-    if base != "debootstrap":
-        return {"BOOTSTRAP": "docker", "FROM": base}
+    if args.base != "debootstrap":
+        return {"BOOTSTRAP": "docker", "FROM": args.base}
     if not shutil.which("debootstrap"):
         raise UserError("no debootstrap on PATH; install it, or name a base image that can be reached (--base)")
     mirror = args.mirror or apt_mirror()
     if not mirror:
         raise UserError("no Debian mirror is known on this system; name one (--mirror)")
     return {"BOOTSTRAP": "debootstrap", "MIRROR": mirror}
-
-
-def registry_answers() -> bool:
-    try:
-        urllib.request.urlopen(REGISTRY, timeout=5)
-    except urllib.error.HTTPError as error:
-        return error.code == 401  # it asks who we are, which is its usual answer here
-    except OSError:
-        return False
-    return True
 
 
 def apt_mirror() -> str | None:
@@ -169,7 +150,8 @@ def build(name: str, options: list[str], arguments: dict[str, str]) -> None:
     # The client returns nothing on failure, so the file tells.
     if code or not partial.exists():
         lines = log.read_text(errors="replace").splitlines()
-        raise UserError(f"{image.name}: the build failed: {' | '.join(lines[-3:])}; the whole log is {log}")
+        advice = "; --base debootstrap needs no image registry" if arguments.get("BOOTSTRAP") == "docker" else ""
+        raise UserError(f"{image.name}: the build failed: {' | '.join(lines[-3:])}{advice}; the whole log is {log}")
     freeze = ["python", "-m", "pip", "--disable-pip-version-check", "freeze"]
     result = Client.execute(str(partial), freeze, options=["--cleanenv"], return_result=True)
     if result["return_code"]:

@@ -80,6 +80,15 @@ class TestBuilt:
         assert "lpc-has-no-such-package" in error
         assert [path.name for path in (copy / "images").glob("*.sif")] == [base]
 
+    def test_base_that_cannot_be_pulled_names_the_way_without_a_registry(self, checkout, apptainer, tmp_path):
+        shutil.copytree(checkout / "src", tmp_path / "src")
+        shutil.copytree(checkout / "containers", tmp_path / "containers", ignore=shutil.ignore_patterns("images"))
+        result = build(tmp_path, apptainer, "--base", "localhost:1/python", "base")
+        assert result.returncode == 1
+        [error] = result.stderr.splitlines()
+        assert error.startswith("error: base-") and "--base debootstrap" in error
+        assert not list((tmp_path / "containers/images").glob("*.sif"))
+
     @pytest.mark.parametrize("name", images.PARENTS)
     def test_labels_and_record(self, checkout, apptainer, name):
         image = checkout / "containers/images" / images.path(name).name
