@@ -12,6 +12,8 @@ import logging
 import os
 import sys
 
+from lpc.images import running
+
 log = logging.getLogger("lpc")
 
 
@@ -54,6 +56,8 @@ def run(parser: argparse.ArgumentParser, main) -> None:
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
     args = parser.parse_args()
+    if image := running():
+        log.info("image %(image)s, SHA-256 %(sha256)s", image)
     try:
         main(args)
     except UserError as error:

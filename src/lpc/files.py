@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lpc.cli import UserError
+from lpc.images import running
 
 
 @contextlib.contextmanager
@@ -41,7 +42,12 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value) -> None:
-    """JSON with sorted keys and a final newline. NaN is refused: it is not JSON and would hide a broken number."""
+    """JSON with sorted keys and a final newline. NaN is refused: it is not JSON and would hide a broken number.
+
+    An object that is written in a container also says in which image, under the key "container".
+    """
+    if isinstance(value, dict) and (image := running()):
+        value = {**value, "container": image}
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
 
 
@@ -55,9 +61,13 @@ def read_json(path: str | Path):
 
 
 def write_parquet(path: str | Path, table, metadata: dict | None = None) -> None:
-    """Write a pyarrow Table; `metadata` (JSON values) goes into the file's own schema metadata under the key "lpc"."""
+    """Write a pyarrow Table; `metadata` (JSON values) goes into the file's own schema metadata under the key "lpc", with
+    the image, where there is one, as "container".
+    """
     import pyarrow.parquet as parquet
 
+    if image := running():
+        metadata = {**(metadata or {}), "container": image}
     if metadata is not None:
         table = table.replace_schema_metadata(
             {**(table.schema.metadata or {}), b"lpc": json.dumps(metadata, sort_keys=True).encode()}
@@ -80,7 +90,7 @@ def read_parquet(path: str | Path, columns: list[str] | None = None):
 
 
 def parquet_metadata(path: str | Path) -> dict:
-    """The metadata that `write_parquet` was given; {} where there is none."""
+    """The metadata that `write_parquet` wrote; {} where there is none."""
     import pyarrow.parquet as parquet
 
     return json.loads((parquet.read_schema(path).metadata or {}).get(b"lpc", b"{}"))

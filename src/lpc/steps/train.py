@@ -17,7 +17,6 @@ from accelerate.utils import broadcast_object_list
 from lpc import cli
 from lpc.data.tokens import attach_reference, tokenize_pairs
 from lpc.files import atomic, fingerprint, read_json, read_parquet, sha256, write_json
-from lpc.images import running
 from lpc.lock import lock
 from lpc.model.clusters import start_from_clusters
 from lpc.model.controls import build_latent
@@ -130,7 +129,6 @@ def run(args, identity: dict, main_process: bool) -> None:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
-            "container": running(),
         },
     )
     shutil.rmtree(checkpoints)  # the finished model takes their place
