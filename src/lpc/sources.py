@@ -1,4 +1,4 @@
-"""Which files of this package a step really runs, found from its imports without executing them.
+"""Which files of this package a step really runs, found from its imports without executing them; and their commit.
 
 A rule lists them as input, so that an edit reruns the rules that use the edited module and no others.
 """
@@ -6,6 +6,7 @@ A rule lists them as input, so that an edit reruns the rules that use the edited
 import ast
 import functools
 import re
+import subprocess
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
@@ -46,6 +47,16 @@ def _file(module: str) -> Path | None:
         if file.is_file():
             return file
     return None
+
+
+def commit() -> str:
+    """The checked-out commit of this package, and whether tracked files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(command, cwd=PACKAGE, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown: not a git checkout, or no git here"
+    return found.stdout.strip().replace("-dirty", ", with uncommitted changes")
 
 
 @functools.cache

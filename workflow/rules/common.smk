@@ -20,7 +20,7 @@ from lpc import images
 from lpc.config import ConfigError, resolve
 from lpc.files import canonical
 from lpc.paths import is_local
-from lpc.sources import sources
+from lpc.sources import commit, sources
 
 try:
     CONFIG = resolve(config, [min(os.path.relpath(file), str(file), key=len) for file in workflow.configfiles])

@@ -43,10 +43,13 @@ rule report:
         image("reporting")
     params:
         spec=lambda wildcards: spec(configuration(), runs=run_list(), recipes=CONFIG.recipes),
+        # Functions of `output`, so that Snakemake does not take them for reasons to make the page again. The commit is
+        # found here, since there is no git in a container.
         results=lambda wildcards, output: R,
+        commit=lambda wildcards, output: commit(),
     shell:
         "python -m lpc.steps.report --spec @<(printf %s {params.spec:q})"
-        " --results {params.results:q} --output {output:q} > {log:q} 2>&1"
+        " --results {params.results:q} --commit {params.commit:q} --output {output:q} > {log:q} 2>&1"
 
 
 # An experiment's name is a target: `snakemake codebook` makes the results of its runs, without tables and page.

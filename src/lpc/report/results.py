@@ -22,10 +22,10 @@ VERDICTS = {1: "higher than", 0: "not measurably different from", -1: "lower tha
 
 
 class Results:
-    """Settings, runs and tables of a project. `spec` is that of the step report."""
+    """Settings, runs and tables of a project. `spec` is that of the step report, `commit` that of the workflow."""
 
-    def __init__(self, root: Path, spec: dict) -> None:
-        self.root = root
+    def __init__(self, root: Path, spec: dict, commit: str) -> None:
+        self.root, self.commit = root, commit
         self.settings = {key: value for key, value in spec.items() if key not in ("runs", "recipes")}
         self.recipes = spec["recipes"]
         self.tasks = self.settings["evaluation"]["benchmarks"]["tasks"]

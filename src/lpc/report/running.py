@@ -1,9 +1,7 @@
 """Sections on how the results came about: training, cost, what is missing, provenance."""
 
 import json
-import os
 import platform
-import subprocess
 from collections import defaultdict
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import matplotlib
 import numpy as np
 import sklearn
 
+from lpc.images import running
 from lpc.report import figures, tables
 from lpc.report.page import (
     Cell,
@@ -168,7 +167,7 @@ def missing(results: Results) -> Section:
 
 def provenance(results: Results) -> Section:
     summaries = [results.json(f"{run['folder']}/train.json") for run in results.runs]
-    facts = {"commit of the workflow": commit()}
+    facts = {"commit of the workflow": results.commit}
     for key in ("device", "processes", "threads", "torch", "transformers"):
         facts[f"training: {key}"] = values_of(key, summaries)
     facts["evaluation harness"] = values_of("harness_version", benchmark_files(results))
@@ -191,8 +190,8 @@ def provenance(results: Results) -> Section:
         if record:
             of = record["revision"] or f"{record['parameters']:,} parameters"
             inputs.append({"input": f"base {base}", "of": of, "sha256": record["sha256"]})
-    for record in [*summaries, *benchmark_files(results)]:
-        image = record.get("container")
+    containers = [record.get("container") for record in records(results)]
+    for image in [*containers, running()]:  # the last one made tables, figures and this page
         row = image and {"input": "container image", "of": image["image"], "sha256": image["sha256"]}
         if row and row not in inputs:
             inputs.append(row)
@@ -213,15 +212,13 @@ def benchmark_files(results: Results) -> list[dict]:
     return [results.json(f"{folder}/benchmarks/{task}.json") for folder in folders for task in results.tasks]
 
 
-def commit() -> str:
-    """The checked-out commit of this package and whether tracked files differ from it; LPC_COMMIT where git is not at
-    hand.
-    """
-    if os.environ.get("LPC_COMMIT"):
-        return os.environ["LPC_COMMIT"]
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown: not a git checkout, or no git here"
-    return found.stdout.strip().replace("-dirty", ", with uncommitted changes")
+def records(results: Results) -> list[dict]:
+    """What the steps wrote beside the data, bases and runs of the page; {} where it is absent."""
+    settings = results.settings
+    paths = [f"data/{dataset}/{name}" for dataset in settings["datasets"] for name in ("source", "split")]
+    paths += [f"data/{variant}/pairs" for variant in (*settings["datasets"], *(run["variant"] for run in results.runs))]
+    paths += [f"bases/{base}/base" for base in settings["bases"]]
+    for run in results.runs:
+        names = ("train", "latents", "alpacaeval/judged", *(f"preference/{name}" for name in run["heldout"]))
+        paths += [f"{run['folder']}/{name}" for name in names]
+    return [*(results.json(f"{path}.json") for path in dict.fromkeys(paths)), *benchmark_files(results)]

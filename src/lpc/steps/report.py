@@ -31,12 +31,13 @@ SECTIONS = [
 def parser():
     parser = cli.step_parser(__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, required=True, help="folder of the project's results")
+    parser.add_argument("--commit", required=True, help="commit of the workflow, for the page's provenance")
     parser.add_argument("--output", required=True, help="HTML file to write")
     return parser
 
 
 def main(args) -> None:
-    results = Results(args.results, args.spec)
+    results = Results(args.results, args.spec, args.commit)
     sections = [section for make in SECTIONS if (section := make(results)) is not None]
     html = page.render(results.settings["project"], answer(results), sections)
     files.write_text(args.output, html)

@@ -10,11 +10,3 @@ def results(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("results")
     results_tree.build(root)
     return root
-
-
-@pytest.fixture(scope="session", autouse=True)
-def commit():
-    """Somebody who commits while the tests run must not change the page."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LPC_COMMIT", "0123456789abcdef")
-        yield

@@ -266,6 +266,9 @@ def tables_spec() -> dict:
     return {"runs": LISTED, "recipes": WITH_TRAINING, "tasks": list(TASKS), "datasets": [], "sweeps": sweeps}
 
 
+COMMIT = "0123456789abcdef"
+
+
 def report_spec() -> dict:
     return {**SETTINGS, "runs": LISTED, "recipes": WITH_TRAINING}
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import results_tree
-from results_tree import ABSENT, SETTINGS, report_spec, step
+from results_tree import ABSENT, COMMIT, SETTINGS, report_spec, step
 
 from lpc import files
 from lpc.report import answer, latents, paper, words
@@ -54,7 +54,7 @@ class Page(html.parser.HTMLParser):
 
 
 def report(results, spec: dict, folder) -> str:
-    step("report", spec, "--results", results, "--output", folder / "report.html")
+    step("report", spec, "--results", results, "--commit", COMMIT, "--output", folder / "report.html")
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -128,7 +128,7 @@ def test_every_section_is_there_and_a_missing_run_says_so(page):
     ):
         assert section in page.ids
     assert f"missing: {ABSENT}/train.json" in words_of(page)
-    for origin in ("0123456789abcdef", "training-0123.sif", "ef" * 32, "ab" * 32, "cd" * 32):
+    for origin in (COMMIT, "training-0123.sif", "ef" * 32, "ab" * 32, "cd" * 32):
         assert words_of(page).count(origin) == 1, f"{origin} is part of where the results come from"
     assert "Not judged: it is not configured" in words_of(page)
 
