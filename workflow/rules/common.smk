@@ -149,12 +149,16 @@ def scratch_rows(wildcards):
 PROCESSES = max(1, resource("train", "gpus"))
 
 
-def launch():
-    """The command that starts a training: one process for each GPU if the configuration names a launch file."""
+def launch(threads):
+    """The command that starts a training: one process for each GPU if the configuration names a launch file.
+
+    The processes share the job's threads, where each would take all of them.
+    """
     file = resource("train", "launch")
     if file is None:
         return "python"
-    return f"accelerate launch --config_file {shlex.quote(here(ROOT / file))} --num_processes {PROCESSES}"
+    processes = f"--num_processes {PROCESSES} --num_cpu_threads_per_process {max(1, threads // PROCESSES)}"
+    return f"accelerate launch --config_file {shlex.quote(here(ROOT / file))} {processes}"
 
 
 def recipe(wildcards):

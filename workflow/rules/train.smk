@@ -57,7 +57,7 @@ rule train:
     params:
         spec=lambda wildcards: spec(recipe(wildcards), tokens=SETTINGS["tokens"], seed=int(wildcards.seed)),
         # Functions of `output`, so that Snakemake does not take them for reasons to train again.
-        launch=lambda wildcards, output: launch(),
+        launch=lambda wildcards, output, threads: launch(threads),
         processes=lambda wildcards, output: PROCESSES,
         checkpoints=lambda wildcards, output: f"{R}/checkpoints/{'~'.join(wildcards)}",
     shell:
