@@ -53,6 +53,14 @@ def test_config_faults_are_all_listed_before_any_job(checkout):
     assert not (checkout.folder / "results").exists()
 
 
+def test_missing_image_is_named_before_any_job(checkout):
+    path = checkout.write(SMALL)
+    output = checkout.snakemake("all", "--cores", "1", "--sdm", "apptainer", "--configfile", path, expect=1)
+    [line] = [line for line in output.splitlines() if "no such image" in line]
+    assert line.startswith("containers/images/training-") and "`make images`" in line
+    assert not (checkout.folder / "results").exists()
+
+
 def test_missing_files_are_named_before_any_job(checkout):
     config = with_data(checkout, rows(4))
     config["datasets"]["mine"]["path"] = "./elsewhere.jsonl.gz"

@@ -76,7 +76,11 @@ def code(step):
 
 
 def image(name):
-    return here(images.path(name))
+    """The rule's container image. A run in containers stops before its first job where one is missing."""
+    path = images.path(name)
+    if in_containers and not path.exists():
+        raise WorkflowError(f"{here(path)}: no such image; build the images with `make images` (docs/cluster.md)")
+    return here(path)
 
 
 def spec(*sections, **values):
