@@ -14,7 +14,7 @@ import yaml
 from cluster import HERE, POISON, wait_for
 
 from lpc import images
-from lpc.files import sha256
+from lpc.files import parquet_metadata, read_json, sha256
 
 pytestmark = pytest.mark.timeout(2700)  # the first test builds the images
 
@@ -81,12 +81,35 @@ def test_training_is_one_task_with_two_gpus_and_a_process_for_each(cluster, demo
     assert tasks == ["1"]
     summary, _ = training(cluster, "dpo-lpc")
     assert summary["processes"] == 2
+    assert summary["threads"] == 1, "two processes share the job's two threads"
 
 
 def test_results_name_the_image_that_they_came_from(cluster, demo):
-    image = cluster.checkout / "containers/images" / images.path("training").name
-    summary, _ = training(cluster, "dpo-lpc")
-    assert summary["container"] == {"image": image.name, "sha256": sha256(image)}
+    made = {}
+    for name in ("training", "evaluation", "reporting"):
+        image = cluster.checkout / "containers/images" / images.path(name).name
+        made[name] = {"image": image.name, "sha256": sha256(image)}
+    results = cluster.checkout / RESULTS
+    found = {}
+    for path in results.rglob("*.*"):
+        if "model" not in path.parts and path.suffix in (".json", ".parquet"):
+            record = read_json(path) if path.suffix == ".json" else parquet_metadata(path)
+            found[str(path.relative_to(results))] = record.get("container")
+    assert len(found) > 15
+    assert found == {path: made["evaluation" if "/benchmarks/" in path else "training"] for path in found}
+    # What is neither: tables, figures, the model. The log of the job tells.
+    stages = {"evaluation": ["benchmark", "benchmark_base", "questions"], "reporting": ["tsne", "tables", "report"]}
+    for log in (results / "logs").rglob("*.log"):
+        stage = next((stage for stage, rules in stages.items() if log.parent.name in rules), "training")
+        assert made[stage]["image"] in log.read_text() and made[stage]["sha256"] in log.read_text(), log
+    page = (results / "report.html").read_text()
+    assert all(image["image"] in page and image["sha256"] in page for image in made.values())
+
+
+def test_report_names_the_commit_though_its_image_has_no_git(cluster, demo):
+    command = ["git", "rev-parse", "HEAD"]
+    head = subprocess.run(command, cwd=cluster.checkout, check=True, capture_output=True, text=True).stdout.strip()
+    assert head in (cluster.checkout / RESULTS / "report.html").read_text()
 
 
 def test_what_a_job_gets(cluster):
