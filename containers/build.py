@@ -149,7 +149,7 @@ def build(name: str, options: list[str], arguments: dict[str, str]) -> None:
     seconds = time.monotonic() - begin
     # The client returns nothing on failure, so the file tells.
     if code or not partial.exists():
-        lines = log.read_text(errors="replace").splitlines()
+        lines = list(dict.fromkeys(log.read_text(errors="replace").splitlines()))  # the client prints some twice
         advice = "; --base debootstrap needs no image registry" if arguments.get("BOOTSTRAP") == "docker" else ""
         raise UserError(f"{image.name}: the build failed: {' | '.join(lines[-3:])}{advice}; the whole log is {log}")
     freeze = ["python", "-m", "pip", "--disable-pip-version-check", "freeze"]
@@ -199,6 +199,7 @@ def in_child(function, log: Path) -> int:
                 os.setresgid(0, 0, 0)
                 os.setresuid(0, 0, 0)
             function()
+            sys.stdout.flush()  # the client prints what the build said on standard error
         except BaseException as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
             os._exit(1)
