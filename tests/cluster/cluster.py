@@ -24,7 +24,7 @@ def missing(what: str):
     pytest.skip(f"{what} (LPC_REQUIRE_CLUSTER=1 makes this a failure)")
 
 
-def wait_for(condition, what: str, seconds: float = 90.0):
+def wait_for(condition, what: str, seconds: float = 180.0):
     """The first true value of `condition()`."""
     end = time.monotonic() + seconds
     while not (value := condition()):
@@ -38,13 +38,13 @@ class Cluster:
     """A checkout of the working tree, and the environment in which Snakemake finds SLURM and Apptainer."""
 
     def __init__(self, checkout: Path, environment: dict[str, str]):
-        self.checkout, self.environment = checkout, environment
+        self.checkout, self.environment, self.started = checkout, environment, []
 
     def start(self, *arguments: str, config: tuple[str, ...] = (), profile: tuple[str, ...] = ("--profile", "slurm")):
         """Start Snakemake; its output is in the file `output` of the returned process."""
         configfiles = ["--configfile", str(HERE / "config.yaml"), *config]
-        # Fast polls, since the jobs take seconds and the file system is local.
-        fast = ["--slurm-init-seconds-before-status-checks", "3", "--latency-wait", "5"] if profile else []
+        # The file system is local, and jobs take seconds: polls come after 6 s, 16 s later, 26 s later and so on.
+        fast = ["--slurm-init-seconds-before-status-checks", "6", "--latency-wait", "5"] if profile else []
         output = tempfile.NamedTemporaryFile("w", prefix="snakemake-", dir=self.checkout.parent, delete=False)  # noqa: SIM115
         process = subprocess.Popen(
             ["snakemake", *profile, *arguments, *configfiles, *fast],
@@ -56,14 +56,22 @@ class Cluster:
             start_new_session=True,
         )
         process.output = Path(output.name)
+        self.started.append(process)
         return process
+
+    def end(self) -> None:
+        """End what a failed test left behind."""
+        for process in self.started:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
     def snakemake(self, *arguments: str, timeout: float = 600.0, **options) -> tuple[int, str]:
         """Run Snakemake to its end: exit code and output."""
         process = self.start(*arguments, **options)
         return self.finish(process, timeout)
 
-    def finish(self, process, timeout: float = 300.0) -> tuple[int, str]:
+    def finish(self, process, timeout: float = 600.0) -> tuple[int, str]:
         try:
             code = process.wait(timeout)
         except subprocess.TimeoutExpired:

@@ -124,7 +124,9 @@ def cluster(checkout, apptainer, folder):
         packages = checkout / ".local/lib/python3.11/site-packages"
         packages.mkdir(parents=True)
         (packages / "poison.py").write_text("")
-        yield Cluster(checkout, environment)
+        cluster = Cluster(checkout, environment)
+        yield cluster
+        cluster.end()
     finally:
         subprocess.run([ROOT / HERE / "slurm.sh", "down", state], check=True)
 

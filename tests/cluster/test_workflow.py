@@ -23,10 +23,10 @@ RESULTS = "results/cluster"
 
 @pytest.fixture(scope="module")
 def long(cluster, demo):
-    """Configuration with longer trainings, all of the same spec: one to be left alone, the others to be hit."""
-    settings = {"epochs": 30, "save_minutes": 0.005}
+    """Configuration with two longer trainings of the same spec: one that loses its Snakemake, one that is hit itself."""
+    settings = {"epochs": 20, "save_minutes": 0.005}
     recipe = {"objective": {"name": "dpo"}, "latent": {"kind": "lpc", "codes": 8}, "training": settings}
-    names = ["untouched", "requeued", "orphaned"]
+    names = ["orphaned", "hit"]
     config = {
         "recipes": dict.fromkeys(names, recipe),
         "experiments": {"long": {"bases": ["tiny"], "datasets": ["world"], "recipes": names, "seeds": [0]}},
@@ -62,7 +62,10 @@ def test_whole_workflow(cluster, demo):
     assert {row["recipe"] for row in rows} >= {"dpo-lpc", "simpo"}
     # One submission for the group of data steps; local rules none.
     submitted = re.findall(r"^(?:Job|Group).* submitted with SLURM jobid (\d+)", demo, re.MULTILINE)
-    states = cluster.command("sacct", "-X", "-n", "-P", "-o", "state", "-j", ",".join(submitted)).split()
+    jobs = ",".join(submitted)
+    columns = "jobid,comment%60,submit,start,elapsed,state,reqmem,alloctres%45,partition"
+    print(cluster.command("sacct", "-X", "-o", columns, "-j", jobs))
+    states = cluster.command("sacct", "-X", "-n", "-P", "-o", "state", "-j", jobs).split()
     assert states == ["COMPLETED"] * len(submitted)
     assert not cluster.jobs()
 
@@ -143,33 +146,6 @@ def test_what_a_job_gets(cluster):
     assert len(tries) == 3, "the first, and the profile's two retries"
 
 
-def test_requeue_and_scancel_lose_nothing(cluster, long):
-    """A job that SLURM puts back into the queue, then a cancelled one, against a training that nobody touched."""
-    snakemake = cluster.start(target("requeued"), target("untouched"), config=long)
-
-    def job():
-        pattern = r"submitted with SLURM jobid (\d+) \(log: \S+/rule_train/\S*requeued"
-        return (re.findall(pattern, snakemake.output.read_text()) or [None])[-1]
-
-    first = wait_for(job, "the training's job")
-    wait_for(lambda: checkpoints(cluster, "requeued"), "the first checkpoint")
-    cluster.command("scontrol", "requeue", first)
-    wait_for(lambda: cluster.jobs()[first] == "PENDING", "the end of the job's first run")
-    before = max(checkpoints(cluster, "requeued"))
-    wait_for(lambda: max(checkpoints(cluster, "requeued")) > before, "a checkpoint of the requeued job")
-    cluster.command("scancel", first)
-    wait_for(lambda: job() != first, "the retry of the cancelled job")
-    code, output = cluster.finish(snakemake)
-    assert code == 0, output[-6000:]
-
-    summary, metrics = training(cluster, "requeued")
-    untouched, expected = training(cluster, "untouched")
-    assert untouched["resumed_from"] == []
-    assert len(summary["resumed_from"]) == 2 and summary["resumed_from"] == sorted(summary["resumed_from"])
-    assert [line["step"] for line in metrics] == [line["step"] for line in expected]
-    assert [line["loss"] for line in metrics] == [line["loss"] for line in expected], "not the same training"
-
-
 def test_killed_snakemake_neither_loses_nor_doubles_work(cluster, long):
     """Its job goes on; the next Snakemake submits it again, and that one waits for the lock of the run."""
     first = cluster.start(target("orphaned"), config=long)
@@ -186,7 +162,12 @@ def test_killed_snakemake_neither_loses_nor_doubles_work(cluster, long):
     assert cluster.snakemake("--unlock", config=long)[0] == 0
     second = cluster.start(target("orphaned"), config=long)
     log = cluster.checkout / RESULTS / "logs/train/tiny~world~orphaned~0.log"
-    wait_for(lambda: f"SLURM job {job}; waiting" in log.read_text(errors="replace"), "the second job at the lock")
+
+    def waits():
+        # Snakemake deletes the log before the job writes it anew.
+        return log.exists() and f"SLURM job {job}; waiting" in log.read_text(errors="replace")
+
+    wait_for(waits, "the second job at the lock")
     cluster.command("scontrol", "resume", job)
     code, output = cluster.finish(second)
     assert code == 0, output[-6000:]
@@ -199,6 +180,38 @@ def test_killed_snakemake_neither_loses_nor_doubles_work(cluster, long):
     assert summary["resumed_from"] == []
     steps = [line["step"] for line in metrics]
     assert steps == sorted(set(steps)) and steps[-1] == summary["steps"]
+
+
+def test_preemption_requeue_and_scancel_lose_nothing(cluster, long):
+    """A job that gives way to an urgent one, is put back into the queue, then cancelled, against one left alone."""
+    code, output = cluster.snakemake(target("orphaned"), config=long)
+    assert code == 0, output[-6000:]
+    snakemake = cluster.start(target("hit"), config=long)
+    first = cluster.job(snakemake.output)
+
+    def hit(*command):
+        """Run the command when the running job has made a checkpoint of its own; wait until it is no longer running."""
+        wait_for(lambda: cluster.jobs()[first] == "RUNNING", "the job's start")
+        reached = max(checkpoints(cluster, "hit"), default=0)
+        wait_for(lambda: max(checkpoints(cluster, "hit"), default=0) > reached, "a checkpoint")
+        cluster.command(*command)
+        wait_for(lambda: cluster.jobs().get(first) != "RUNNING", f"the effect of {command[0]}")
+
+    hit("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
+    hit("scontrol", "requeue", first)
+    hit("scancel", first)
+    code, output = cluster.finish(snakemake)
+    assert code == 0, output[-6000:]
+    assert cluster.job(snakemake.output) != first, "the retry of the cancelled job"
+    restarts = cluster.command("sacct", "-X", "-D", "-n", "-P", "-o", "state", "-j", first).splitlines()
+    assert [state.split()[0] for state in restarts] == ["PREEMPTED", "REQUEUED", "CANCELLED"]
+
+    summary, metrics = training(cluster, "hit")
+    alone, expected = training(cluster, "orphaned")
+    assert alone["resumed_from"] == []
+    assert len(summary["resumed_from"]) == 3 and summary["resumed_from"] == sorted(summary["resumed_from"])
+    assert [line["step"] for line in metrics] == [line["step"] for line in expected]
+    assert [line["loss"] for line in metrics] == [line["loss"] for line in expected], "not the same training"
 
 
 def test_training_on_two_nodes_by_the_batch_script_of_the_guide(cluster, demo):
@@ -278,6 +291,7 @@ def test_submission_of_the_papers_training_on_eight_gpus(cluster):
     assert process.returncode == 1
     submitted = (checkout / "submitted").read_text().splitlines()
     assert submitted, process.stderr[-3000:]
+    print(submitted[0])
     for part in ("--nodes=1", "--gpus=8", "--cpus-per-task=32", "--requeue", "-p gpu", "-t 1440"):
         assert part in submitted[0], submitted[0]
     assert "--ntasks" not in submitted[0]
