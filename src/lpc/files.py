@@ -61,8 +61,9 @@ def read_json(path: str | Path):
 
 
 def write_parquet(path: str | Path, table, metadata: dict | None = None) -> None:
-    """Write a pyarrow Table; `metadata` (JSON values) goes into the file's own schema metadata under the key "lpc", with
-    the image, where there is one, as "container".
+    """Write a pyarrow Table; `metadata` (JSON values) goes into the file's own schema metadata under the key "lpc".
+
+    In a container, the image is added to it as "container".
     """
     import pyarrow.parquet as parquet
 

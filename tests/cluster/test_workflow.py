@@ -23,7 +23,7 @@ RESULTS = "results/cluster"
 
 @pytest.fixture(scope="module")
 def long(cluster, demo):
-    """Configuration with two longer trainings of the same spec: one that loses its Snakemake, one that is hit itself."""
+    """Configuration with two longer trainings of one spec: one loses its Snakemake, the other is hit itself."""
     settings = {"epochs": 20, "save_minutes": 0.005}
     recipe = {"objective": {"name": "dpo"}, "latent": {"kind": "lpc", "codes": 8}, "training": settings}
     names = ["orphaned", "hit"]
