@@ -24,13 +24,13 @@ RESULTS = "results/cluster"
 @pytest.fixture(scope="module")
 def long(cluster, demo):
     """Configuration with two longer trainings of one spec: one loses its Snakemake, the other is hit itself."""
-    settings = {"epochs": 20, "save_minutes": 0.005}
+    settings = {"epochs": 12, "save_minutes": 0.005}
     recipe = {"objective": {"name": "dpo"}, "latent": {"kind": "lpc", "codes": 8}, "training": settings}
     names = ["orphaned", "hit"]
     config = {
         "recipes": dict.fromkeys(names, recipe),
         "experiments": {"long": {"bases": ["tiny"], "datasets": ["world"], "recipes": names, "seeds": [0]}},
-        "resources": {"train": {"threads": 1, "mem_mb": 1500, "gpus": 0, "launch": None}},
+        "resources": {"train": {"threads": 1, "mem_mb": 2500, "gpus": 0, "launch": None}},
     }
     path = cluster.checkout / "long.yaml"
     # JSON, since YAML would write the repeated recipe as a reference.
