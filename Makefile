@@ -35,6 +35,8 @@ format: .venv/test.stamp ## rewrite Python and Snakemake files in the project's 
 bench: .venv/bench.stamp ## measure speed and memory against peers
 	mkdir -p results/bench
 	python benchmarks/training.py --output results/bench/training.json
+	python benchmarks/packing.py --output results/bench/packing.json
+	python benchmarks/workflow.py --output results/bench/workflow.json
 	python benchmarks/harness.py --output results/bench/harness.json
 
 images: .venv/images.stamp ## build the container images that are out of date

@@ -28,7 +28,7 @@ OURS = (str(ROOT / "src"), str(ROOT / "workflow"), str(ROOT / "Snakefile"))
 
 def parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, nargs="+", default=[10, 100, 1000], help="even numbers")
+    parser.add_argument("--runs", type=int, nargs="+", default=[10, 1000], help="even numbers")
     parser.add_argument("--output", help="also write the numbers here (.json)")
     return parser
 
