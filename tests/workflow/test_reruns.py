@@ -12,6 +12,8 @@ from checkout import ROOT, Checkout
 DEMO = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
 RECIPES = list(DEMO["experiments"]["main"]["recipes"])
 LATENT = [name for name in RECIPES if "latent" in DEMO["recipes"][name]]
+# A control has no code that could be forced.
+CODES = [name for name in LATENT if DEMO["recipes"][name]["latent"].get("kind", "lpc") == "lpc"]
 TASKS = list(DEMO["evaluation"]["benchmarks"]["tasks"])
 END = {"tables", "report"}
 
@@ -29,7 +31,7 @@ def jobs(rules, recipes=RECIPES):
     planned = set()
     for recipe in recipes:
         for rule in rules.split():
-            if rule in ("latents", "tsne", "completions") and recipe not in LATENT:
+            if recipe not in {"latents": LATENT, "tsne": LATENT, "completions": CODES}.get(rule, RECIPES):
                 continue
             suffixes = [f" {task}" for task in TASKS] if rule == "benchmark" else [""]
             planned |= {f"{rule} {recipe} 0{suffix}" for suffix in suffixes}
