@@ -79,6 +79,7 @@ class Results:
             for row in self.tables["comparisons"]
             if row["seed"] == "mean"
             and row["latent"] == "lpc"
+            and row["against_latent"] != "zero"
             and (row["against_latent"] is not None) == controls
             and row["dataset"] == row["variant"]
             and self.in_main(row)

@@ -135,21 +135,23 @@ class Rewards:
     def __init__(self, results: Path) -> None:
         self.results, self.cache = results, {}
 
-    def __call__(self, run: dict, dataset: str) -> pa.Table | None:
-        """Columns pair_id, prompt_id, outcome, ordered by pair_id; None where the file is missing."""
+    def __call__(self, run: dict, dataset: str, latent: str = "") -> pa.Table | None:
+        """Columns pair_id, prompt_id, outcome, ordered by pair_id; None where the file is missing. `latent` is "" for
+        z of the prior, "_zero" for z = 0."""
         path = self.results / run["folder"] / "preference" / f"{dataset}.parquet"
-        if path not in self.cache:
+        if (path, latent) not in self.cache:
             table = None
             if path.exists():
-                table = files.read_parquet(path, ["pair_id", "prompt_id", "chosen_reward", "rejected_reward"])
-                outcome = statistics.outcomes(table["chosen_reward"], table["rejected_reward"])
+                rewards = [f"chosen_reward{latent}", f"rejected_reward{latent}"]
+                table = files.read_parquet(path, ["pair_id", "prompt_id", *rewards])
+                outcome = statistics.outcomes(*(table[name] for name in rewards))
                 table = (
                     table.select(["pair_id", "prompt_id"])
                     .append_column("outcome", pa.array(outcome))
                     .sort_by("pair_id")
                 )
-            self.cache[path] = table
-        return self.cache[path]
+            self.cache[path, latent] = table
+        return self.cache[path, latent]
 
 
 def preference_accuracy(results: Path, runs: list[dict], rewards: Rewards) -> list[dict]:
@@ -202,7 +204,8 @@ def differences(run: dict, other: dict) -> list[str]:
 
 
 def comparisons(results: Path, runs: list[dict], rewards: Rewards) -> list[dict]:
-    """Pair by pair, each latent run against its opponents: a row a seed, then one of the mean over seeds.
+    """Pair by pair, each latent run against its opponents and against itself with z = 0
+    (`against_latent` is "zero"): a row a seed, then one of the mean over seeds.
 
     `low`, `high`: 95 % bootstrap interval over test prompts. `seeds_low`, `seeds_high`: 95 % t interval over seeds,
     from two seeds on.
@@ -211,12 +214,17 @@ def comparisons(results: Path, runs: list[dict], rewards: Rewards) -> list[dict]
     for run in runs:
         opposed = opponents(run, runs)
         for dataset in run["heldout"]:
-            for other, differs in opposed:
+            contests = [
+                (other["recipe"], latent_kind(other), differs, rewards(other, dataset)) for other, differs in opposed
+            ]
+            if latent_kind(run):
+                contests.append((f"{run['recipe']} with z = 0", "zero", [], rewards(run, dataset, "_zero")))
+            for against, against_latent, differs, other_rewards in contests:
                 names = {
-                    **keys(run), "dataset": dataset, "against": other["recipe"], "against_latent": latent_kind(other),
+                    **keys(run), "dataset": dataset, "against": against, "against_latent": against_latent,
                     "differs": " ".join(differs),
                 }  # fmt: skip
-                row, paired = _compare(rewards(run, dataset), rewards(other, dataset))
+                row, paired = _compare(rewards(run, dataset), other_rewards)
                 rows.append({**names, "seeds": 1, **row})
                 group = tuple(value for key, value in names.items() if key != "seed")
                 if paired is not None:

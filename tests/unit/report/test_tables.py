@@ -61,16 +61,23 @@ def test_comparison_over_seeds_is_their_mean_with_both_intervals(results):
     found = (mean["difference"], mean["seeds_low"], mean["seeds_high"])
     assert found == pytest.approx(tuple(expected), abs=1e-7)
     assert (mean["seeds"], mean["n"]) == (2, PAIRS)
-    (single,) = [r for r in rows(results, "comparisons", variant="world.flip50") if r["seed"] == "mean"]
+    flipped = rows(results, "comparisons", variant="world.flip50", against="dpo")
+    (single,) = [row for row in flipped if row["seed"] == "mean"]
     assert (single["seeds"], single["seeds_low"]) == (1, None), "one seed has no interval over seeds"
 
 
-def test_codes_are_held_against_the_plain_run_and_the_control(results):
+def test_codes_are_held_against_the_plain_run_the_control_and_themselves_without_z(results):
     found = {row["against"] for row in rows(results, "comparisons", recipe="dpo-lpc", seed=0, variant="world")}
-    assert found == {"dpo", "dpo-mlp"}
-    assert {row["against"] for row in rows(results, "comparisons", recipe="dpo-mlp")} == {"dpo"}
-    (absent,) = rows(results, "comparisons", recipe="simpo-lpc", seed=1)
-    assert absent["status"] == "missing: rewards of this run"
+    assert found == {"dpo", "dpo-mlp", "dpo-lpc with z = 0"}
+    assert {row["against_latent"] for row in rows(results, "comparisons", recipe="dpo-mlp")} == {None, "zero"}
+    for absent in rows(results, "comparisons", recipe="simpo-lpc", seed=1):
+        assert absent["status"] == "missing: rewards of this run"
+
+
+def test_gain_of_z_is_the_accuracy_with_it_minus_that_without(results):
+    (row,) = rows(results, "comparisons", recipe="dpo-lpc", against_latent="zero", seed=0, variant="world")
+    (latent,) = rows(results, "latents", recipe="dpo-lpc", seed=0, variant="world")
+    assert row["difference"] == pytest.approx(latent["accuracy"] - latent["accuracy_zero"])
 
 
 def test_a_run_is_held_against_the_closest_plain_run_and_the_rest_is_named():
@@ -84,7 +91,7 @@ def test_a_run_is_held_against_the_closest_plain_run_and_the_rest_is_named():
 
 def test_a_latent_run_without_a_plain_one_has_a_row_that_says_so(results):
     lpc = a_run("dpo-lpc", 0)
-    (row,) = tables.comparisons(results, [lpc], tables.Rewards(results))
+    row = next(row for row in tables.comparisons(results, [lpc], tables.Rewards(results)) if not row.get("against"))
     assert row["status"] == "no plain run of the same base, data, objective and seed"
 
 
@@ -93,11 +100,11 @@ def test_pairs_scored_in_one_run_only_are_counted(tmp_path):
 
     runs = [a_run("dpo", 0), a_run("dpo-lpc", 0)]
     for run, ids in zip(runs, (["a", "b", "c"], ["b", "c", "d", "e"]), strict=True):
-        table = pa.table(
-            {"pair_id": ids, "prompt_id": ids, "chosen_reward": [1.0] * len(ids), "rejected_reward": [0.0] * len(ids)}
-        )
+        names = [f"{side}_reward{kind}" for side in ("chosen", "rejected") for kind in ("", "_zero")]
+        table = pa.table({"pair_id": ids, "prompt_id": ids, **{name: [1.0] * len(ids) for name in names}})
         files.write_parquet(tmp_path / run["folder"] / "preference" / "world.parquet", table)
-    row, mean = tables.comparisons(tmp_path, runs, tables.Rewards(tmp_path))
+    found = tables.comparisons(tmp_path, runs, tables.Rewards(tmp_path))
+    row, mean = (row for row in found if row["against"] == "dpo")
     assert (row["n"], row["difference"], row["status"]) == (2, 0, "ok but 3 pairs scored in one run only")
     assert mean["n"] == 2
 
