@@ -1,11 +1,16 @@
 """Step time and peak memory of training against TRL's trainers, on the same random Llama and the same pairs.
 
     python benchmarks/training.py --output training.json
+    python benchmarks/training.py --shape llama-8b --vocabulary 128256 --pairs 1 --prompt 256 --completion 384 \
+        --cases "trl dpo" "lpc dpo" "lpc dpo latent" --output training-8b.json      # a GPU of 141 GB
 
-Both sides train through transformers.Trainer in float32 with AdamW, with cached reference log-probabilities for DPO.
-Each case runs in a process of its own, so that peaks of memory are its own: `grow` is the peak above the memory in use
-right before the first step (weights, data and libraries are the same on both sides), `peak` is the whole process. The
-time is the median over steps after two for warming up.
+Both sides train through transformers.Trainer with AdamW, with cached reference log-probabilities for DPO, in float32 on
+the CPU and in bfloat16 (weights and the optimizer's states too) on a GPU where there is one. Each case runs in a
+process of its own, so that peaks of memory are its own: `grow` is the peak above the memory in use right before the
+first step (weights, data and libraries are the same on both sides), `peak` is the whole process, or all that torch has
+on the GPU. The time is the median over steps after two for warming up. On a GPU the share of its matrix rate counts 6
+operations for each weight and token of chosen and rejected (each with its prompt), against a product of two
+8192 x 8192 matrices measured in the same process.
 """
 
 import argparse
@@ -24,8 +29,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 CASES = ["trl dpo", "lpc dpo", "lpc dpo latent", "trl simpo", "lpc simpo", "lpc simpo latent"]
 # One means taken away or added, at the last vocabulary alone: logits of all tokens at once, bfloat16 autocast,
-# torch.compile of the decoder layers.
-MEANS = ["lpc dpo full-logits", "lpc dpo bfloat16", "lpc dpo compile"]
+# torch.compile of the decoder layers, four times as many pairs.
+MEANS = ["lpc dpo full-logits", "lpc dpo bfloat16", "lpc dpo compile", "lpc dpo fourfold"]
+SHAPES = {
+    "small": {"hidden": 256, "layers": 4, "intermediate": 1024, "heads": 8, "key_value_heads": 4},
+    "llama-8b": {"hidden": 4096, "layers": 32, "intermediate": 14336, "heads": 32, "key_value_heads": 8},
+}
 RATIOS = [
     ("DPO, step time and memory", "lpc dpo", "trl dpo"),
     ("DPO with the latent, against TRL's plain DPO", "lpc dpo latent", "trl dpo"),
@@ -35,14 +44,14 @@ RATIOS = [
     ("chunked against full logits", "lpc dpo", "lpc dpo full-logits"),
     ("bfloat16 autocast against float32", "lpc dpo bfloat16", "lpc dpo"),
     ("torch.compile against none", "lpc dpo compile", "lpc dpo"),
+    ("a step among four times as many pairs", "lpc dpo fourfold", "lpc dpo"),
 ]
 
 
 def parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocabulary", type=int, nargs="+", default=[128_256, 4_096])
-    parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--pairs", type=int, default=8, help="pairs per step")
     parser.add_argument("--prompt", type=int, default=64, help="tokens")
     parser.add_argument("--completion", type=int, default=128, help="tokens")
@@ -66,13 +75,18 @@ def main():
             if case in MEANS and vocabulary != args.vocabulary[-1]:
                 continue
             command = [sys.executable, __file__, "--run", case, "--vocabulary", str(vocabulary)]
-            for name in ("hidden", "layers", "pairs", "prompt", "completion", "steps", "threads"):
+            for name in ("shape", "pairs", "prompt", "completion", "steps", "threads"):
                 command += [f"--{name}", str(getattr(args, name))]
             done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
             result = json.loads(done.stdout.splitlines()[-1])
             results[f"{vocabulary} {case}"] = result
             seconds, grow = result["seconds"], result["grow_gib"]
-            print(f"{vocabulary:>7} {case:<18} {seconds:7.3f} s  grow {grow:6.3f} GiB", flush=True)
+            rate = f"  {result['matrix_share']:.0%} of the matrix rate" if result["matrix_share"] else ""
+            print(
+                f"{vocabulary:>7} {case:<18} {seconds:7.3f} s  {result['tokens_per_second']:8.0f} tokens/s  "
+                f"grow {grow:6.3f} GiB  peak {result['peak_gib']:6.3f} GiB{rate}",
+                flush=True,
+            )
     print("\n| vocabulary | what | time | memory above the start | peak of the process |\n|---|---|---|---|---|")
     for vocabulary in args.vocabulary:
         for title, ours, theirs in RATIOS:
@@ -96,22 +110,23 @@ def run(args, case: str) -> dict:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 
     torch.set_num_threads(args.threads)
-    (vocabulary,) = args.vocabulary
+    (vocabulary,), shape, gpu = args.vocabulary, SHAPES[args.shape], torch.cuda.is_available()
     torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=args.hidden,
-            intermediate_size=4 * args.hidden,
-            num_hidden_layers=args.layers,
-            num_attention_heads=8,
-            num_key_value_heads=4,
-            pad_token_id=0,
-            eos_token_id=1,
-        )
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=shape["hidden"],
+        intermediate_size=shape["intermediate"],
+        num_hidden_layers=shape["layers"],
+        num_attention_heads=shape["heads"],
+        num_key_value_heads=shape["key_value_heads"],
+        pad_token_id=0,
+        eos_token_id=1,
     )
+    with torch.device("cuda" if gpu else "cpu"):
+        model = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16 if gpu else torch.float32)
     rng = np.random.default_rng(0)
-    count = args.pairs * (args.steps + 2)
+    library, objective, *option = case.split()
+    count = args.pairs * (args.steps * (4 if option == ["fourfold"] else 1) + 2)
     ids = {
         side: rng.integers(2, vocabulary, (count, length))
         for side, length in (("prompt", args.prompt), ("chosen", args.completion), ("rejected", args.completion))
@@ -125,7 +140,6 @@ def run(args, case: str) -> dict:
             self.times.append(time.perf_counter())
 
     folder = tempfile.mkdtemp()
-    library, objective, *option = case.split()
     if library == "lpc":
         from lpc import training
         from lpc.data.tokens import PairTokens
@@ -136,10 +150,9 @@ def run(args, case: str) -> dict:
         pairs = PairTokens(np.arange(count), rows["prompt"], rows["chosen"], rows["rejected"], 0)
         pairs.reference = np.zeros((count, 2))
         settings = {"epochs": 1, "batch_size": args.pairs, "micro_batch_size": args.pairs, "learning_rate": 1e-5}
-        settings |= {"warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0, "precision": "float32"}
-        settings |= {"logging_steps": 1000, "save_minutes": 1e6, "gradient_checkpointing": False}
-        if option == ["bfloat16"]:
-            settings["precision"] = "bfloat16"
+        settings |= {"warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0}
+        settings |= {"logging_steps": 1000, "save_minutes": 1e6, "gradient_checkpointing": args.shape != "small"}
+        settings["precision"] = "bfloat16" if gpu or option == ["bfloat16"] else "float32"
         policy = LatentPolicy(model)
         if option == ["full-logits"]:
             policy.token_logps = lambda hidden, labels, z: (
@@ -149,7 +162,7 @@ def run(args, case: str) -> dict:
             for layer in model.model.layers:
                 layer.compile()
         if option == ["latent"]:
-            policy.latent = build_latent({"kind": "lpc"}, args.hidden, 0)
+            policy.latent = build_latent({"kind": "lpc"}, shape["hidden"], 0)
         names = {"dpo": {"name": "dpo", "beta": 0.1}, "simpo": {"name": "simpo", "beta": 2.0, "margin": 1.0}}
         arguments = training.training_arguments(settings, seed=0, output_dir=Path(folder), processes=1)
         trainer = training.PreferenceTrainer(policy, arguments, pairs, names[objective], Path(folder) / "log")
@@ -164,8 +177,8 @@ def run(args, case: str) -> dict:
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>")
         text = {side: [" " + " ".join(f"w{i}" for i in row) for row in values] for side, values in ids.items()}
         common = {"output_dir": folder, "per_device_train_batch_size": args.pairs, "report_to": [], "max_length": 4096}
-        common |= {"use_cpu": True, "bf16": False, "save_strategy": "no", "logging_steps": 1000}
-        common |= {"gradient_checkpointing": False, "disable_tqdm": True, "num_train_epochs": 1}
+        common |= {"use_cpu": not gpu, "bf16": gpu, "save_strategy": "no", "logging_steps": 1000}
+        common |= {"gradient_checkpointing": args.shape != "small", "disable_tqdm": True, "num_train_epochs": 1}
         if objective == "dpo":
             config, kind = trl.DPOConfig(beta=0.1, precompute_ref_log_probs=True, **common), trl.DPOTrainer
         else:
@@ -176,12 +189,36 @@ def run(args, case: str) -> dict:
         trainer = kind(model, args=config, train_dataset=Dataset.from_dict(text), processing_class=tokenizer)
     clock = Clock()
     trainer.add_callback(clock)
+    matrix_rate = gpu and matrix_operations_per_second()
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: TRL has computed its reference by now
-    before = memory("VmRSS")
+    before = torch.cuda.memory_allocated() / 2**30 if gpu else memory("VmRSS")
     trainer.train()
     steps = [b - a for a, b in pairwise(clock.times)][1:]
-    peak = memory("VmHWM")
-    return {"seconds": statistics.median(steps), "steps": steps, "peak_gib": peak, "grow_gib": peak - before}
+    seconds = statistics.median(steps)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if gpu else memory("VmHWM")
+    tokens = args.pairs * 2 * (args.prompt + args.completion)
+    operations = 6 * sum(p.numel() for p in model.parameters()) * tokens / seconds
+    return {
+        "seconds": seconds, "steps": steps, "peak_gib": peak, "grow_gib": peak - before,
+        "tokens_per_second": tokens / seconds, "matrix_share": operations / matrix_rate if gpu else None,
+    }  # fmt: skip
+
+
+def matrix_operations_per_second() -> float:
+    """Of a bfloat16 product of two 8192 x 8192 matrices on the GPU."""
+    import torch
+
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    for _ in range(3):
+        a @ a
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(20):
+        a @ a
+    torch.cuda.synchronize()
+    return 20 * 2 * 8192**3 / (time.perf_counter() - start)
 
 
 def memory(field: str) -> float:
