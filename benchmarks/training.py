@@ -1,16 +1,17 @@
 """Step time and peak memory of training against TRL's trainers, on the same random Llama and the same pairs.
 
-    python benchmarks/training.py --output training.json
+    python benchmarks/training.py --vocabulary 4096 --means --rounds 3 --output training.json
     python benchmarks/training.py --shape llama-8b --vocabulary 128256 --pairs 1 --prompt 256 --completion 384 \
         --cases "trl dpo" "lpc dpo" "lpc dpo latent" --output training-8b.json      # a GPU of 141 GB
 
 Both sides train through transformers.Trainer with AdamW, with cached reference log-probabilities for DPO, in float32 on
-the CPU and in bfloat16 (weights and the optimizer's states too) on a GPU where there is one. Each case runs in a
-process of its own, so that peaks of memory are its own: `grow` is the peak above the memory in use right before the
-first step (weights, data and libraries are the same on both sides), `peak` is the whole process, or all that torch has
-on the GPU. The time is the median over steps after two for warming up. On a GPU the share of its matrix rate counts 6
-operations for each weight and token of chosen and rejected (each with its prompt), against a product of two
-8192 x 8192 matrices measured in the same process.
+the CPU and in bfloat16 (weights and the optimizer's states too) on a GPU where there is one. TRL runs as a user of it
+would run it, ours with the environment variables that the workflow gives its jobs (`lpc.environment`); the cases of
+`MEANS` exchange that, too. Each case runs in a process of its own, so that peaks of memory are its own: `grow` is the
+peak above the memory in use right before the first step (weights, data and libraries are the same on both sides),
+`peak` is the whole process, or all that torch has on the GPU. The time is the median over steps after two for warming
+up, then over rounds. On a GPU the share of its matrix rate counts 6 operations for each weight and token of chosen and
+rejected (each with its prompt), against a product of two 8192 x 8192 matrices measured in the same process.
 """
 
 import argparse
@@ -22,15 +23,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
+from lpc.environment import VARIABLES
+
 CASES = ["trl dpo", "lpc dpo", "lpc dpo latent", "trl simpo", "lpc simpo", "lpc simpo latent"]
-# One means taken away or added, at the last vocabulary alone: logits of all tokens at once, bfloat16 autocast,
-# torch.compile of the decoder layers, four times as many pairs.
-MEANS = ["lpc dpo full-logits", "lpc dpo bfloat16", "lpc dpo compile", "lpc dpo fourfold"]
+# One means taken away or added: our jobs' environment variables for TRL and not for us, logits of all tokens at once,
+# bfloat16 autocast, torch.compile of the decoder layers, four times as many pairs.
+MEANS = ["trl dpo variables", "lpc dpo no-variables"]
+MEANS += ["lpc dpo full-logits", "lpc dpo bfloat16", "lpc dpo compile", "lpc dpo fourfold"]
 SHAPES = {
     "small": {"hidden": 256, "layers": 4, "intermediate": 1024, "heads": 8, "key_value_heads": 4},
     "llama-8b": {"hidden": 4096, "layers": 32, "intermediate": 14336, "heads": 32, "key_value_heads": 8},
@@ -39,6 +43,8 @@ RATIOS = [
     ("DPO, step time and memory", "lpc dpo", "trl dpo"),
     ("DPO with the latent, against TRL's plain DPO", "lpc dpo latent", "trl dpo"),
     ("SimPO", "lpc simpo", "trl simpo"),
+    ("DPO, our environment variables for TRL, too", "lpc dpo", "trl dpo variables"),
+    ("our environment variables against none", "lpc dpo", "lpc dpo no-variables"),
     ("latent against our own plain DPO", "lpc dpo latent", "lpc dpo"),
     ("latent against our own plain SimPO", "lpc simpo latent", "lpc simpo"),
     ("chunked against full logits", "lpc dpo", "lpc dpo full-logits"),
@@ -50,14 +56,18 @@ RATIOS = [
 
 def parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vocabulary", type=int, nargs="+", default=[128_256, 4_096])
+    parser.add_argument("--vocabulary", type=int, nargs="+", default=[128_256])
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--pairs", type=int, default=8, help="pairs per step")
     parser.add_argument("--prompt", type=int, default=64, help="tokens")
     parser.add_argument("--completion", type=int, default=128, help="tokens")
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="of all cases, one after the other: evens out a busy machine"
+    )
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--cases", nargs="+", choices=CASES + MEANS, default=CASES + MEANS)
+    parser.add_argument("--cases", nargs="+", choices=CASES + MEANS, default=CASES)
+    parser.add_argument("--means", action="store_true", help="also each means by itself, in the first round alone")
     parser.add_argument("--output", help="also write the numbers here (.json)")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     return parser
@@ -68,31 +78,34 @@ def main():
     if args.run:
         print(json.dumps(run(args, args.run)))
         return
-    environment = os.environ | {"OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1", "WANDB_DISABLED": "true"}
-    results = {}
-    for vocabulary in args.vocabulary:
-        for case in args.cases:
-            if case in MEANS and vocabulary != args.vocabulary[-1]:
-                continue
-            command = [sys.executable, __file__, "--run", case, "--vocabulary", str(vocabulary)]
-            for name in ("shape", "pairs", "prompt", "completion", "steps", "threads"):
-                command += [f"--{name}", str(getattr(args, name))]
-            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-            result = json.loads(done.stdout.splitlines()[-1])
-            results[f"{vocabulary} {case}"] = result
-            seconds, grow = result["seconds"], result["grow_gib"]
-            rate = f"  {result['matrix_share']:.0%} of the matrix rate" if result["matrix_share"] else ""
-            print(
-                f"{vocabulary:>7} {case:<18} {seconds:7.3f} s  {result['tokens_per_second']:8.0f} tokens/s  "
-                f"grow {grow:6.3f} GiB  peak {result['peak_gib']:6.3f} GiB{rate}",
-                flush=True,
-            )
+    common = os.environ | {"OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1", "WANDB_DISABLED": "true"}
+    runs: dict[str, list] = {}
+    schedule = args.cases + (MEANS if args.means else []) + args.cases * (args.rounds - 1)
+    for vocabulary, case in product(args.vocabulary, schedule):
+        command = [sys.executable, __file__, "--run", case, "--vocabulary", str(vocabulary)]
+        for name in ("shape", "pairs", "prompt", "completion", "steps", "threads"):
+            command += [f"--{name}", str(getattr(args, name))]
+        ours = case.endswith(" variables") or (case.startswith("lpc") and not case.endswith("no-variables"))
+        environment = common | (VARIABLES if ours else {})
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        result = json.loads(done.stdout.splitlines()[-1])
+        runs.setdefault(f"{vocabulary} {case}", []).append(result)
+        seconds, grow = result["seconds"], result["grow_gib"]
+        rate = f"  {result['matrix_share']:.0%} of the matrix rate" if result["matrix_share"] else ""
+        print(
+            f"{vocabulary:>7} {case:<20} {seconds:7.3f} s  {result['tokens_per_second']:8.0f} tokens/s  "
+            f"grow {grow:6.3f} GiB  peak {result['peak_gib']:6.3f} GiB{rate}",
+            flush=True,
+        )
+    median = lambda case, key: statistics.median(result[key] for result in runs[case])  # noqa: E731
     print("\n| vocabulary | what | time | memory above the start | peak of the process |\n|---|---|---|---|---|")
     for vocabulary in args.vocabulary:
         for title, ours, theirs in RATIOS:
-            a, b = results.get(f"{vocabulary} {ours}"), results.get(f"{vocabulary} {theirs}")
-            if a and b:
-                ratios = " | ".join(f"{a[key] / b[key]:.2f}" for key in ("seconds", "grow_gib", "peak_gib"))
+            a, b = f"{vocabulary} {ours}", f"{vocabulary} {theirs}"
+            if a in runs and b in runs:
+                ratios = " | ".join(
+                    f"{median(a, key) / median(b, key):.2f}" for key in ("seconds", "grow_gib", "peak_gib")
+                )
                 print(f"| {vocabulary} | {title} | {ratios} |")
     if args.output:
         import torch
@@ -100,7 +113,7 @@ def main():
         import trl
 
         versions = {m.__name__: m.__version__ for m in (torch, transformers, trl)}
-        record = {"arguments": vars(args), "results": results, "versions": versions, "machine": platform.platform()}
+        record = {"arguments": vars(args), "results": runs, "versions": versions, "machine": platform.platform()}
         Path(args.output).write_text(json.dumps(record, indent=2) + "\n")
 
 

@@ -16,7 +16,7 @@ ROOT = Path(workflow.basedir)
 # The checkout's package, also where another one is installed.
 sys.path.insert(0, str(ROOT / "src"))
 
-from lpc import images
+from lpc import environment, images
 from lpc.config import ConfigError, resolve
 from lpc.files import canonical
 from lpc.paths import is_local
@@ -35,14 +35,12 @@ SCRATCH = [name for name, entry in SETTINGS["bases"].items() if "scratch" in ent
 R = f"results/{SETTINGS['project']}"
 RUN = f"{R}/runs/{{base}}/{{variant}}/{{recipe}}/seed-{{seed}}"
 
-# Set in the command itself, since a container passes no variable on. Only the download rules may use the network. Threads
-# that wait must sleep: where jobs share cores, spinning ones made a training seven times slower. The interpreter is
-# Snakemake's own unless the rule's image brings one.
+# The interpreter is Snakemake's own unless the rule's image brings one.
 in_containers = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
 shell.prefix(
-    "set -euo pipefail; "
-    f"export PYTHONPATH={shlex.quote(str(ROOT / 'src'))} HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1;"
-    " export TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=PASSIVE; "
+    "set -euo pipefail; export "
+    + " ".join(f"{name}={value}" for name, value in environment.VARIABLES.items())
+    + f" PYTHONPATH={shlex.quote(str(ROOT / 'src'))}; "
     + ("" if in_containers else f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
 )
 

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lpc.model.logps import greedy_logps, token_logps
 
@@ -57,6 +59,22 @@ def test_extreme_logits_stay_exact():
     assert torch.isfinite(hidden.grad).all()
 
 
+@pytest.mark.parametrize("vocabulary", [1, 2, 1023, 1025, 70_001])
+@pytest.mark.parametrize("chunk", [2, 5])
+def test_any_vocabulary_in_float32(vocabulary, chunk):
+    hidden, weight, labels, _ = problem(5, 4, vocabulary)
+    gradients = []
+    for dtype, function in (
+        (torch.float32, lambda h, w: token_logps(h, w, labels, chunk=chunk)),
+        (torch.float64, lambda h, w: naive(h, w, labels, None, None, 1.0)),
+    ):
+        inputs = [x.detach().to(dtype).requires_grad_() for x in (hidden, weight)]
+        value = function(*inputs)
+        gradients.append([x.double() for x in (value, *torch.autograd.grad(value.sum(), inputs))])
+    for actual, expected, tolerance in zip(*gradients, (5e-6, 5e-4, 5e-6), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_low_precision_is_as_close_as_its_inputs_allow(dtype):
     hidden, weight, labels, _ = problem(40, 16, 50)
@@ -88,20 +106,40 @@ def test_greedy_says_whether_the_label_is_the_most_likely_token():
     assert torch.equal(is_argmax, labels == best)
 
 
-def test_full_logits_never_exist(monkeypatch):
-    """No tensor larger than one chunk of logits is made, forwards or backwards, but for the head's own gradient."""
-    largest = 0
-    from lpc.model import logps as module
+class Largest(TorchDispatchMode):
+    """Of all tensors made, the most numbers in one."""
 
-    original = module._chunk_logits
+    numbers = 0
 
-    def spy(hidden, *rest):
-        nonlocal largest
-        result = original(hidden, *rest)
-        largest = max(largest, result.numel())
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        made = [x.numel() for x in pytree.tree_leaves(result) if isinstance(x, torch.Tensor)]
+        self.numbers = max(self.numbers, *made, 0)
         return result
 
-    monkeypatch.setattr(module, "_chunk_logits", spy)
+
+def test_full_logits_never_exist():
+    """No tensor larger than one chunk of logits is made, forwards or backwards."""
     hidden, weight, labels, _ = problem(100, 4, 500)
-    token_logps(hidden.requires_grad_(), weight, labels, chunk=10).sum().backward()
-    assert largest == 10 * 500
+    with Largest() as largest:
+        token_logps(hidden.requires_grad_(), weight.requires_grad_(), labels, chunk=10).sum().backward()
+    assert largest.numbers == 10 * 500
+
+
+def test_default_chunks_hold_as_many_logits_whatever_the_vocabulary(monkeypatch):
+    monkeypatch.setattr("lpc.model.logps.CHUNK_LOGITS", 2_000)
+    for vocabulary in (100, 500):
+        hidden, weight, labels, _ = problem(64, 4, vocabulary)
+        with Largest() as largest:
+            token_logps(hidden.requires_grad_(), weight, labels).sum().backward()
+        assert largest.numbers == 2_000
+
+
+@pytest.mark.parametrize("chunk", [5, 64])
+def test_a_second_backward_pass_gives_the_same(chunk):
+    """What one chunk keeps for the backward pass is used up by it, and computed anew for the next."""
+    hidden, weight, labels, _ = problem(30, 6, 9)
+    value = token_logps(hidden.requires_grad_(), weight, labels, chunk=chunk).sum()
+    (first,) = torch.autograd.grad(value, hidden, retain_graph=True)
+    (second,) = torch.autograd.grad(value, hidden)
+    torch.testing.assert_close(first, second)
