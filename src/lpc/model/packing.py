@@ -64,11 +64,13 @@ def attention(
     """
     if layout is None and softcap is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     attend = F.scaled_dot_product_attention if softcap is None else partial(_softcapped, softcap=softcap)
     options = {"dropout_p": dropout, "scale": scaling}
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and softcap is None and query.device.type == "cpu":
+        options["enable_gqa"] = True  # a GPU's fast kernels with a mask take no groups of heads
+    elif groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     if layout is None:
         causal = attention_mask is None and query.shape[2] > 1
         return attend(query, key, value, attn_mask=attention_mask, is_causal=causal, **options).transpose(1, 2), None
