@@ -35,7 +35,7 @@ format: .venv/test.stamp ## rewrite Python and Snakemake files in the project's 
 bench: .venv/bench.stamp ## measure speed and memory against peers
 	mkdir -p results/bench
 	python benchmarks/training.py --steps 3 --output results/bench/training-128256.json
-	python benchmarks/training.py --vocabulary 4096 --means --steps 8 --rounds 3 --output results/bench/training-4096.json
+	python benchmarks/training.py --vocabulary 4096 --means --steps 8 --rounds 2 --output results/bench/training-4096.json
 	python benchmarks/packing.py --output results/bench/packing.json
 	python benchmarks/workflow.py --output results/bench/workflow.json
 	python benchmarks/harness.py --output results/bench/harness.json

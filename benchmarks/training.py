@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -68,6 +69,7 @@ def parser():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cases", nargs="+", choices=CASES + MEANS, default=CASES)
     parser.add_argument("--means", action="store_true", help="also each means by itself, in the first round alone")
+    parser.add_argument("--profile", action="store_true", help="print what each case spends its time on; slows it down")
     parser.add_argument("--output", help="also write the numbers here (.json)")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     return parser
@@ -85,6 +87,7 @@ def main():
         command = [sys.executable, __file__, "--run", case, "--vocabulary", str(vocabulary)]
         for name in ("shape", "pairs", "prompt", "completion", "steps", "threads"):
             command += [f"--{name}", str(getattr(args, name))]
+        command += ["--profile"] * args.profile
         ours = case.endswith(" variables") or (case.startswith("lpc") and not case.endswith("no-variables"))
         environment = common | (VARIABLES if ours else {})
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -207,7 +210,11 @@ def run(args, case: str) -> dict:
         torch.cuda.reset_peak_memory_stats()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: TRL has computed its reference by now
     before = torch.cuda.memory_allocated() / 2**30 if gpu else memory("VmRSS")
-    trainer.train()
+    with torch.profiler.profile() if args.profile else nullcontext() as profiler:
+        trainer.train()
+    if args.profile:
+        order = "self_device_time_total" if gpu else "self_cpu_time_total"
+        print(profiler.key_averages().table(sort_by=order, row_limit=12), file=sys.stderr)
     steps = [b - a for a, b in pairwise(clock.times)][1:]
     seconds = statistics.median(steps)
     peak = torch.cuda.max_memory_allocated() / 2**30 if gpu else memory("VmHWM")
