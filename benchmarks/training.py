@@ -88,8 +88,9 @@ def main():
         for name in ("shape", "pairs", "prompt", "completion", "steps", "threads"):
             command += [f"--{name}", str(getattr(args, name))]
         command += ["--profile"] * args.profile
-        ours = case.endswith(" variables") or (case.startswith("lpc") and not case.endswith("no-variables"))
-        environment = common | (VARIABLES if ours else {})
+        # Ours have them and TRL has not, but for the case of either whose name ends so.
+        has_variables = case.startswith("lpc") != case.endswith("variables")
+        environment = common | (VARIABLES if has_variables else {})
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
         result = json.loads(done.stdout.splitlines()[-1])
         runs.setdefault(f"{vocabulary} {case}", []).append(result)

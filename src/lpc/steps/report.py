@@ -7,7 +7,7 @@ noise and its experiments; recipes, those of sweeps included. Reads the tables t
 from pathlib import Path
 
 from lpc import cli, files
-from lpc.report import accuracy, latents, page, running
+from lpc.report import accuracy, latents, page, running, sweeps
 from lpc.report.answer import answer
 from lpc.report.results import Results
 
@@ -15,8 +15,8 @@ SECTIONS = [
     accuracy.preference,
     accuracy.benchmarks,
     accuracy.alpacaeval,
-    accuracy.experiments,
-    accuracy.selection,
+    sweeps.experiments,
+    sweeps.selection,
     accuracy.statistics,
     latents.codes,
     latents.completions,

@@ -129,7 +129,7 @@ def test_full_logits_never_exist():
 def test_default_chunks_hold_as_many_logits_whatever_the_vocabulary(monkeypatch):
     monkeypatch.setattr("lpc.model.logps.CHUNK_LOGITS", 2_000)
     for vocabulary in (100, 500):
-        hidden, weight, labels, _ = problem(64, 4, vocabulary)
+        hidden, weight, labels, _ = problem(64, 3, vocabulary)
         with Largest() as largest:
             token_logps(hidden.requires_grad_(), weight, labels).sum().backward()
         assert largest.numbers == 2_000
