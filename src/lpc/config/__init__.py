@@ -19,7 +19,7 @@ from lpc.cli import UserError
 from lpc.faults import Faults, closest, explain, kind, one_of
 from lpc.paths import is_local
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 CLEAN = "clean"  # how an experiment names a dataset without noise
 
