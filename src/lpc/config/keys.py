@@ -66,6 +66,6 @@ Integer = Annotated[int, BeforeValidator(_whole)]
 """An integer; a whole number with a point counts as one."""
 Seed = Annotated[Integer, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*\z", max_length=100)]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=100)]
 """A name that becomes a folder."""
 Text = Annotated[str, StringConstraints(min_length=1)]

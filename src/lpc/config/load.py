@@ -1,0 +1,264 @@
+"""Files, lines, and all faults at once: from YAML to a checked configuration."""
+
+import dataclasses
+import functools
+import itertools
+import math
+import typing
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from lpc.cli import UserError
+from lpc.config import specs
+from lpc.config.faults import Faults, closest, explain_all, kind, one_of
+from lpc.config.keys import Name
+from lpc.config.models import CLEAN, Recipe, Settings, Training
+from lpc.config.runs import Run, runs_of
+from lpc.paths import is_local
+
+ROOT = Path(__file__).parents[3]
+
+
+class ConfigError(UserError):
+    """All faults of a configuration, one a line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A checked configuration.
+
+    `settings`: the sections with every default filled in. `recipes`: by name, those of sweeps included, each with its
+    whole `training` section. `experiments`: by name, the runs of each. `runs`: all of them, each once, in order.
+    """
+
+    settings: Settings
+    recipes: dict[str, Recipe]
+    experiments: dict[str, tuple[Run, ...]]
+
+    @functools.cached_property
+    def runs(self) -> tuple[Run, ...]:
+        return tuple(dict.fromkeys(itertools.chain.from_iterable(self.experiments.values())))
+
+
+def load(*files: str | Path) -> Config:
+    """Read, merge (the later file wins key by key) and resolve YAML or JSON files, as Snakemake does."""
+    merged: dict = {}
+    for file in files:
+        try:
+            value = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"{file}: {error}") from None
+        if not isinstance(value, dict):
+            raise ConfigError(f"{file}: expected keys at top level, such as project: and datasets:")
+        merged = _merge(merged, value)
+    return resolve(merged, files)
+
+
+def resolve(config: dict, files: tuple[str | Path, ...] | list[str | Path] = ()) -> Config:
+    """Check `config` and fill in its defaults. `files`: where it was read from, for the messages.
+
+    Raises ConfigError, which lists every fault with file and line, path of the key, value, and what is allowed.
+    """
+    faults = Faults(files)
+    raw = _plain(config, (), faults)
+    sound = _validate(raw, faults)
+    faults.add_duplicates()
+    _check_names(raw, faults)
+    _check_files(sound, faults)
+    _check_references(sound, raw, faults)
+    recipes = _recipes(sound, faults)
+    experiments = {}
+    for name, experiment in sound["experiments"].items():
+        experiments[name] = tuple(runs_of(name, experiment, recipes, faults))
+    _check_devices(sound, recipes, faults)
+    if faults:
+        raise ConfigError(str(faults))
+    return Config(Settings.model_validate(raw), recipes, experiments)
+
+
+def _merge(first: dict, second: dict) -> dict:
+    merged = dict(first)
+    for key, value in second.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _plain(value, path: tuple, faults: Faults):
+    """A copy of `value` as JSON can hold it. What YAML can hold besides is reported: dates, inf, keys that are no
+    strings."""
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                faults.add((*path, key), f"{key!r} as a key is read by YAML as {kind(key)}; write it in quotes")
+        return {key: _plain(item, (*path, key), faults) for key, item in value.items() if isinstance(key, str)}
+    if isinstance(value, list):
+        return [_plain(item, (*path, index), faults) for index, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        faults.add(path, f"{value} is not a finite number")
+        return 0.0
+    if not isinstance(value, (str, int, float, bool, type(None))):
+        faults.add(path, f"'{value}' is read by YAML as {kind(value)}; write it in quotes")
+        return str(value)
+    return value
+
+
+# Types and bounds: section by section and entry by entry, so that one fault hides no other
+
+
+def _validate(raw: dict, faults: Faults) -> dict[str, Any]:
+    """The sections that are sound: by name, of a section of named entries those entries that are."""
+    for name in raw:
+        if name not in Settings.model_fields:
+            known = list(Settings.model_fields)
+            faults.add((name,), f"unknown key{closest(name, known)} (allowed: {one_of(known)})")
+    sound: dict[str, Any] = {}
+    for name, field in Settings.model_fields.items():
+        named = typing.get_origin(field.annotation) is dict
+        if name not in raw:
+            sound[name] = {} if field.is_required() else field.get_default(call_default_factory=True)
+            if field.is_required():
+                faults.add((), f"{name} is missing")
+        elif not named:
+            sound[name] = _checked(name, raw[name], (name,), faults)
+        else:
+            entries = raw[name] if isinstance(raw[name], dict) else {}
+            if not isinstance(raw[name], dict):
+                faults.add((name,), f"{raw[name]!r} is {kind(raw[name])}, expected a section of keys")
+            elif not entries and field.is_required():
+                faults.add((name,), "{} is out of range, needs at least 1 entry")
+            checked = {entry: _entry(name, entry, value, faults) for entry, value in entries.items()}
+            sound[name] = {entry: value for entry, value in checked.items() if value is not None}
+    return sound
+
+
+def _entry(section: str, name: str, value: Any, faults: Faults) -> BaseModel | None:
+    if _checked("name", name, (section,), faults) is None:
+        return None
+    return _checked(f"{section}.", value, (section, name), faults)
+
+
+def _checked(which: str, value: Any, path: tuple, faults: Faults) -> Any:
+    """`value` as its type, or None where it has faults."""
+    adapter, annotation = _adapter(which)
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        for found, message in explain_all(error, annotation):
+            faults.add((*path, *found), message)
+        return None
+
+
+@functools.cache
+def _adapter(which: str) -> tuple[TypeAdapter, Any]:
+    """The type of a section, of its entries ("datasets."), or of an entry's name ("name")."""
+    if which == "name":
+        annotation = Name
+    else:
+        field = Settings.model_fields[which.rstrip(".")]
+        annotation = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+        if which.endswith("."):
+            annotation = typing.get_args(field.annotation)[1]
+    return TypeAdapter(annotation), annotation
+
+
+# Checks that need more than one section, or the file system
+
+
+def _check_names(raw: dict, faults: Faults) -> None:
+    """Names that mean something else already."""
+    taken = {
+        ("noise", CLEAN): "is the name of a dataset without noise",
+        ("recipes", "base"): "is the name of a base model without training in the tables",
+    }
+    taken |= {("experiments", rule): "is the name of a rule of the workflow" for rule in ("all", *specs.RULES)}
+    for (section, name), why in taken.items():
+        if isinstance(raw.get(section), dict) and name in raw[section]:
+            faults.add((section, name), f"{name} {why}; choose another name")
+
+
+def _check_files(sound: dict, faults: Faults) -> None:
+    for name, dataset in sound["datasets"].items():
+        file = getattr(dataset, "path", None)
+        if file and is_local(file) and not Path(file).is_file():
+            faults.add(("datasets", name, "path"), f"{file}: no such file; use a .jsonl, .jsonl.gz or .parquet")
+    for name, base in sound["bases"].items():
+        model = getattr(base, "model", None)
+        if model and is_local(model) and not (Path(model) / "config.json").is_file():
+            faults.add(
+                ("bases", name, "model"),
+                f"{model} is not a checkpoint; use a folder with config.json, weights and tokenizer, or a hub name",
+            )
+    if sound["evaluation"]:
+        for name, task in sound["evaluation"].benchmarks.tasks.items():
+            path = ("evaluation", "benchmarks", "tasks", name)
+            if task.task and task.task.endswith(".yaml") and not any((at / task.task).is_file() for at in (Path(), ROOT)):
+                faults.add((*path, "task"), f"{task.task}: no such file")
+            for split, file in (task.data or {}).items():
+                if not Path(file).is_file():
+                    faults.add((*path, "data", split), f"{file}: no such file")
+
+
+def _check_references(sound: dict, raw: dict, faults: Faults) -> None:
+    """Names that stand in one section and must be defined in another."""
+    wanted = []
+    for name, experiment in sound["experiments"].items():
+        for section in ("bases", "datasets", "noise", "recipes"):
+            for index, entry in enumerate(getattr(experiment, section)):
+                wanted.append((("experiments", name, section, index), entry, section))
+    if sound["evaluation"]:
+        for index, entry in enumerate(sound["evaluation"].preference.datasets):
+            wanted.append((("evaluation", "preference", "datasets", index), entry, "datasets"))
+    for name, base in sound["bases"].items():
+        if scratch := getattr(base, "scratch", None):
+            wanted.append((("bases", name, "scratch", "dataset"), scratch.dataset, "datasets"))
+    for path, name, section in wanted:
+        # The names as written: an entry with a fault of its own is still defined.
+        defined = raw.get(section)
+        names = [CLEAN] * (section == "noise") + (list(defined) if isinstance(defined, dict) else [])
+        if name not in names:
+            faults.add(path, f"{name} is not defined under {section}{closest(name, names)} (defined: {one_of(names)})")
+
+
+def _recipes(sound: dict, faults: Faults) -> dict[str, Recipe]:
+    """The sound recipes, each with its whole training section."""
+    if sound["training"] is None:
+        return {}
+    recipes = {}
+    for name, entry in sound["recipes"].items():
+        training = sound["training"].model_dump() | entry.training.model_dump(exclude_unset=True)
+        try:
+            recipes[name] = Recipe(
+                objective=entry.objective, latent=entry.latent, training=Training.model_validate(training)
+            )
+        except ValidationError as error:
+            for path, message in explain_all(error, Recipe):
+                faults.add(("recipes", name, *path), message)
+    return recipes
+
+
+def _check_devices(sound: dict, recipes: dict[str, Recipe], faults: Faults) -> None:
+    """Devices of rule train, and batches that they share evenly."""
+    if sound["resources"] is None:
+        return
+    resources = sound["resources"].of("train")
+    devices = max(1, resources.gpus)
+    if resources.launch is not None and not (ROOT / resources.launch).is_file():
+        faults.add(("resources", "train", "launch"), f"{resources.launch}: no such file in {ROOT}")
+    if resources.launch is None and devices > 1:
+        faults.add(
+            ("resources", "train"),
+            f"{devices} GPUs need launch, a file such as config/accelerate/ddp.yaml that starts a process for each",
+        )
+    for name, recipe in recipes.items():
+        training = recipe.training
+        at_once = training.micro_batch_size * devices
+        if training.batch_size % at_once:
+            faults.add(
+                ("recipes", name, "training", "batch_size"),
+                f"{training.batch_size} must be a multiple of {at_once}, which is micro_batch_size"
+                f" ({training.micro_batch_size}) times the devices of rule train ({devices})",
+            )

@@ -1,0 +1,441 @@
+"""Every key of a configuration, once: type, bounds, default, description and role.
+
+The rules' parameters, the identity of a checkpoint, the checks, config/README.md's tables and the JSON schema for editors
+all come from here. Objectives and latents declare their own settings in their own files.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Discriminator, Field, JsonValue, StringConstraints, Tag, create_model, model_validator
+from pydantic_core import PydanticCustomError, core_schema
+
+from lpc import latents, objectives
+from lpc.config.keys import REQUIRED, Integer, Name, Role, Section, Seed, Share, Text, key
+
+CLEAN = "clean"
+"""How an experiment names a dataset without noise."""
+
+
+class Unique:
+    """Annotation of a list without duplicates."""
+
+    def __get_pydantic_core_schema__(self, source, handler):
+        return core_schema.no_info_after_validator_function(_without_duplicates, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema, handler):
+        return {**handler(schema), "uniqueItems": True}
+
+
+def _without_duplicates(values: list) -> list:
+    if any(value in values[:position] for position, value in enumerate(values)):
+        raise PydanticCustomError("duplicates", "contains duplicates")
+    return values
+
+
+def one_of(tag: str, kinds: dict[str, type[Section]], default: str | None = None) -> Any:
+    """Return the type of a section whose key `tag` says which of `kinds` it is.
+
+    The tags stand in pointed brackets, so that `lpc.config.faults` can tell them from keys in the path of a fault.
+    """
+
+    def kind(value: Any) -> str | None:
+        found = value.get(tag, default) if isinstance(value, dict) else getattr(value, tag, None)
+        return None if found is None else f"<{found}>"
+
+    members = tuple(Annotated[section, Tag(f"<{name}>")] for name, section in kinds.items())
+    union = members[0]
+    for member in members[1:]:
+        union = union | member
+    return Annotated[union, Discriminator(kind, custom_error_context={"key": tag})]
+
+
+# Data
+
+
+class Split(Section):
+    validation: Integer = key(REQUIRED, "rows for validation; no prompt is in two splits", ge=1)
+    test: Integer = key(REQUIRED, "rows for testing", ge=1)
+    seed: Seed = key(0, "chooses which prompts")
+
+
+class Pairs(Section):
+    ties: Literal["keep", "drop"] = key(
+        "keep", "a best completion that shares its score: `keep` (the first is chosen) or `drop`"
+    )
+    seed: Seed = key(0, "draws the rejected completion")
+    drop_sources: Annotated[list[str], Unique()] = key([], "sources that give no pairs, e.g. `[truthful_qa]`")
+
+
+class Dataset(Section):
+    """What every kind of dataset has."""
+
+    split: Split = key(REQUIRED, "sizes of the splits")
+    pairs: Pairs = key(Pairs(), "how pairs are built")
+    max_rejected_rows: Share = key(0.0, "share of malformed rows above which the split stops")
+
+
+class World(Dataset):
+    kind: Literal["world"] = key(REQUIRED, "generated rows whose hidden preferences are known")
+    rows: Integer = key(7500, "rows to generate", ge=1)
+    completions: Integer = key(4, "completions of a generated row", ge=2)
+    score_noise: float = key(0.8, "standard deviation of the noise on generated scores", ge=0)
+    seed: Seed = key(0, "of the generator")
+
+
+class Rows(Dataset):
+    path: Text = key(REQUIRED, "name on the hub, or a local .jsonl, .jsonl.gz or .parquet")
+    revision: str | None = key(None, "commit, branch or tag on the hub; null: the newest, and its commit is recorded")
+    hub_split: Text = key("train", "split of the hub's dataset that is read")
+
+
+class UltraFeedback(Rows):
+    kind: Literal["ultrafeedback"] = key(REQUIRED, "rows with several scored completions")
+
+
+class FlatPairs(Rows):
+    kind: Literal["pairs"] = key(REQUIRED, "rows with `chosen` and `rejected`")
+
+
+AnyDataset = one_of("kind", {"ultrafeedback": UltraFeedback, "pairs": FlatPairs, "world": World})
+
+
+class Noise(Section):
+    rate: Share = key(REQUIRED, "share of training pairs whose two completions are swapped")
+    marker: Text | None = key("[FLIP]", "text appended to the prompt of a swapped pair; null: none")
+    seed: Seed = key(0, "chooses which pairs")
+
+
+class Tokens(Section):
+    max_length: Integer = key(1024, "tokens of prompt and completion; a longer completion is cut at its end", ge=2)
+    max_prompt_length: Integer = key(512, "tokens of the prompt; a longer one is cut at its beginning", ge=1)
+
+    @model_validator(mode="after")
+    def _room_for_a_completion(self):
+        if self.max_prompt_length >= self.max_length:
+            raise fault(
+                "max_prompt_length",
+                f"{self.max_prompt_length} leaves no room for a completion; must be less than max_length"
+                f" ({self.max_length})",
+            )
+        return self
+
+
+def fault(name: str, message: str) -> PydanticCustomError:
+    """Return the error of a relation between keys of one section, to be raised by its validator; `name`: the key."""
+    return PydanticCustomError("relation", "{message}", {"key": name, "message": message})
+
+
+# Base models
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class Scratch(Section):
+    dataset: str = key(REQUIRED, "dataset whose training rows it learns")
+    vocabulary: Integer = key(512, "tokens of the byte-level BPE tokenizer", ge=300)
+    hidden_size: Integer = key(128, "width of the Llama; a multiple of `heads`", ge=8)
+    layers: Integer = key(3, "decoder layers", ge=1)
+    heads: Integer = key(4, "attention heads", ge=1)
+    epochs: float = key(1.0, "passes over the rows", gt=0)
+    batch_size: Integer = key(32, "texts a step", ge=1)
+    learning_rate: float = key(0.003, "peak learning rate", gt=0)
+    seed: Seed = key(0, "of weights and order")
+
+    @model_validator(mode="after")
+    def _whole_heads(self):
+        if self.hidden_size % self.heads:
+            raise fault("hidden_size", f"{self.hidden_size} must be a multiple of heads ({self.heads})")
+        return self
+
+
+class ScratchBase(Section):
+    scratch: Scratch = key(REQUIRED, "a tiny Llama, trained from scratch")
+    dtype: Dtype = key("float32", "dtype in which a run's weights are saved, and evaluated")
+
+
+class PretrainedBase(Section):
+    model: Text = key(REQUIRED, "name on the hub, or a local folder")
+    revision: str | None = key(None, "commit, branch or tag on the hub")
+    chat_template: Text | None = key(None, "Jinja text; null: the tokenizer's own")
+    chat_template_kwargs: dict[str, JsonValue] = key(
+        {}, "variables of the chat template, e.g. `{enable_thinking: false}`"
+    )
+    trust_remote_code: bool = key(False, "run code that comes with the model")
+    dtype: Dtype = key("bfloat16", "dtype in which a run's weights are saved, and evaluated")
+
+
+def _base_kind(value: Any) -> str | None:
+    if isinstance(value, dict):
+        return "<scratch>" if "scratch" in value else "<model>"
+    return "<scratch>" if isinstance(value, ScratchBase) else "<model>" if isinstance(value, PretrainedBase) else None
+
+
+AnyBase = Annotated[
+    Annotated[ScratchBase, Tag("<scratch>")] | Annotated[PretrainedBase, Tag("<model>")], Discriminator(_base_kind)
+]
+
+
+# Training and recipes
+
+
+class Training(Section):
+    epochs: Integer = key(1, "passes over the training pairs", ge=1)
+    batch_size: Integer = key(
+        64, "pairs a step, over all devices; a multiple of `micro_batch_size` times the devices", ge=1
+    )
+    micro_batch_size: Integer = key(1, "pairs a device takes at once", role=Role.EXECUTION, ge=1)
+    learning_rate: float = key(5.0e-7, "peak learning rate of the backbone", gt=0)
+    warmup_ratio: float = key(0.1, "share of the steps in which the rate rises; then it falls to 0", ge=0, lt=1)
+    weight_decay: float = key(0.0, "of AdamW", ge=0)
+    max_grad_norm: float = key(1.0, "longer gradients are cut to this length", gt=0)
+    precision: Literal["float32", "bfloat16"] = key("bfloat16", "`bfloat16` (mixed precision) or `float32`")
+    gradient_checkpointing: bool = key(False, "less memory for more time", role=Role.EXECUTION)
+    logging_steps: Integer = key(10, "steps between two lines of train.jsonl", role=Role.EXECUTION, ge=1)
+    save_minutes: float = key(
+        10.0, "minutes between two checkpoints, from which an interrupted training goes on", role=Role.EXECUTION, gt=0
+    )
+
+
+def _partial(section: type[Section]) -> type[Section]:
+    """Return the section with every key optional and no default: what a recipe overrides."""
+    fields = {
+        name: (Annotated[field.annotation, *field.metadata] | None, Field(None, description=field.description))
+        for name, field in section.model_fields.items()
+    }
+    return create_model(f"{section.__name__}Override", __base__=Section, **fields)
+
+
+TrainingOverride = _partial(Training)
+Objective = one_of("name", objectives.KINDS)
+Latent = one_of("kind", latents.KINDS, default="lpc")
+
+
+class Recipe(Section):
+    """A recipe with its whole training section; of a sweep, too."""
+
+    objective: Objective = key(REQUIRED, "the loss")
+    latent: Latent | None = key(None, "null: the plain objective")
+    training: Training = key(Training(), "how it is trained")
+
+    @model_validator(mode="after")
+    def _pairs_to_compare(self):
+        if self.latent is not None and self.latent.compares_pairs and self.training.micro_batch_size == 1:
+            raise fault(
+                "latent.information_weight",
+                "requires micro_batch_size > 1: mutual information cannot be estimated from a single pair",
+            )
+        return self
+
+
+class RecipeEntry(Section):
+    """A recipe as it is written: its training section overrides single keys."""
+
+    objective: Objective = key(REQUIRED, "the loss")
+    latent: Latent | None = key(None, "null: the plain objective")
+    training: TrainingOverride = key({}, "keys of `training` that differ for this recipe")
+
+
+class Experiment(Section):
+    bases: Annotated[list[str], Unique()] = key(REQUIRED, "names from `bases`", min_length=1)
+    datasets: Annotated[list[str], Unique()] = key(REQUIRED, "names from `datasets`", min_length=1)
+    noise: Annotated[list[str], Unique()] = key([CLEAN], "`clean`, and names from `noise`", min_length=1)
+    recipes: Annotated[list[str], Unique()] = key(REQUIRED, "names from `recipes`", min_length=1)
+    seeds: Annotated[list[Seed], Unique()] = key([0], "of training", min_length=1)
+    sweep: dict[str, Annotated[list[float | int | str | bool | None], Field(min_length=1), Unique()]] = key(
+        {},
+        "values for any key of the recipes, e.g. `{latent.codes: [8, 16], training.learning_rate: [1.0e-6]}`: every"
+        " combination is a recipe, named like `dpo-lpc+latent.codes=8`, and `selection.csv` shows which one has the"
+        " highest accuracy on validation pairs",
+    )
+
+
+# Evaluation
+
+
+class PreferenceEvaluation(Section):
+    batch_size: Integer = key(64, "pairs scored at once", role=Role.EXECUTION, ge=1)
+    datasets: Annotated[list[str], Unique()] = key([], "further datasets whose test pairs every run is scored on")
+
+
+class Questions(Section):
+    kind: Literal["easy", "hard", "generate", "truth"] = key(REQUIRED, "generated questions about the world")
+    count: Integer = key(300, "number of questions", ge=1)
+    seed: Seed = key(0, "of the generator")
+
+
+class Task(Section):
+    task: Text | None = key(None, "lm-eval's name of a task or group, or a task's YAML file; null: the entry's own name")
+    metric: Text = key(
+        REQUIRED,
+        "the one that tables show, by lm-eval's name: `acc`, or `exact_match,strict-match` where a task filters",
+        role=Role.DISPLAY,
+    )
+    num_fewshot: Integer | None = key(None, "examples in the prompt; null: the task's own number", ge=0)
+    limit: Integer | None = key(None, "the first so many questions alone", ge=1)
+    chat_template: bool = key(False, "prompts in the base's chat template")
+    data: dict[str, str] | None = key(
+        None, "local files by split, in place of the hub's: `{test: questions.jsonl}`", min_length=1
+    )
+    questions: Questions | None = key(None, "generated questions in place of `data`")
+
+    @model_validator(mode="after")
+    def _one_source(self):
+        if self.data and self.questions:
+            raise fault("questions", "a task has either data or questions; drop one")
+        return self
+
+
+TaskName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)]
+
+
+class Benchmarks(Section):
+    batch_size: Integer = key(32, "sequences scored at once", role=Role.EXECUTION, ge=1)
+    tasks: dict[TaskName, Task] = key({}, "benchmarks by name")
+
+
+class LatentsEvaluation(Section):
+    seed: Seed = key(0, "of the diagnostics (k-means, folds of the probe)")
+
+
+class TSNE(Section):
+    perplexity: float = key(30.0, "of t-SNE", gt=0)
+    seed: Seed = key(0, "of t-SNE")
+
+
+class Completions(Section):
+    prompts: Integer = key(4, "test prompts, at most", ge=1)
+    codes: Integer = key(4, "codes of the largest mean prior, at most", ge=1)
+    max_new_tokens: Integer = key(64, "longest completion", ge=1)
+    seed: Seed = key(0, "chooses which prompts")
+
+
+class Judge(Section):
+    annotator: Text = key("weighted_alpaca_eval_gpt4_turbo", "name of alpaca_eval's annotator")
+    model: Text | None = key(None, "judge model in place of the annotator's")
+    base_url: Text | None = key(None, "address of an OpenAI-compatible server")
+    key_variable: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = key(
+        "OPENAI_API_KEY", "environment variable that holds the key"
+    )
+
+
+class AlpacaEval(Section):
+    instructions: Text | None = key(
+        None, "local JSON list of `{instruction}`; null: the 805 of AlpacaEval, from the hub"
+    )
+    reference: Text | None = key(None, "local JSON list of `{instruction, output, generator}` to compare with")
+    batch_size: Integer = key(8, "answers generated at once", role=Role.EXECUTION, ge=1)
+    max_new_tokens: Integer = key(2048, "longest answer", ge=1)
+    judge: Judge | None = key(None, "null: answers are written and not judged")
+
+
+class Evaluation(Section):
+    preference: PreferenceEvaluation = key(PreferenceEvaluation(), "accuracy on preference pairs")
+    benchmarks: Benchmarks = key(Benchmarks(), "tasks of lm-eval")
+    latents: LatentsEvaluation = key(LatentsEvaluation(), "diagnostics of the latent")
+    tsne: TSNE = key(TSNE(), "map of the latents")
+    completions: Completions | None = key(
+        None, "completions of test prompts with each strong code forced, with the prior's z and with z = 0; null: none"
+    )
+    alpacaeval: AlpacaEval | None = key(None, "null: no AlpacaEval")
+
+
+# Resources
+
+
+class Resources(Section):
+    """What the jobs of one rule may take; a key that is null is that of `resources.default`."""
+
+    threads: Integer | None = key(None, "CPU cores", role=Role.EXECUTION, ge=1)
+    mem_mb: Integer | None = key(
+        None,
+        "main memory in MB; each further attempt of a failed job gets as much again",
+        role=Role.EXECUTION,
+        ge=1,
+    )
+    mem_mb_per_billion: Integer | None = key(
+        None, "MB more for each billion parameters of the base", role=Role.EXECUTION, ge=0
+    )
+    runtime: Integer | None = key(
+        None, "minutes; each further attempt gets as much again", role=Role.EXECUTION, ge=1
+    )
+    gpus: Integer | None = key(None, "GPUs", role=Role.EXECUTION, ge=0)
+
+
+DEFAULT = Resources(threads=1, mem_mb=4000, mem_mb_per_billion=0, runtime=60, gpus=0)
+
+
+class TrainResources(Resources):
+    launch: Text | None = key(
+        None,
+        "launch file of accelerate (`config/accelerate/`), which starts one process for each GPU; needed for more than"
+        " one",
+        role=Role.EXECUTION,
+    )
+
+
+class AllResources(Section):
+    default: Resources = key(Resources(), "of every rule without an own entry", role=Role.EXECUTION)
+    world: Resources = key(Resources(), "of rule world", role=Role.EXECUTION)
+    split: Resources = key(Resources(), "of rule split", role=Role.EXECUTION)
+    pairs: Resources = key(Resources(), "of rule pairs", role=Role.EXECUTION)
+    flip: Resources = key(Resources(), "of rule flip", role=Role.EXECUTION)
+    pretrain: Resources = key(Resources(), "of rule pretrain", role=Role.EXECUTION)
+    reference: Resources = key(Resources(), "of rule reference", role=Role.EXECUTION)
+    train: TrainResources = key(TrainResources(), "of rule train", role=Role.EXECUTION)
+    preference: Resources = key(Resources(), "of rule preference", role=Role.EXECUTION)
+    benchmark: Resources = key(Resources(), "of rules benchmark and benchmark_base", role=Role.EXECUTION)
+    alpacaeval_generate: Resources = key(Resources(), "of rule alpacaeval_generate", role=Role.EXECUTION)
+    latents: Resources = key(Resources(), "of rule latents", role=Role.EXECUTION)
+    tsne: Resources = key(Resources(), "of rule tsne", role=Role.EXECUTION)
+    completions: Resources = key(Resources(), "of rule completions", role=Role.EXECUTION)
+
+    def of(self, rule: str) -> Resources:
+        """Return the resources of a rule: its own entry, then `default`, then `DEFAULT`, key by key."""
+        own = getattr(self, rule, Resources())
+        given = {
+            name: value
+            for section in (DEFAULT, self.default, own)
+            for name, value in section.model_dump().items()
+            if value is not None
+        }
+        return TrainResources(**given)
+
+
+# The whole
+
+
+class Settings(Section):
+    """A configuration."""
+
+    project: Name = key(REQUIRED, "name of the folder under `results/`")
+    datasets: dict[Name, AnyDataset] = key(REQUIRED, "preference data by name", min_length=1)
+    noise: dict[Name, Noise] = key({}, "label noise by name")
+    tokens: Tokens = key(Tokens(), "lengths")
+    bases: dict[Name, AnyBase] = key(REQUIRED, "base models by name", min_length=1)
+    training: Training = key(Training(), "how recipes are trained")
+    recipes: dict[Name, RecipeEntry] = key(REQUIRED, "recipes by name", min_length=1)
+    experiments: dict[Name, Experiment] = key(REQUIRED, "sets of runs by name", min_length=1)
+    evaluation: Evaluation = key(Evaluation(), "what is measured")
+    resources: AllResources = key(AllResources(), "what jobs may take")
+
+
+def dump(value: Any, *roles: Role) -> Any:
+    """Return the JSON value of a section with only the keys of these roles, at any depth; none: all keys."""
+    if isinstance(value, BaseModel):
+        found = {}
+        for name, field in type(value).model_fields.items():
+            item = getattr(value, name)
+            nested = isinstance(item, BaseModel) or (
+                isinstance(item, dict) and any(isinstance(entry, BaseModel) for entry in item.values())
+            )
+            role = (field.json_schema_extra or {}).get("role", Role.SCIENCE)
+            if roles and not nested and role not in roles:
+                continue
+            part = dump(item, *roles)
+            if nested and not part:
+                continue  # a section none of whose keys has the role
+            found[name] = part
+        return found
+    if isinstance(value, dict):
+        return {name: dump(item, *roles) for name, item in value.items()}
+    return [dump(item, *roles) for item in value] if isinstance(value, list) else value

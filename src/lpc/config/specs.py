@@ -1,0 +1,293 @@
+"""What each step reads of the configuration, as a type: the rule fills it in, `--help` prints it, the step gets it.
+
+A rule passes the keys on which results depend as its one tracked parameter (`--spec`), and those that say how the work is
+done as an untracked one (`--execution`): a change of the latter reruns nothing.
+"""
+
+import json
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, JsonValue, ValidationError
+
+from lpc.config import models
+from lpc.config.faults import explain_all, sections
+from lpc.config.keys import REQUIRED, Role, Section, Seed, key, role_of
+from lpc.config.models import dump
+from lpc.latents.base import Inference
+
+
+def of(section: type[Section], name: str) -> Any:
+    """Return the type of a spec's field that is the key `name` of a section, with its bounds, default and role."""
+    field = section.model_fields[name]
+    default = {} if field.is_required() else {"default": field.get_default(call_default_factory=True)}
+    extra = {**field.json_schema_extra, "of": section.__name__}
+    return Annotated[
+        field.annotation, *field.metadata, Field(description=field.description, json_schema_extra=extra, **default)
+    ]
+
+
+class Spec(Section):
+    """What one step reads. Subclasses name it."""
+
+    tracked_roles: ClassVar = (Role.SCIENCE, Role.INFERENCE)
+
+    def tracked(self) -> dict:
+        """Return the keys on which the step's results depend."""
+        return dump(self, *self.tracked_roles)
+
+    def execution(self) -> dict:
+        """Return the keys that say how the work is done, or what tables show of it."""
+        return dump(self, Role.EXECUTION, Role.DISPLAY)
+
+    @classmethod
+    def parse(cls, tracked: dict, execution: dict) -> "Spec":
+        """Return the spec of a command line's two parameters. Raises ValueError, which lists every fault."""
+        merged = _merge(tracked, execution)
+        try:
+            return cls.model_validate_json(json.dumps(merged))
+        except ValidationError as error:
+            faults = [f"{'.'.join(str(part) for part in path) or 'spec'}: {text}" for path, text in explain_all(error, cls)]
+            raise ValueError("; ".join(faults)) from None
+
+
+def _merge(first: dict, second: dict) -> dict:
+    merged = dict(first)
+    for name, value in second.items():
+        old = merged.get(name)
+        merged[name] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+# Data
+
+
+class World(Spec):
+    rows: of(models.World, "rows")
+    completions: of(models.World, "completions")
+    score_noise: of(models.World, "score_noise")
+    seed: of(models.World, "seed")
+
+
+class DownloadDataset(Spec):
+    kind: str = key(REQUIRED, "kind of the dataset")
+    path: of(models.Rows, "path")
+    revision: of(models.Rows, "revision")
+    hub_split: of(models.Rows, "hub_split")
+
+
+class Split(Spec):
+    split: models.Split = key(REQUIRED, "sizes of the splits")
+    max_rejected_rows: of(models.Dataset, "max_rejected_rows")
+
+
+class Pairs(Spec):
+    ties: of(models.Pairs, "ties")
+    seed: of(models.Pairs, "seed")
+    drop_sources: of(models.Pairs, "drop_sources")
+
+
+class Flip(Spec):
+    rate: of(models.Noise, "rate")
+    marker: of(models.Noise, "marker")
+    seed: of(models.Noise, "seed")
+
+
+class DownloadBase(Spec):
+    name: str = key(REQUIRED, "name of the base")
+    model: of(models.PretrainedBase, "model")
+    revision: of(models.PretrainedBase, "revision")
+    chat_template: of(models.PretrainedBase, "chat_template")
+    chat_template_kwargs: of(models.PretrainedBase, "chat_template_kwargs")
+    trust_remote_code: of(models.PretrainedBase, "trust_remote_code")
+    dtype: of(models.PretrainedBase, "dtype")
+
+
+class Pretrain(Spec):
+    name: str = key(REQUIRED, "name of the base")
+    scratch: models.Scratch = key(REQUIRED, "shape and training of the model")
+    tokens: models.Tokens = key(models.Tokens(), "lengths")
+    dtype: of(models.ScratchBase, "dtype")
+
+
+# Training
+
+
+class Reference(Spec):
+    tokens: models.Tokens = key(models.Tokens(), "lengths")
+    precision: of(models.Training, "precision")
+    micro_batch_size: of(models.Training, "micro_batch_size")
+
+
+class Train(Spec):
+    tracked_roles = (Role.SCIENCE,)
+
+    objective: models.Objective = key(REQUIRED, "the loss")
+    latent: models.Latent | None = key(None, "null: the plain objective")
+    training: models.Training = key(models.Training(), "how it is trained")
+    tokens: models.Tokens = key(models.Tokens(), "lengths")
+    seed: Seed = key(0, "of weights, order and noise")
+    compared_pairs: int | None = key(
+        None, "pairs over which the latent's own cost is taken at once, where that changes results: the micro-batch"
+    )
+
+
+# Evaluation
+
+
+class Scoring(Spec):
+    """What every step that scores a run's pairs reads."""
+
+    tokens: models.Tokens = key(models.Tokens(), "lengths")
+    precision: of(models.Training, "precision")
+    inference: Inference | None = key(None, "how z comes from the prior; null: the latent has no choice")
+
+
+class Preference(Scoring):
+    objective: models.Objective = key(REQUIRED, "the loss, whose reward is compared")
+    batch_size: of(models.PreferenceEvaluation, "batch_size")
+
+
+class Latents(Scoring):
+    seed: of(models.LatentsEvaluation, "seed")
+    batch_size: of(models.PreferenceEvaluation, "batch_size")
+
+
+class Completions(Scoring):
+    prompts: of(models.Completions, "prompts")
+    codes: of(models.Completions, "codes")
+    max_new_tokens: of(models.Completions, "max_new_tokens")
+    seed: of(models.Completions, "seed")
+
+
+class TSNE(Spec):
+    perplexity: of(models.TSNE, "perplexity")
+    seed: of(models.TSNE, "seed")
+
+
+class Task(Spec):
+    """A benchmark task without what tables show of it."""
+
+    name: str = key(REQUIRED, "name of the task in the configuration")
+    task: str = key(REQUIRED, "lm-eval's name, or a YAML file")
+    num_fewshot: of(models.Task, "num_fewshot")
+    limit: of(models.Task, "limit")
+    chat_template: of(models.Task, "chat_template")
+    data: of(models.Task, "data")
+    metric: of(models.Task, "metric")
+
+
+class DownloadTask(Task):
+    pass
+
+
+class Benchmark(Task):
+    inference: Inference | None = key(None, "how z comes from the prior; null: a base, or a latent without a choice")
+    batch_size: of(models.Benchmarks, "batch_size")
+
+
+class Questions(Spec):
+    kind: of(models.Questions, "kind")
+    count: of(models.Questions, "count")
+    seed: of(models.Questions, "seed")
+
+
+class AlpacaEvalDownload(Spec):
+    instructions: of(models.AlpacaEval, "instructions")
+    reference: of(models.AlpacaEval, "reference")
+
+
+class AlpacaEvalGenerate(Spec):
+    name: str = key(REQUIRED, "name of the model in the file of answers")
+    max_new_tokens: of(models.AlpacaEval, "max_new_tokens")
+    batch_size: of(models.AlpacaEval, "batch_size")
+    inference: Inference | None = key(None, "how z comes from the prior; null: the latent has no choice")
+
+
+class AlpacaEvalJudge(Spec):
+    judge: models.Judge | None = key(None, "null: no judge")
+
+
+# Report
+
+
+class RunEntry(Section):
+    """A run, as tables and page name it."""
+
+    path: str = key(REQUIRED, "folder under runs/")
+    base: str = key(REQUIRED, "base model")
+    dataset: str = key(REQUIRED, "dataset")
+    noise: str = key(REQUIRED, "noise, or clean")
+    variant: str = key(REQUIRED, "dataset with its noise")
+    recipe: str = key(REQUIRED, "recipe")
+    seed: Seed = key(REQUIRED, "seed")
+    experiments: list[str] = key(REQUIRED, "experiments that name it")
+
+
+class Tables(Spec):
+    tracked_roles = (Role.SCIENCE, Role.INFERENCE, Role.DISPLAY)
+
+    runs: list[RunEntry] = key(REQUIRED, "all runs")
+    recipes: dict[str, models.Recipe] = key(REQUIRED, "recipes by name, those of sweeps included")
+    tasks: dict[str, of(models.Task, "metric")] = key(REQUIRED, "metric of each benchmark task")
+    datasets: list[str] = key(REQUIRED, "further held-out datasets")
+    sweeps: dict[str, list[tuple[str, list[JsonValue]]]] = key(REQUIRED, "swept keys and their values, by experiment")
+
+
+class Report(Spec):
+    tracked_roles = (Role.SCIENCE, Role.INFERENCE, Role.DISPLAY)
+
+    settings: models.Settings = key(REQUIRED, "the configuration")
+    runs: list[RunEntry] = key(REQUIRED, "all runs")
+    recipes: dict[str, models.Recipe] = key(REQUIRED, "recipes by name, those of sweeps included")
+
+
+RULES: dict[str, type[Spec]] = {
+    "world": World,
+    "download_dataset": DownloadDataset,
+    "split": Split,
+    "pairs": Pairs,
+    "flip": Flip,
+    "download_base": DownloadBase,
+    "pretrain": Pretrain,
+    "reference": Reference,
+    "train": Train,
+    "preference": Preference,
+    "download_task": DownloadTask,
+    "questions": Questions,
+    "benchmark": Benchmark,
+    "benchmark_base": Benchmark,
+    "alpacaeval_download": AlpacaEvalDownload,
+    "alpacaeval_generate": AlpacaEvalGenerate,
+    "alpacaeval_judge": AlpacaEvalJudge,
+    "latents": Latents,
+    "tsne": TSNE,
+    "completions": Completions,
+    "tables": Tables,
+    "report": Report,
+}
+"""The spec of each rule."""
+
+
+def readers(section: type[Section], name: str) -> list[str]:
+    """Return the rules that rerun when the key `name` of a section changes, in the order of the workflow."""
+    role = role_of(section, name)
+    found = []
+    for rule, spec in RULES.items():
+        if rule in ("tables", "report"):
+            continue  # they show what the others made, and depend on every key
+        if role in spec.tracked_roles and _reads(spec, section, name):
+            found.append(rule)
+    return found
+
+
+def _reads(reader: type[Section], section: type[Section], name: str) -> bool:
+    """Whether a spec, or a section in it, has this key as one of its fields."""
+    if name in reader.model_fields and issubclass(section, reader):
+        return True
+    for own, field in reader.model_fields.items():
+        origin = (field.json_schema_extra or {}).get("of")
+        if own == name and origin in [ancestor.__name__ for ancestor in section.__mro__]:
+            return True
+        if any(_reads(inner, section, name) for inner in sections(field.annotation)):
+            return True
+    return False
