@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from tiny import make_backbone, make_pairs, make_tokenizer
 
+from lpc import objectives
 from lpc.cli import UserError
 from lpc.data.tokens import attach_reference, tokenize_pairs
 from lpc.evaluation import preference
@@ -63,7 +64,7 @@ def run(folder: Path, name: str = "dpo", latent: dict | None = None, tokens=None
     trainer = train(
         policy,
         tokens or tokenised()[0],
-        objective=OBJECTIVES[name],
+        objective=objectives.parse(OBJECTIVES[name]),
         training=TRAINING | training,
         seed=seed,
         checkpoints=folder / "checkpoints",
@@ -168,7 +169,7 @@ def test_a_dead_posterior_is_noticed_at_once(tmp_path):
         train(
             policy,
             tokenised()[0],
-            objective=OBJECTIVES["dpo"],
+            objective=objectives.parse(OBJECTIVES["dpo"]),
             training=TRAINING,
             seed=0,
             checkpoints=tmp_path / "c",
@@ -264,7 +265,7 @@ def test_more_processes_than_started_are_refused(tmp_path):
         train(
             LatentPolicy(make_backbone()),
             tokenised()[0],
-            objective=OBJECTIVES["dpo"],
+            objective=objectives.parse(OBJECTIVES["dpo"]),
             training=TRAINING,
             seed=0,
             checkpoints=tmp_path,
