@@ -25,21 +25,40 @@ class Stopped(Exception):
     """Work was saved before its end, on a signal or before the end of a job: to run again is to go on. Exit code 85."""
 
 
-def step_parser(description: str) -> argparse.ArgumentParser:
-    """A parser with `--spec`: the canonical JSON of the configuration keys that this step uses."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--spec", type=spec, default={}, help="JSON of the configuration keys that this step uses")
+def step_parser(description: str, spec) -> argparse.ArgumentParser:
+    """Return a parser with `--spec` and `--execution`, from which `run` makes `args.spec`, of the type `spec`.
+
+    spec: a class of `lpc.config.specs`, whose keys `--help` lists.
+    """
+    from lpc.config.docs import help_text  # which imports this module
+
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=f"keys of --spec and --execution:\n{help_text(spec)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(spec_type=spec)
+    words = "or @FILE to read it from a file"
+    parser.add_argument(
+        "--spec", type=json_object, default={}, help=f"JSON of the keys that results depend on, {words}"
+    )
+    parser.add_argument(
+        "--execution",
+        type=json_object,
+        default={},
+        help=f"JSON of the keys that only say how the work is done, {words}",
+    )
     return parser
 
 
-def spec(text: str) -> dict:
-    """Parse `--spec`; "@file" reads the JSON from a file, which is handier by hand than a quoted line."""
+def json_object(text: str) -> dict:
+    """Parse a JSON object; "@file" reads it from a file, which is handier by hand than a quoted line."""
     try:
         if text.startswith("@"):
             with open(text[1:], encoding="utf-8") as stream:
                 text = stream.read()
         value = json.loads(text)
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise argparse.ArgumentTypeError(f"not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError("expected a JSON object")
@@ -56,6 +75,11 @@ def run(parser: argparse.ArgumentParser, main) -> None:
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
     args = parser.parse_args()
+    if spec_type := getattr(args, "spec_type", None):
+        try:
+            args.spec = spec_type.parse(args.spec, args.execution)
+        except ValueError as error:
+            fail(f"--spec: {error}; --help lists the keys", 1)
     if image := running():
         log.info("image %(image)s, SHA-256 %(sha256)s", image)
     try:

@@ -7,17 +7,16 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic_core import PydanticUndefined
 
 from lpc.config import specs
 from lpc.config.faults import sections
 from lpc.config.keys import Role, Section, role_of
-from lpc.config.models import DEFAULT, Resources, Settings
+from lpc.config.models import DEFAULT, Resources, Settings, TrainingOverride
 
 ROOT = Path(__file__).parents[3]
 README = ROOT / "config" / "README.md"
@@ -42,32 +41,46 @@ def tables(text: str) -> str:
 
 def table(names: list[str]) -> str:
     """Return the table of the keys of these sections, as Markdown."""
-    rows = ["| key | meaning | type, default | role | reruns |", "|---|---|---|---|---|"]
+    rows = ["| key | meaning | type | default | role | reruns |", "|---|---|---|---|---|---|"]
     for name in names:
-        rows += [f"| {' | '.join(row)} |" for row in _rows(Settings, name, name)]
+        rows += [
+            f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in _rows(Settings, name, name)
+        ]
     return "\n".join(rows) + "\n"
 
 
-def _rows(section: type[Section], name: str, path: str) -> Iterator[tuple[str, str, str, str, str]]:
+def help_text(spec: type[specs.Spec]) -> str:
+    """Return the keys of a step's spec for `--help`, one or two lines each."""
+    lines = []
+    for path, meaning, kind, default, role, _ in _below([spec], ""):
+        lines += [f"  {path.strip('`.')}: {meaning}", f"      {kind}; default {default}; {role}"]
+    return "\n".join(lines).replace("`", "").replace("; default required", "; required")
+
+
+def _rows(section: type[Section], name: str, path: str) -> Iterator[tuple[str, ...]]:
     """The rows of one key, and of all keys below it."""
-    field = section.model_fields[name]
-    if section is not Settings or not sections(field.annotation):
-        if not sections(field.annotation) or _optional(field.annotation):
-            yield _row([section], name, path)
-    if issubclass(_only(sections(field.annotation)), Resources):
+    annotation = section.model_fields[name].annotation
+    kinds = sections(annotation)
+    if kinds[:1] == [TrainingOverride]:
+        yield (f"`{path}`", section.model_fields[name].description, "section", "{}", "", "")
+    elif kinds and issubclass(kinds[0], Resources):
+        # Every rule has the same keys: one row for all of them, and one for what rule train alone has.
         if name == "default":
             yield from _below([Resources], f"resources.{ANY}")
         elif name == "train":
-            yield _row([sections(field.annotation)[0]], "launch", "resources.train.launch")
-        return
-    if kinds := sections(field.annotation):
-        inside = f"{path}.{ANY}" if typing.get_origin(_inner(field.annotation)) is dict else path
-        yield from _below(kinds, inside)
+            yield _row(kinds, "launch", "resources.train.launch")
+    else:
+        if not kinds or _optional(annotation):
+            yield _row([section], name, path)
+        if kinds:
+            inside = f"{path}.{ANY}" if typing.get_origin(annotation) is dict else path
+            yield from _below(kinds, inside)
 
 
-def _below(kinds: list[type[Section]], path: str) -> Iterator[tuple[str, str, str, str, str]]:
+def _below(kinds: list[type[Section]], path: str) -> Iterator[tuple[str, ...]]:
     """The rows of a section; of one that has several kinds, a key that several have gets one row."""
-    for name in dict.fromkeys(name for kind in kinds for name in kind.model_fields):
+    names = dict.fromkeys(name for kind in kinds for name in kind.model_fields)
+    for name in sorted(names, key=lambda name: name not in _TAGS):
         having = [kind for kind in kinds if name in kind.model_fields]
         if sections(having[0].model_fields[name].annotation):
             yield from _rows(having[0], name, f"{path}.{name}")
@@ -75,47 +88,94 @@ def _below(kinds: list[type[Section]], path: str) -> Iterator[tuple[str, str, st
             yield _row(having, name, f"{path}.{name}", len(having) < len(kinds))
 
 
-def _row(having: list[type[Section]], name: str, path: str, only: bool = False) -> tuple[str, str, str, str, str]:
-    meanings: dict[str, list[str]] = {}
-    values: dict[str, list[str]] = {}
-    for kind in having:
-        field = kind.model_fields[name]
-        meanings.setdefault(field.description or "", []).append(_title(kind))
-        values.setdefault(_value(field), []).append(_title(kind))
-    meaning = "; ".join(
-        f"{text} ({_code(kinds)})" if only or len(meanings) > 1 else text for text, kinds in meanings.items()
-    )
-    value = "; ".join(f"{text} ({_code(kinds)})" if len(values) > 1 else text for text, kinds in values.items())
+def _row(having: list[type[Section]], name: str, path: str, only: bool = False) -> tuple[str, ...]:
+    """One row. having: the kinds of the section that have the key; only: whether there are others."""
+    fields = {_tag(kind): kind.model_fields[name] for kind in having}
+    first = fields[_tag(having[0])]
+    if name in _TAGS and len(having) > 1:
+        # The kind that a section has where it names none is the one with a default.
+        default = next((_default(field) for field in fields.values() if not field.is_required()), "required")
+        meaning = "; ".join(
+            f"`{tag}`: {field.description or _title(kind)}"
+            for (tag, field), kind in zip(fields.items(), having, strict=True)
+        )
+        return (
+            f"`{path}`",
+            meaning,
+            ", ".join(f"`{tag}`" for tag in fields),
+            default,
+            "science",
+            _reruns(having, name),
+        )
+    meaning = _same(fields, lambda field: field.description or "")
+    if only and "`)" not in meaning:
+        meaning += f" ({', '.join(f'`{tag}`' for tag in fields)})"
+    default = _same(fields, _default)
+    if issubclass(having[0], Resources) and getattr(DEFAULT, name, None) is not None:
+        default = f"`{getattr(DEFAULT, name)}`"
+    return f"`{path}`", meaning, _type(first), default, str(role_of(having[0], name)), _reruns(having, name)
+
+
+_TAGS = ("kind", "name")
+"""Keys that say which kind of section it is."""
+
+
+def _same(fields: dict[str, Any], words: Callable[[Any], str]) -> str:
+    """What `words` says of a key; where kinds differ, with the kinds that each part is about."""
+    found: dict[str, list[str]] = {}
+    for tag, field in fields.items():
+        found.setdefault(words(field), []).append(f"`{tag}`")
+    return "; ".join(text if len(found) == 1 else f"{text} ({', '.join(tags)})" for text, tags in found.items())
+
+
+def _reruns(having: list[type[Section]], name: str) -> str:
     role = role_of(having[0], name)
-    reruns = "nothing" if role is Role.EXECUTION else "tables, report" if role is Role.DISPLAY else ""
-    found = [rule for rule in specs.RULES if any(rule in specs.readers(kind, name) for kind in having)]
-    return f"`{path}`", _escape(meaning), _escape(value), str(role), reruns or ", ".join(found) or "what is new"
+    if role is Role.EXECUTION:
+        return "nothing"
+    if role is Role.DISPLAY:
+        return "tables, report"
+    keys = [(kind, name) for kind in having]
+    for kind in having:
+        keys += [(inner, key) for inner in sections(kind.model_fields[name].annotation) for key in inner.model_fields]
+    readers = {rule for kind, key in keys for rule in specs.readers(kind, key)}
+    return ", ".join(rule for rule in specs.RULES if rule in readers) or "what is new"
 
 
-def _title(kind: type[Section]) -> str:
+def _tag(kind: type[Section]) -> str:
     """The tag of a kind, such as `dpo`; of a section without one its class's name."""
-    for name in ("kind", "name"):
+    for name in _TAGS:
         if name in kind.model_fields and typing.get_origin(kind.model_fields[name].annotation) is typing.Literal:
             return typing.get_args(kind.model_fields[name].annotation)[0]
     return {"ScratchBase": "scratch", "PretrainedBase": "model"}.get(kind.__name__, kind.__name__)
 
 
-def _value(field: Any) -> str:
-    """Type, bounds and default of a key."""
+def _title(kind: type[Section]) -> str:
+    return getattr(kind, "title", kind.__name__)
+
+
+def _default(field: Any) -> str:
     if field.is_required():
-        return f"{_type(field)}, required"
-    default = field.get_default(call_default_factory=True)
-    return f"{_type(field)}, {json.dumps(default)}"
+        return "required"
+    text = json.dumps(field.get_default(call_default_factory=True))
+    return "`" + re.sub(r"^(\d+)e-0*", r"\1.0e-", text) + "`"  # YAML reads 5e-07 as text
 
 
 def _type(field: Any) -> str:
+    """Type and bounds of a key."""
     options = [part for part in _union(field.annotation) if part is not type(None)]
-    literals = [value for part in options if typing.get_origin(part) is typing.Literal for value in typing.get_args(part)]
+    literals = [
+        value for part in options if typing.get_origin(part) is typing.Literal for value in typing.get_args(part)
+    ]
     if literals:
         text = ", ".join(f"`{value}`" for value in literals)
     else:
         text = " or ".join(dict.fromkeys(_WORDS.get(typing.get_origin(part) or part, "section") for part in options))
-    bounds = [words.format(getattr(item, name)) for item in _metadata(field) for kind, name, words in _BOUNDS if isinstance(item, kind)]
+    bounds = [
+        words.format(getattr(item, name))
+        for item in _metadata(field)
+        for kind, name, words in _BOUNDS
+        if isinstance(item, kind) and getattr(item, name) != 2**32
+    ]
     text = " ".join([text, *bounds])
     return f"{text} or null" if _optional(field.annotation) else text
 
@@ -147,18 +207,6 @@ def _union(annotation: Any) -> list[Any]:
 
 def _optional(annotation: Any) -> bool:
     return type(None) in _union(annotation)
-
-
-def _only(kinds: list[type[Section]]) -> type:
-    return kinds[0] if len(kinds) == 1 else object
-
-
-def _code(names: list[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
-
-
-def _escape(text: str) -> str:
-    return text.replace("|", "\\|")
 
 
 if __name__ == "__main__":

@@ -195,7 +195,11 @@ def _check_files(sound: dict, faults: Faults) -> None:
     if sound["evaluation"]:
         for name, task in sound["evaluation"].benchmarks.tasks.items():
             path = ("evaluation", "benchmarks", "tasks", name)
-            if task.task and task.task.endswith(".yaml") and not any((at / task.task).is_file() for at in (Path(), ROOT)):
+            if (
+                task.task
+                and task.task.endswith(".yaml")
+                and not any((at / task.task).is_file() for at in (Path(), ROOT))
+            ):
                 faults.add((*path, "task"), f"{task.task}: no such file")
             for split, file in (task.data or {}).items():
                 if not Path(file).is_file():

@@ -42,11 +42,12 @@ def one_of(tag: str, kinds: dict[str, type[Section]], default: str | None = None
         found = value.get(tag, default) if isinstance(value, dict) else getattr(value, tag, None)
         return None if found is None else f"<{found}>"
 
+    kind.__name__ = tag  # as the error of an unknown kind names it
     members = tuple(Annotated[section, Tag(f"<{name}>")] for name, section in kinds.items())
     union = members[0]
     for member in members[1:]:
         union = union | member
-    return Annotated[union, Discriminator(kind, custom_error_context={"key": tag})]
+    return Annotated[union, Discriminator(kind)]
 
 
 # Data
@@ -199,7 +200,7 @@ class Training(Section):
 def _partial(section: type[Section]) -> type[Section]:
     """Return the section with every key optional and no default: what a recipe overrides."""
     fields = {
-        name: (Annotated[field.annotation, *field.metadata] | None, Field(None, description=field.description))
+        name: (Annotated[field.annotation, Field(), *field.metadata] | None, Field(None, description=field.description))
         for name, field in section.model_fields.items()
     }
     return create_model(f"{section.__name__}Override", __base__=Section, **fields)
@@ -241,7 +242,7 @@ class Experiment(Section):
     noise: Annotated[list[str], Unique()] = key([CLEAN], "`clean`, and names from `noise`", min_length=1)
     recipes: Annotated[list[str], Unique()] = key(REQUIRED, "names from `recipes`", min_length=1)
     seeds: Annotated[list[Seed], Unique()] = key([0], "of training", min_length=1)
-    sweep: dict[str, Annotated[list[float | int | str | bool | None], Field(min_length=1), Unique()]] = key(
+    sweep: dict[str, Annotated[list[JsonValue], Field(min_length=1), Unique()]] = key(
         {},
         "values for any key of the recipes, e.g. `{latent.codes: [8, 16], training.learning_rate: [1.0e-6]}`: every"
         " combination is a recipe, named like `dpo-lpc+latent.codes=8`, and `selection.csv` shows which one has the"
@@ -264,7 +265,9 @@ class Questions(Section):
 
 
 class Task(Section):
-    task: Text | None = key(None, "lm-eval's name of a task or group, or a task's YAML file; null: the entry's own name")
+    task: Text | None = key(
+        None, "lm-eval's name of a task or group, or a task's YAML file; null: the entry's own name"
+    )
     metric: Text = key(
         REQUIRED,
         "the one that tables show, by lm-eval's name: `acc`, or `exact_match,strict-match` where a task filters",
@@ -355,9 +358,7 @@ class Resources(Section):
     mem_mb_per_billion: Integer | None = key(
         None, "MB more for each billion parameters of the base", role=Role.EXECUTION, ge=0
     )
-    runtime: Integer | None = key(
-        None, "minutes; each further attempt gets as much again", role=Role.EXECUTION, ge=1
-    )
+    runtime: Integer | None = key(None, "minutes; each further attempt gets as much again", role=Role.EXECUTION, ge=1)
     gpus: Integer | None = key(None, "GPUs", role=Role.EXECUTION, ge=0)
 
 

@@ -46,7 +46,9 @@ class Spec(Section):
         try:
             return cls.model_validate_json(json.dumps(merged))
         except ValidationError as error:
-            faults = [f"{'.'.join(str(part) for part in path) or 'spec'}: {text}" for path, text in explain_all(error, cls)]
+            faults = [
+                f"{'.'.join(str(part) for part in path) or 'spec'}: {text}" for path, text in explain_all(error, cls)
+            ]
             raise ValueError("; ".join(faults)) from None
 
 
@@ -168,7 +170,7 @@ class Task(Spec):
     """A benchmark task without what tables show of it."""
 
     name: str = key(REQUIRED, "name of the task in the configuration")
-    task: str = key(REQUIRED, "lm-eval's name, or a YAML file")
+    task: of(models.Task, "task")
     num_fewshot: of(models.Task, "num_fewshot")
     limit: of(models.Task, "limit")
     chat_template: of(models.Task, "chat_template")
@@ -180,9 +182,12 @@ class DownloadTask(Task):
     pass
 
 
-class Benchmark(Task):
-    inference: Inference | None = key(None, "how z comes from the prior; null: a base, or a latent without a choice")
+class BenchmarkBase(Task):
     batch_size: of(models.Benchmarks, "batch_size")
+
+
+class Benchmark(BenchmarkBase):
+    inference: Inference | None = key(None, "how z comes from the prior; null: the latent has no choice")
 
 
 class Questions(Spec):
@@ -255,7 +260,7 @@ RULES: dict[str, type[Spec]] = {
     "download_task": DownloadTask,
     "questions": Questions,
     "benchmark": Benchmark,
-    "benchmark_base": Benchmark,
+    "benchmark_base": BenchmarkBase,
     "alpacaeval_download": AlpacaEvalDownload,
     "alpacaeval_generate": AlpacaEvalGenerate,
     "alpacaeval_judge": AlpacaEvalJudge,

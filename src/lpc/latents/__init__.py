@@ -1,1 +1,3 @@
-"""Latents."""
+from lpc.latents.base import *
+
+KINDS = {"lpc": LPC, "vector": Vector}
