@@ -29,6 +29,8 @@ class Objective(Section):
     a ClassVar, or a key where the choice is the configuration's.
     """
 
+    name: str
+
     title: ClassVar[str]
     """Its name in tables and figures."""
     needs_reference: ClassVar[bool] = True
