@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from lpc.config.keys import Section
+from lpc.config.keys import Section, key
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,10 +29,14 @@ class Objective(Section):
     a ClassVar, or a key where the choice is the configuration's.
     """
 
+    name: str
+
     title: ClassVar[str]
     """Its name in tables and figures."""
     needs_reference: ClassVar[bool] = True
     """Whether it reads log-probabilities of the base model."""
+
+    nll_weight: float = key(0.0, "weight of the negative log-likelihood of the chosen completion, a token", ge=0)
 
     def formula(self, *logps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return `(losses, chosen_rewards, rejected_rewards)` [B] of reduced log-probabilities [B]: of the policy,
@@ -63,5 +67,10 @@ class Objective(Section):
         return self.formula(*logps)
 
     def regularization(self, chosen_logps: Tensor, batch: dict[str, Tensor]) -> Tensor | float:
-        """Return what training adds to the losses of `evaluate` [B]; it changes no reward. Arguments as there."""
-        return 0.0
+        """Return what training adds to the losses of `evaluate` [B]; it changes no reward. Arguments as there.
+
+        This is `nll_weight` times −log π(y_w | x) / |y_w|, as in RPO (arXiv 2404.19733), where |y_w| counts tokens.
+        """
+        if not self.nll_weight:
+            return 0.0  # not 0 times a sum: that has a gradient, which is nan where the sum is infinite
+        return self.nll_weight * -chosen_logps / batch["chosen_tokens"]

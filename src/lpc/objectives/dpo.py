@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 class DPO(Objective):
     title: ClassVar[str] = "DPO"
-    reduction: ClassVar[Reduction] = "sum"
 
     name: Literal["dpo"]
     beta: float = key(0.1, "scale of the reward", gt=0)
     label_smoothing: float = key(0.0, "assumed share of wrong labels", ge=0, lt=0.5)
+    reduction: Reduction = key("sum", "log-ratios over tokens: `sum`, or `mean`, which needs a larger `beta`")
 
     def formula(self, *logps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return dpo(*logps, beta=self.beta, label_smoothing=self.label_smoothing)

@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from objective_checks import LOGPS, against_naive, close, stays_finite
 
 from lpc.objectives.dpo import DPO, dpo
@@ -32,6 +33,17 @@ def test_values_with_label_smoothing():
     close(losses, [0.693147, 0.413262, 0.326928], atol=1e-6, rtol=0)
 
 
+def test_mean_divides_by_the_length_of_each_completion():
+    """Log-ratios 6 over 3 tokens and −4 over 2: Δ = 0.5·(2 + 2) = 2, the loss −log σ(2) = 0.126928."""
+    batch = {"chosen_tokens": torch.tensor([3]), "rejected_tokens": torch.tensor([2])}
+    batch |= {"reference_chosen_logps": torch.tensor([-9.0]), "reference_rejected_logps": torch.tensor([-1.0])}
+    objective = DPO(name="dpo", beta=0.5, reduction="mean")
+    losses, chosen, rejected = objective.evaluate(torch.tensor([-3.0]), torch.tensor([-5.0]), batch)
+    close(losses, [0.126928], atol=1e-6, rtol=0)
+    close(chosen, [1.0])
+    close(rejected, [-1.0])
+
+
 def test_against_naive_float64():
     against_naive(CASE, naive)
 
@@ -41,4 +53,5 @@ def test_extremes_stay_finite():
 
 
 def test_defaults():
-    assert DPO(name="dpo").model_dump() == {"name": "dpo", "beta": 0.1, "label_smoothing": 0.0}
+    settings = DPO(name="dpo")
+    assert (settings.beta, settings.label_smoothing, settings.reduction) == (0.1, 0.0, "sum")

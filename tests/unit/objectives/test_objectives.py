@@ -93,6 +93,17 @@ def test_first_loss_is_that_of_a_policy_equal_to_the_reference(name):
 
 
 @pytest.mark.parametrize("name", objectives.KINDS)
+def test_nll_is_added_a_token_and_moves_neither_rewards_nor_the_first_loss(name):
+    """Weight 0.5: 0.5 · 2 / 2 and 0.5 · 9 / 4; without a weight nothing, and no gradient."""
+    plain, weighted = make(name), make(name, nll_weight=0.5)
+    close(weighted.regularization(CHOSEN, BATCH), [0.5, 1.125])
+    assert plain.regularization(CHOSEN, BATCH) == 0.0
+    assert weighted.first_loss() == plain.first_loss()
+    for a, b in zip(weighted.evaluate(CHOSEN, REJECTED, BATCH), plain.evaluate(CHOSEN, REJECTED, BATCH), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", objectives.KINDS)
 def test_rewards_carry_no_gradient_and_rank_as_the_loss(name):
     chosen_logps, rejected_logps = CHOSEN.clone().requires_grad_(), REJECTED.clone().requires_grad_()
     losses, chosen, rejected = make(name).evaluate(chosen_logps, rejected_logps, BATCH)
