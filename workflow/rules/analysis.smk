@@ -1,21 +1,22 @@
 # Stage analysis: what the latent of a run does on the test pairs.
-# In : R/runs/<run>/model of runs with a latent, R/data/<dataset>/pairs.parquet; `evaluation` of the configuration
-# Out: R/runs/<run>/{latents.parquet,latents.json,tsne.csv,tsne_source.{svg,png},tsne_code.{svg,png},completions.json}
+# Paths are below results/<project>/, as src/lpc/layout.py has them.
+# In : runs/<run>/model of runs with a latent, data/<dataset>/pairs.parquet; `evaluation` of the configuration
+# Out: runs/<run>/{latents.parquet,latents.json,tsne.csv,tsne_source.{svg,png},tsne_code.{svg,png},completions.json}
 
 
 rule latents:
     input:
-        model=f"{RUN}/model",
-        base=f"{R}/bases/{{base}}/base.json",
-        pairs=lambda wildcards: f"{R}/data/{wildcards.variant.split('.')[0]}/pairs.parquet",
-        code=code("latents"),
+        model=RUN.model,
+        base=BASE.record,
+        pairs=lambda wildcards: RESULTS.data(dataset_of(wildcards.variant)).pairs,
+        code=code("latents", "latent"),
     output:
-        latents=f"{RUN}/latents.parquet",
-        summary=f"{RUN}/latents.json",
+        latents=RUN.latents,
+        summary=RUN.latents_summary,
     log:
-        f"{R}/logs/latents/{{base}}~{{variant}}~{{recipe}}~{{seed}}.log",
+        RESULTS.log("latents", *RUN_NAMES),
     benchmark:
-        f"{R}/timing/latents/{{base}}~{{variant}}~{{recipe}}~{{seed}}.tsv"
+        RESULTS.timing("latents", *RUN_NAMES)
     container:
         image("training")
     threads: resource("latents", "threads")
@@ -24,36 +25,39 @@ rule latents:
         runtime=runtime("latents"),
         gpu=resource("latents", "gpus"),
     params:
-        spec=lambda wildcards: spec(scoring(), EVALUATION["latents"], batch_size=EVALUATION["preference"]["batch_size"]),
+        spec=tracked(latents_spec),
+        execution=execution(latents_spec),
     shell:
-        "python -m lpc.steps.latents --spec {params.spec:q} --model {input.model:q} --base {input.base:q}"
+        "python -m lpc.steps.latents"
+        " --spec {params.spec:q} --execution {params.execution:q}"
+        " --model {input.model:q} --base {input.base:q}"
         " --pairs {input.pairs:q} --output {output.latents:q} --summary {output.summary:q} > {log:q} 2>&1"
 
 
 rule tsne:
     input:
-        latents=f"{RUN}/latents.parquet",
+        latents=RUN.latents,
         code=code("tsne"),
     output:
-        coordinates=f"{RUN}/tsne.csv",
+        coordinates=RUN.tsne,
         by_source=report(
-            f"{RUN}/tsne_source.svg",
+            RUN.tsne_figure("source"),
             caption="../report/tsne_source.rst",
             category="Figures",
             labels={"base": "{base}", "data": "{variant}", "recipe": "{recipe}", "seed": "{seed}", "colour": "source"},
         ),
-        by_source_png=f"{RUN}/tsne_source.png",
+        by_source_png=RUN.tsne_figure("source", "png"),
         by_code=report(
-            f"{RUN}/tsne_code.svg",
+            RUN.tsne_figure("code"),
             caption="../report/tsne_code.rst",
             category="Figures",
             labels={"base": "{base}", "data": "{variant}", "recipe": "{recipe}", "seed": "{seed}", "colour": "code"},
         ),
-        by_code_png=f"{RUN}/tsne_code.png",
+        by_code_png=RUN.tsne_figure("code", "png"),
     log:
-        f"{R}/logs/tsne/{{base}}~{{variant}}~{{recipe}}~{{seed}}.log",
+        RESULTS.log("tsne", *RUN_NAMES),
     benchmark:
-        f"{R}/timing/tsne/{{base}}~{{variant}}~{{recipe}}~{{seed}}.tsv"
+        RESULTS.timing("tsne", *RUN_NAMES)
     container:
         image("reporting")
     threads: resource("tsne", "threads")
@@ -61,7 +65,7 @@ rule tsne:
         mem_mb=memory("tsne"),
         runtime=runtime("tsne"),
     params:
-        spec=lambda wildcards: spec(EVALUATION["tsne"]),
+        spec=tracked(tsne_spec),
     shell:
         "python -m lpc.steps.tsne --spec {params.spec:q} --latents {input.latents:q} --coordinates {output.coordinates:q}"
         " --by-source {output.by_source:q} --by-code {output.by_code:q} > {log:q} 2>&1"
@@ -69,17 +73,17 @@ rule tsne:
 
 rule completions:
     input:
-        model=f"{RUN}/model",
-        base=f"{R}/bases/{{base}}/base.json",
-        pairs=lambda wildcards: f"{R}/data/{wildcards.variant.split('.')[0]}/pairs.parquet",
-        latents=f"{RUN}/latents.parquet",
-        code=code("completions"),
+        model=RUN.model,
+        base=BASE.record,
+        pairs=lambda wildcards: RESULTS.data(dataset_of(wildcards.variant)).pairs,
+        latents=RUN.latents,
+        code=code("completions", "latent"),
     output:
-        f"{RUN}/completions.json",
+        RUN.completions,
     log:
-        f"{R}/logs/completions/{{base}}~{{variant}}~{{recipe}}~{{seed}}.log",
+        RESULTS.log("completions", *RUN_NAMES),
     benchmark:
-        f"{R}/timing/completions/{{base}}~{{variant}}~{{recipe}}~{{seed}}.tsv"
+        RESULTS.timing("completions", *RUN_NAMES)
     container:
         image("training")
     threads: resource("completions", "threads")
@@ -88,7 +92,7 @@ rule completions:
         runtime=runtime("completions"),
         gpu=resource("completions", "gpus"),
     params:
-        spec=lambda wildcards: spec(scoring(), EVALUATION["completions"] or {}),
+        spec=tracked(completions_spec),
     shell:
         "python -m lpc.steps.completions --spec {params.spec:q} --model {input.model:q} --base {input.base:q}"
         " --pairs {input.pairs:q} --latents {input.latents:q} --output {output:q} > {log:q} 2>&1"

@@ -1,6 +1,7 @@
 # Helper functions of the rules: the resolved configuration, paths, what a rule uses of either, resources, images.
 # In : the configuration (`config`, `workflow.configfiles`)
-# Out: SETTINGS, R (the project's results folder), RUN (a run's folder, as a pattern) and the functions below. No rules.
+# Out: SETTINGS, RESULTS (where results lie), DATASET, VARIANT, ... (patterns of their files) and the functions below.
+#      No rules.
 import json
 import os
 import re
@@ -17,8 +18,10 @@ ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT / "src"))
 
 from lpc import environment, images
-from lpc.config import ConfigError, resolve
+from lpc.config import models, specs
+from lpc.config.load import ConfigError, resolve
 from lpc.files import canonical
+from lpc.layout import Layout, dataset_of, noisy
 from lpc.paths import is_local
 from lpc.sources import commit, sources
 
@@ -28,12 +31,21 @@ except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
 SETTINGS = CONFIG.settings
-EVALUATION = SETTINGS["evaluation"]
-TASKS = EVALUATION["benchmarks"]["tasks"]
-WORLDS = [name for name, entry in SETTINGS["datasets"].items() if entry["kind"] == "world"]
-SCRATCH = [name for name, entry in SETTINGS["bases"].items() if "scratch" in entry]
-R = f"results/{SETTINGS['project']}"
-RUN = f"{R}/runs/{{base}}/{{variant}}/{{recipe}}/seed-{{seed}}"
+EVALUATION = SETTINGS.evaluation
+TASKS = EVALUATION.benchmarks.tasks
+WORLDS = [name for name, entry in SETTINGS.datasets.items() if isinstance(entry, models.World)]
+SCRATCH = [name for name, entry in SETTINGS.bases.items() if isinstance(entry, models.ScratchBase)]
+
+# Files of a dataset, a base, a run, ... as patterns with the wildcards that name them.
+RESULTS = Layout(f"results/{SETTINGS.project}")
+DATASET = RESULTS.data("{dataset}")
+NOISY = RESULTS.data(noisy("{dataset}", "{noise}"))
+VARIANT = RESULTS.data("{variant}")
+BASE = RESULTS.base("{base}")
+REFERENCE = RESULTS.reference("{base}", "{variant}")
+RUN_NAMES = ("{base}", "{variant}", "{recipe}", "{seed}")
+RUN = RESULTS.run(*RUN_NAMES)
+TASK = RESULTS.task("{task}")
 
 # The interpreter is Snakemake's own unless the rule's image brings one.
 in_containers = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
@@ -51,10 +63,10 @@ def one_of(names):
 
 
 wildcard_constraints:
-    base=one_of(SETTINGS["bases"]),
-    dataset=one_of(SETTINGS["datasets"]),
-    noise=one_of(SETTINGS["noise"]),
-    variant=rf"({one_of(SETTINGS['datasets'])})(\.({one_of(SETTINGS['noise'])}))?",
+    base=one_of(SETTINGS.bases),
+    dataset=one_of(SETTINGS.datasets),
+    noise=one_of(SETTINGS.noise),
+    variant=rf"({one_of(SETTINGS.datasets)})(\.({one_of(SETTINGS.noise)}))?",
     recipe=r"[^/]+",
     seed=r"\d+",
     task=one_of(TASKS),
@@ -68,9 +80,21 @@ def here(path):
     return os.path.relpath(path)
 
 
-def code(step):
-    """The modules that `lpc.steps.<step>` runs, as input: editing one reruns the rules that use it."""
-    return [here(file) for file in sources(f"lpc.steps.{step}")]
+def code(step, *parts):
+    """The modules that `lpc.steps.<step>` runs, as input: editing one reruns the rules that use it.
+
+    parts: which of the objectives and latents it uses, from a recipe. Without them, editing or adding another would
+    rerun everything.
+    """
+    files = [here(file) for file in sources(f"lpc.steps.{step}")]
+    return lambda wildcards: files + [
+        file for part in parts for file in kind_code(getattr(recipe(wildcards), part)) if file not in files
+    ]
+
+
+def kind_code(settings):
+    """The modules of a recipe's objective or latent; none where the recipe has no latent."""
+    return [here(file) for file in sources(type(settings).__module__)] if settings else []
 
 
 def image(name):
@@ -81,16 +105,25 @@ def image(name):
     return here(path)
 
 
-def spec(*sections, **values):
-    """The rule's one parameter: canonical JSON, so that the order of keys is no change and swapped values are one."""
-    merged = {}
-    for section in sections:
-        merged.update(section)
-    return canonical({**merged, **values})
+def tracked(make):
+    """The rule's one tracked parameter: what results depend on, of the spec that `make` makes from the wildcards.
+
+    Canonical JSON, so that the order of keys makes no difference and swapped values do.
+    """
+    return lambda wildcards: canonical(make(wildcards).tracked())
+
+
+def execution(make):
+    """How the job does its work. A function of `output`, so that Snakemake does not take it for a reason to rerun."""
+    return lambda wildcards, output: canonical(make(wildcards).execution())
 
 
 def resource(rule, key):
-    return {**SETTINGS["resources"]["default"], **SETTINGS["resources"].get(rule, {})}[key]
+    return getattr(SETTINGS.resources.of(rule), key)
+
+
+def at_most(limit, value):
+    return value if limit is None else min(limit, value)
 
 
 def memory(rule):
@@ -103,47 +136,80 @@ def memory(rule):
             # Not there until the base was fetched: Snakemake then asks again before it starts the job.
             with open(input.base, encoding="utf-8") as stream:
                 needed += round(per_billion * json.load(stream)["parameters"] / 1e9)
-        return needed * attempt
+        return at_most(resource(rule, "max_mem_mb"), needed * attempt)
 
     return mem_mb
 
 
-def runtime(rule):
-    """Minutes, growing with the attempt."""
-    return lambda wildcards, attempt: resource(rule, "runtime") * attempt
+def runtime(rule, resumes=False):
+    """Minutes, growing with the attempt; a rule that resumes keeps its time, since its next attempt has less to do."""
+
+    def minutes(wildcards, attempt):
+        needed = resource(rule, "runtime")
+        return at_most(resource(rule, "max_runtime"), needed if resumes else needed * attempt)
+
+    return minutes
 
 
 # Stage data
 
 
 def dataset(wildcards):
-    return SETTINGS["datasets"][wildcards.dataset]
+    return SETTINGS.datasets[wildcards.dataset]
 
 
 def base(wildcards):
-    return SETTINGS["bases"][wildcards.base]
+    return SETTINGS.bases[wildcards.base]
 
 
-def pick(section, *keys):
-    return {key: section[key] for key in keys}
+def pick(section, *names):
+    return {name: getattr(section, name) for name in names}
 
 
 def local_dataset(wildcards):
-    path = dataset(wildcards)["path"]
+    path = dataset(wildcards).path
     return [path] if is_local(path) else []
 
 
 def local_base(wildcards):
-    model = base(wildcards)["model"]
+    model = base(wildcards).model
     return sorted(str(file) for file in Path(model).iterdir() if file.is_file()) if is_local(model) else []
 
 
 def world_file(wildcards):
-    return [f"{R}/data/{wildcards.dataset}/world.jsonl.gz"] if wildcards.dataset in WORLDS else []
+    return [RESULTS.data(wildcards.dataset).world] if wildcards.dataset in WORLDS else []
 
 
 def scratch_rows(wildcards):
-    return f"{R}/data/{base(wildcards)['scratch']['dataset']}/rows.parquet"
+    return RESULTS.data(base(wildcards).scratch.dataset).rows
+
+
+def world_spec(wildcards):
+    return specs.World(**pick(dataset(wildcards), *specs.World.model_fields))
+
+
+def download_dataset_spec(wildcards):
+    return specs.DownloadDataset(**pick(dataset(wildcards), *specs.DownloadDataset.model_fields))
+
+
+def split_spec(wildcards):
+    return specs.Split(**pick(dataset(wildcards), *specs.Split.model_fields))
+
+
+def pairs_spec(wildcards):
+    return specs.Pairs(**dict(dataset(wildcards).pairs))
+
+
+def flip_spec(wildcards):
+    return specs.Flip(**dict(SETTINGS.noise[wildcards.noise]))
+
+
+def download_base_spec(wildcards):
+    return specs.DownloadBase(name=wildcards.base, **dict(base(wildcards)))
+
+
+def pretrain_spec(wildcards):
+    return specs.Pretrain(name=wildcards.base, tokens=SETTINGS.tokens, **dict(base(wildcards)))
 
 
 # Stage train
@@ -167,63 +233,108 @@ def recipe(wildcards):
     return CONFIG.recipes[wildcards.recipe]
 
 
-def needs_reference(wildcards):
-    return recipe(wildcards)["objective"]["name"] != "simpo"
-
-
 def training_reference(wildcards):
-    folder = f"{R}/reference/{wildcards.base}/{wildcards.variant}"
-    return [f"{folder}/reference.parquet"] if needs_reference(wildcards) else []
+    needed = recipe(wildcards).objective.needs_reference
+    return [RESULTS.reference(wildcards.base, wildcards.variant).logps] if needed else []
 
 
 def training_statistics(wildcards):
-    folder = f"{R}/reference/{wildcards.base}/{wildcards.variant}"
-    standardize = (recipe(wildcards)["latent"] or {}).get("standardize")
-    return [f"{folder}/statistics.safetensors"] if standardize else []
+    latent = recipe(wildcards).latent
+    needed = latent is not None and latent.needs_statistics
+    return [RESULTS.reference(wildcards.base, wildcards.variant).statistics] if needed else []
+
+
+def reference_spec(wildcards):
+    return specs.Reference(tokens=SETTINGS.tokens, **pick(SETTINGS.training, "precision", "micro_batch_size"))
+
+
+def train_spec(wildcards):
+    own = recipe(wildcards)
+    compares = own.latent is not None and own.latent.compares_pairs
+    return specs.Train(
+        **dict(own),
+        tokens=SETTINGS.tokens,
+        seed=int(wildcards.seed),
+        compared_pairs=own.training.micro_batch_size if compares else None,
+    )
 
 
 # Stage evaluate
 
 
-def scoring():
+def inference(wildcards):
+    """How z comes from the prior of a run; None where its latent has no choice."""
+    latent = recipe(wildcards).latent
+    return None if latent is None else latent.of_inference()
+
+
+def scoring(wildcards):
     """How log-probabilities of a base's pairs and of its runs are computed: alike, or their difference is not zero."""
-    return {"tokens": SETTINGS["tokens"], "precision": SETTINGS["training"]["precision"]}
+    return {
+        "tokens": SETTINGS.tokens,
+        "precision": SETTINGS.training.precision,
+        "inference": inference(wildcards),
+    }
 
 
 def preference_reference(wildcards):
     """Test pairs are never flipped, so the reference of the training variant holds those of its dataset, too."""
-    own = wildcards.variant.split(".")[0] == wildcards.dataset
-    folder = f"{R}/reference/{wildcards.base}/{wildcards.variant if own else wildcards.dataset}"
-    return [f"{folder}/reference.parquet"] if needs_reference(wildcards) else []
+    own = dataset_of(wildcards.variant) == wildcards.dataset
+    variant = wildcards.variant if own else wildcards.dataset
+    needed = recipe(wildcards).objective.needs_reference
+    return [RESULTS.reference(wildcards.base, variant).logps] if needed else []
+
+
+def preference_spec(wildcards):
+    return specs.Preference(
+        **scoring(wildcards),
+        objective=recipe(wildcards).objective,
+        batch_size=EVALUATION.preference.batch_size,
+    )
 
 
 def definition(name):
     """The YAML file of one of our own tasks, or lm-eval's name of one of its."""
-    task = TASKS[name]["task"] or name
+    task = TASKS[name].task or name
     if not task.endswith(".yaml") or Path(task).is_file():
         return task
     return here(ROOT / task)
 
 
 def task(wildcards):
-    entry = {key: value for key, value in TASKS[wildcards.task].items() if key != "questions"}
+    entry = dict(TASKS[wildcards.task])
+    del entry["questions"]
     return {**entry, "name": wildcards.task, "task": definition(wildcards.task)}
 
 
-def task_spec(wildcards):
-    return spec(task(wildcards), batch_size=EVALUATION["benchmarks"]["batch_size"])
+def download_task_spec(wildcards):
+    return specs.DownloadTask(**task(wildcards))
+
+
+def benchmark_base_spec(wildcards):
+    return specs.BenchmarkBase(**task(wildcards), batch_size=EVALUATION.benchmarks.batch_size)
+
+
+def benchmark_spec(wildcards):
+    return specs.Benchmark(
+        **task(wildcards), inference=inference(wildcards), batch_size=EVALUATION.benchmarks.batch_size
+    )
+
+
+def questions_spec(wildcards):
+    return specs.Questions(**dict(TASKS[wildcards.task].questions))
 
 
 def task_questions(wildcards):
-    return [f"{R}/tasks/{wildcards.task}/questions.jsonl"] if TASKS[wildcards.task]["questions"] else []
+    return [RESULTS.task(wildcards.task).questions] if TASKS[wildcards.task].questions else []
 
 
 def task_data(wildcards):
-    """The task's local files, or the record that its data set was brought from the hub into the cache."""
+    """The task's local files, or the record that its data set was downloaded from the hub into the cache."""
     entry = TASKS[wildcards.task]
-    if entry["questions"]:
+    if entry.questions:
         return []
-    return list(entry["data"].values()) if entry["data"] else [f"{R}/tasks/{wildcards.task}/download.json"]
+    return list(entry.data.values()) if entry.data else [RESULTS.task(wildcards.task).download]
 
 
 def task_code(wildcards):
@@ -237,12 +348,46 @@ def definition_code(file):
         return []
     modules = re.findall(r"!function\s+(lpc[\w.]*)\.\w+", Path(file).read_text(encoding="utf-8"))
     functions = {here(source) for module in modules for source in sources(module)}
-    return [file, *sorted(functions - set(code("benchmark")))]
+    own = {here(source) for source in sources("lpc.steps.benchmark")}
+    return [file, *sorted(functions - own)]
 
 
 def alpacaeval_files(wildcards):
-    entry = EVALUATION["alpacaeval"]
-    return [file for file in (entry["instructions"], entry["reference"]) if file is not None]
+    entry = EVALUATION.alpacaeval
+    return [file for file in (entry.instructions, entry.reference) if file is not None]
+
+
+def alpacaeval_download_spec(wildcards):
+    return specs.AlpacaEvalDownload(**pick(EVALUATION.alpacaeval, "instructions", "reference"))
+
+
+def alpacaeval_generate_spec(wildcards):
+    return specs.AlpacaEvalGenerate(
+        name="/".join(wildcards),
+        inference=inference(wildcards),
+        **pick(EVALUATION.alpacaeval, "batch_size", "max_new_tokens"),
+    )
+
+
+def alpacaeval_judge_spec(wildcards):
+    return specs.AlpacaEvalJudge(judge=EVALUATION.alpacaeval.judge)
+
+
+# Stage analysis
+
+
+def latents_spec(wildcards):
+    return specs.Latents(
+        **scoring(wildcards), seed=EVALUATION.latents.seed, batch_size=EVALUATION.preference.batch_size
+    )
+
+
+def tsne_spec(wildcards):
+    return specs.TSNE(**dict(EVALUATION.tsne))
+
+
+def completions_spec(wildcards):
+    return specs.Completions(**scoring(wildcards), **dict(EVALUATION.completions))
 
 
 # Stage report
@@ -258,58 +403,54 @@ TABLES = [
     "training",
     "cost",
 ]
-HELDOUT = EVALUATION["preference"]["datasets"]
+HELDOUT = EVALUATION.preference.datasets
 
 
 def table_files():
-    return [f"{R}/tables/{table}.csv" for table in TABLES]
+    return [RESULTS.table(table) for table in TABLES]
 
 
 def results_of(runs):
     """All files of these runs, and of their bases, that the tables and the page show."""
     results = {}
     for run in runs:
-        files = ["train.json", "train.jsonl"]
-        files += [f"preference/{name}.{kind}" for name in (run.dataset, *HELDOUT) for kind in ("json", "parquet")]
-        files += [f"benchmarks/{name}.json" for name in TASKS]
-        if CONFIG.recipes[run.recipe]["latent"]:
-            files += ["latents.json", "latents.parquet", "tsne_source.svg", "tsne_code.svg"]
-        if EVALUATION["completions"] and (CONFIG.recipes[run.recipe]["latent"] or {}).get("kind") == "lpc":
-            files += ["completions.json"]
-        if EVALUATION["alpacaeval"]:
-            files += ["alpacaeval/judged.json"]
-        results |= dict.fromkeys(f"{R}/runs/{run.path}/{file}" for file in files)
-        results |= dict.fromkeys(f"{R}/bases/{run.base}/benchmarks/{name}.json" for name in TASKS)
+        of_run = RESULTS.run(run.base, run.variant, run.recipe, run.seed)
+        latent = CONFIG.recipes[run.recipe].latent
+        files = [of_run.summary, of_run.metrics]
+        for name in (run.dataset, *HELDOUT):
+            files += [of_run.preference(name), of_run.rewards(name)]
+        files += [of_run.benchmarks.result(name) for name in TASKS]
+        if latent:
+            files += [of_run.latents_summary, of_run.latents, of_run.tsne_figure("source"), of_run.tsne_figure("code")]
+        if EVALUATION.completions and latent and latent.has_codes:
+            files += [of_run.completions]
+        if EVALUATION.alpacaeval:
+            files += [of_run.judged]
+        files += [RESULTS.base(run.base).benchmarks.result(name) for name in TASKS]
+        results |= dict.fromkeys(files)
     return list(results)
 
 
-def run_list():
-    """What the tables and the page are told of each run."""
+def run_entries():
+    """The runs, as tables and page name them."""
     experiments = {run: [] for run in CONFIG.runs}
     for name, runs in CONFIG.experiments.items():
         for run in runs:
             experiments[run].append(name)
-    return [
-        {
-            "path": run.path,
-            "base": run.base,
-            "dataset": run.dataset,
-            "noise": run.noise,
-            "variant": run.variant,
-            "recipe": run.recipe,
-            "seed": run.seed,
-            "experiments": experiments[run],
-        }
-        for run in CONFIG.runs
-    ]
+    names = ("path", "base", "dataset", "noise", "variant", "recipe", "seed")
+    return [specs.RunEntry(**pick(run, *names), experiments=experiments[run]) for run in CONFIG.runs]
 
 
-def sweeps():
-    """The swept keys and their values by experiment, as lists: their order decides between equal settings."""
-    experiments = SETTINGS["experiments"].items()
-    return {name: list(entry["sweep"].items()) for name, entry in experiments if entry["sweep"]}
+def tables_spec(wildcards):
+    return specs.Tables(
+        runs=run_entries(),
+        recipes=CONFIG.recipes,
+        tasks={name: entry.metric for name, entry in TASKS.items()},
+        datasets=HELDOUT,
+        # As lists: their order decides between equal settings.
+        sweeps={name: list(entry.sweep.items()) for name, entry in SETTINGS.experiments.items() if entry.sweep},
+    )
 
 
-def configuration():
-    """What results depend on: how many cores they took is no part of it."""
-    return {key: value for key, value in SETTINGS.items() if key != "resources"}
+def report_spec(wildcards):
+    return specs.Report(settings=SETTINGS, runs=run_entries(), recipes=CONFIG.recipes)

@@ -1,25 +1,28 @@
 # Stage evaluate: preference accuracy and benchmarks of each run, benchmarks of each base.
-# In : R/runs/<run>/model, R/bases/<base>/base.json, R/data/<dataset>/pairs.parquet; `evaluation` of the configuration
-# Out: R/runs/<run>/preference/<dataset>.{parquet,json}, R/runs/<run>/benchmarks/<task>.{json,samples.jsonl},
-#      R/bases/<base>/benchmarks/<task>.{json,samples.jsonl}, R/runs/<run>/alpacaeval/{outputs,judged,annotations}.json
+# Paths are below results/<project>/, as src/lpc/layout.py has them.
+# In : runs/<run>/model, bases/<base>/base.json, data/<dataset>/pairs.parquet; `evaluation` of the configuration
+# Out: runs/<run>/preference/<dataset>.{parquet,json}, runs/<run>/benchmarks/<task>.{json,samples.jsonl},
+#      bases/<base>/benchmarks/<task>.{json,samples.jsonl}, runs/<run>/alpacaeval/{outputs,judged,annotations}.json
 
 
 rule download_task:
     input:
         code=code("download_task"),
     output:
-        f"{R}/tasks/{{task}}/download.json",
+        TASK.download,
     log:
-        f"{R}/logs/download_task/{{task}}.log",
+        RESULTS.log("download_task", "{task}"),
     benchmark:
-        f"{R}/timing/download_task/{{task}}.tsv"
+        RESULTS.timing("download_task", "{task}")
     localrule: True
     container:
         image("evaluation")
     params:
-        spec=lambda wildcards: spec(task(wildcards)),
+        spec=tracked(download_task_spec),
+        execution=execution(download_task_spec),
     shell:
-        "HF_HUB_OFFLINE=0 HF_DATASETS_OFFLINE=0 python -m lpc.steps.download_task --spec {params.spec:q}"
+        "HF_HUB_OFFLINE=0 HF_DATASETS_OFFLINE=0 python -m lpc.steps.download_task"
+        " --spec {params.spec:q} --execution {params.execution:q}"
         " --output {output:q} > {log:q} 2>&1"
 
 
@@ -27,34 +30,34 @@ rule questions:
     input:
         code=code("questions"),
     output:
-        f"{R}/tasks/{{task}}/questions.jsonl",
+        TASK.questions,
     log:
-        f"{R}/logs/questions/{{task}}.log",
+        RESULTS.log("questions", "{task}"),
     benchmark:
-        f"{R}/timing/questions/{{task}}.tsv"
+        RESULTS.timing("questions", "{task}")
     localrule: True
     container:
         image("evaluation")
     params:
-        spec=lambda wildcards: spec(TASKS[wildcards.task]["questions"]),
+        spec=tracked(questions_spec),
     shell:
         "python -m lpc.steps.questions --spec {params.spec:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule preference:
     input:
-        model=f"{RUN}/model",
-        base=f"{R}/bases/{{base}}/base.json",
-        pairs=f"{R}/data/{{dataset}}/pairs.parquet",
+        model=RUN.model,
+        base=BASE.record,
+        pairs=DATASET.pairs,
         reference=preference_reference,
-        code=code("preference"),
+        code=code("preference", "objective", "latent"),
     output:
-        rewards=f"{RUN}/preference/{{dataset}}.parquet",
-        summary=f"{RUN}/preference/{{dataset}}.json",
+        rewards=RUN.rewards("{dataset}"),
+        summary=RUN.preference("{dataset}"),
     log:
-        f"{R}/logs/preference/{{base}}~{{variant}}~{{recipe}}~{{seed}}~{{dataset}}.log",
+        RESULTS.log("preference", *RUN_NAMES, "{dataset}"),
     benchmark:
-        f"{R}/timing/preference/{{base}}~{{variant}}~{{recipe}}~{{seed}}~{{dataset}}.tsv"
+        RESULTS.timing("preference", *RUN_NAMES, "{dataset}")
     container:
         image("training")
     threads: resource("preference", "threads")
@@ -63,31 +66,32 @@ rule preference:
         runtime=runtime("preference"),
         gpu=resource("preference", "gpus"),
     params:
-        spec=lambda wildcards: spec(
-            scoring(), objective=recipe(wildcards)["objective"], batch_size=EVALUATION["preference"]["batch_size"]
-        ),
+        spec=tracked(preference_spec),
+        execution=execution(preference_spec),
     shell:
         "reference={input.reference:q};"
-        " python -m lpc.steps.preference --spec {params.spec:q} --model {input.model:q} --base {input.base:q}"
+        " python -m lpc.steps.preference"
+        " --spec {params.spec:q} --execution {params.execution:q}"
+        " --model {input.model:q} --base {input.base:q}"
         ' --pairs {input.pairs:q} ${{reference:+--reference "$reference"}}'
         " --output {output.rewards:q} --summary {output.summary:q} > {log:q} 2>&1"
 
 
 rule benchmark:
     input:
-        model=f"{RUN}/model",
-        base=f"{R}/bases/{{base}}/base.json",
+        model=RUN.model,
+        base=BASE.record,
         questions=task_questions,
         data=task_data,
-        code=code("benchmark"),
+        code=code("benchmark", "latent"),
         task_code=task_code,
     output:
-        result=f"{RUN}/benchmarks/{{task}}.json",
-        samples=f"{RUN}/benchmarks/{{task}}.samples.jsonl",
+        result=RUN.benchmarks.result("{task}"),
+        samples=RUN.benchmarks.samples("{task}"),
     log:
-        f"{R}/logs/benchmark/{{base}}~{{variant}}~{{recipe}}~{{seed}}~{{task}}.log",
+        RESULTS.log("benchmark", *RUN_NAMES, "{task}"),
     benchmark:
-        f"{R}/timing/benchmark/{{base}}~{{variant}}~{{recipe}}~{{seed}}~{{task}}.tsv"
+        RESULTS.timing("benchmark", *RUN_NAMES, "{task}")
     container:
         image("evaluation")
     threads: resource("benchmark", "threads")
@@ -96,28 +100,31 @@ rule benchmark:
         runtime=runtime("benchmark"),
         gpu=resource("benchmark", "gpus"),
     params:
-        spec=task_spec,
+        spec=tracked(benchmark_spec),
+        execution=execution(benchmark_spec),
     shell:
         "questions={input.questions:q};"
-        " python -m lpc.steps.benchmark --spec {params.spec:q} --model {input.model:q} --base {input.base:q}"
+        " python -m lpc.steps.benchmark"
+        " --spec {params.spec:q} --execution {params.execution:q}"
+        " --model {input.model:q} --base {input.base:q}"
         ' ${{questions:+--questions "$questions"}}'
         " --output {output.result:q} --samples {output.samples:q} > {log:q} 2>&1"
 
 
 rule benchmark_base:
     input:
-        base=f"{R}/bases/{{base}}/base.json",
+        base=BASE.record,
         questions=task_questions,
         data=task_data,
         code=code("benchmark"),
         task_code=task_code,
     output:
-        result=f"{R}/bases/{{base}}/benchmarks/{{task}}.json",
-        samples=f"{R}/bases/{{base}}/benchmarks/{{task}}.samples.jsonl",
+        result=BASE.benchmarks.result("{task}"),
+        samples=BASE.benchmarks.samples("{task}"),
     log:
-        f"{R}/logs/benchmark_base/{{base}}~{{task}}.log",
+        RESULTS.log("benchmark_base", "{base}", "{task}"),
     benchmark:
-        f"{R}/timing/benchmark_base/{{base}}~{{task}}.tsv"
+        RESULTS.timing("benchmark_base", "{base}", "{task}")
     container:
         image("evaluation")
     threads: resource("benchmark", "threads")
@@ -126,10 +133,13 @@ rule benchmark_base:
         runtime=runtime("benchmark"),
         gpu=resource("benchmark", "gpus"),
     params:
-        spec=task_spec,
+        spec=tracked(benchmark_base_spec),
+        execution=execution(benchmark_base_spec),
     shell:
         "questions={input.questions:q};"
-        " python -m lpc.steps.benchmark --spec {params.spec:q} --base {input.base:q}"
+        " python -m lpc.steps.benchmark"
+        " --spec {params.spec:q} --execution {params.execution:q}"
+        " --base {input.base:q}"
         ' ${{questions:+--questions "$questions"}}'
         " --output {output.result:q} --samples {output.samples:q} > {log:q} 2>&1"
 
@@ -139,17 +149,17 @@ rule alpacaeval_download:
         files=alpacaeval_files,
         code=code("alpacaeval_download"),
     output:
-        instructions=f"{R}/alpacaeval/instructions.json",
-        reference=f"{R}/alpacaeval/reference.json",
+        instructions=RESULTS.alpacaeval_instructions,
+        reference=RESULTS.alpacaeval_reference,
     log:
-        f"{R}/logs/alpacaeval_download/alpacaeval.log",
+        RESULTS.log("alpacaeval_download", "alpacaeval"),
     benchmark:
-        f"{R}/timing/alpacaeval_download/alpacaeval.tsv"
+        RESULTS.timing("alpacaeval_download", "alpacaeval")
     localrule: True
     container:
         image("evaluation")
     params:
-        spec=lambda wildcards: spec(pick(EVALUATION["alpacaeval"], "instructions", "reference")),
+        spec=tracked(alpacaeval_download_spec),
     shell:
         "HF_HUB_OFFLINE=0 python -m lpc.steps.alpacaeval_download --spec {params.spec:q}"
         " --instructions {output.instructions:q} --reference {output.reference:q} > {log:q} 2>&1"
@@ -157,16 +167,16 @@ rule alpacaeval_download:
 
 rule alpacaeval_generate:
     input:
-        model=f"{RUN}/model",
-        base=f"{R}/bases/{{base}}/base.json",
-        instructions=f"{R}/alpacaeval/instructions.json",
-        code=code("alpacaeval_generate"),
+        model=RUN.model,
+        base=BASE.record,
+        instructions=RESULTS.alpacaeval_instructions,
+        code=code("alpacaeval_generate", "latent"),
     output:
-        f"{RUN}/alpacaeval/outputs.json",
+        RUN.answers,
     log:
-        f"{R}/logs/alpacaeval_generate/{{base}}~{{variant}}~{{recipe}}~{{seed}}.log",
+        RESULTS.log("alpacaeval_generate", *RUN_NAMES),
     benchmark:
-        f"{R}/timing/alpacaeval_generate/{{base}}~{{variant}}~{{recipe}}~{{seed}}.tsv"
+        RESULTS.timing("alpacaeval_generate", *RUN_NAMES)
     container:
         image("evaluation")
     threads: resource("alpacaeval_generate", "threads")
@@ -175,31 +185,32 @@ rule alpacaeval_generate:
         runtime=runtime("alpacaeval_generate"),
         gpu=resource("alpacaeval_generate", "gpus"),
     params:
-        spec=lambda wildcards: spec(
-            pick(EVALUATION["alpacaeval"], "batch_size", "max_new_tokens"), name="/".join(wildcards)
-        ),
+        spec=tracked(alpacaeval_generate_spec),
+        execution=execution(alpacaeval_generate_spec),
     shell:
-        "python -m lpc.steps.alpacaeval_generate --spec {params.spec:q} --model {input.model:q} --base {input.base:q}"
+        "python -m lpc.steps.alpacaeval_generate"
+        " --spec {params.spec:q} --execution {params.execution:q}"
+        " --model {input.model:q} --base {input.base:q}"
         " --instructions {input.instructions:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule alpacaeval_judge:
     input:
-        outputs=f"{RUN}/alpacaeval/outputs.json",
-        reference=f"{R}/alpacaeval/reference.json",
+        outputs=RUN.answers,
+        reference=RESULTS.alpacaeval_reference,
         code=code("alpacaeval_judge"),
     output:
-        result=f"{RUN}/alpacaeval/judged.json",
-        annotations=f"{RUN}/alpacaeval/annotations.json",
+        result=RUN.judged,
+        annotations=RUN.annotations,
     log:
-        f"{R}/logs/alpacaeval_judge/{{base}}~{{variant}}~{{recipe}}~{{seed}}.log",
+        RESULTS.log("alpacaeval_judge", *RUN_NAMES),
     benchmark:
-        f"{R}/timing/alpacaeval_judge/{{base}}~{{variant}}~{{recipe}}~{{seed}}.tsv"
+        RESULTS.timing("alpacaeval_judge", *RUN_NAMES)
     localrule: True
     container:
         image("evaluation")
     params:
-        spec=lambda wildcards: spec(EVALUATION["alpacaeval"]["judge"] or {}),
+        spec=tracked(alpacaeval_judge_spec),
     shell:
         "HF_HUB_OFFLINE=0 python -m lpc.steps.alpacaeval_judge --spec {params.spec:q}"
         " --outputs {input.outputs:q} --reference {input.reference:q}"

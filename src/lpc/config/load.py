@@ -233,7 +233,11 @@ def _recipes(sound: dict, faults: Faults) -> dict[str, Recipe]:
         return {}
     recipes = {}
     for name, entry in sound["recipes"].items():
-        training = sound["training"].model_dump() | entry.training.model_dump(exclude_unset=True)
+        own = entry.training.model_dump(exclude_unset=True)
+        training = sound["training"].model_dump() | own
+        if training["precision"] != sound["training"].precision:
+            # Every run of a base shares its reference log-probabilities.
+            faults.add(("recipes", name, "training", "precision"), "must be that of the section training; set it there")
         try:
             recipes[name] = Recipe(
                 objective=entry.objective, latent=entry.latent, training=Training.model_validate(training)

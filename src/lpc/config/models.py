@@ -350,15 +350,19 @@ class Resources(Section):
 
     threads: Integer | None = key(None, "CPU cores", role=Role.EXECUTION, ge=1)
     mem_mb: Integer | None = key(
-        None,
-        "main memory in MB; each further attempt of a failed job gets as much again",
-        role=Role.EXECUTION,
-        ge=1,
+        None, "main memory in MB; each further attempt of a failed job gets as much again", role=Role.EXECUTION, ge=1
     )
     mem_mb_per_billion: Integer | None = key(
         None, "MB more for each billion parameters of the base", role=Role.EXECUTION, ge=0
     )
-    runtime: Integer | None = key(None, "minutes; each further attempt gets as much again", role=Role.EXECUTION, ge=1)
+    runtime: Integer | None = key(
+        None,
+        "minutes; each further attempt gets as much again, but for rule train, which goes on from its checkpoint",
+        role=Role.EXECUTION,
+        ge=1,
+    )
+    max_mem_mb: Integer | None = key(None, "memory that no attempt exceeds; null: no limit", role=Role.EXECUTION, ge=1)
+    max_runtime: Integer | None = key(None, "minutes that no attempt exceeds; null: no limit", role=Role.EXECUTION, ge=1)
     gpus: Integer | None = key(None, "GPUs", role=Role.EXECUTION, ge=0)
 
 

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pydantic import ValidationError
 
 from lpc.config.faults import Faults, closest, explain_all, one_of
-from lpc.config.models import CLEAN, Experiment, Recipe
+from lpc.config.keys import Role
+from lpc.config.models import CLEAN, Experiment, Recipe, dump
+from lpc.layout import noisy, run_folder
 
 LONGEST = 255
 """Bytes of a file name, on every common file system."""
@@ -26,12 +28,12 @@ class Run:
 
     @property
     def variant(self) -> str:
-        return self.dataset if self.noise == CLEAN else f"{self.dataset}.{self.noise}"
+        return self.dataset if self.noise == CLEAN else noisy(self.dataset, self.noise)
 
     @property
     def path(self) -> str:
         """Folder of the run, relative to `results/<project>/runs`."""
-        return f"{self.base}/{self.variant}/{self.recipe}/seed-{self.seed}"
+        return run_folder(self.base, self.variant, self.recipe, self.seed)
 
 
 def runs_of(name: str, experiment: Experiment, recipes: dict[str, Recipe], faults: Faults) -> Iterator[Run]:
@@ -58,9 +60,9 @@ def _sweep(name: str, sweep: dict, recipes: dict[str, Recipe], path: tuple, faul
     A value equal to the recipe's own leaves its name alone, so that its runs are shared with other experiments.
     """
     own = recipes[name].model_dump()
+    known = _leaves(dump(recipes[name], Role.SCIENCE, Role.INFERENCE))  # a sweep over other keys would compare nothing
     for key in sweep:
-        if _find(own, key)[0] is None:
-            known = _leaves(own)
+        if key not in known:
             faults.add(
                 (*path, key), f"recipe {name} has no such key{closest(key, known)} (sweeps take: {one_of(known)})"
             )
