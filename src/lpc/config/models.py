@@ -87,6 +87,9 @@ class Rows(Dataset):
     path: Text = key(REQUIRED, "name on the hub, or a local .jsonl, .jsonl.gz or .parquet")
     revision: str | None = key(None, "commit, branch or tag on the hub; null: the newest, and its commit is recorded")
     hub_split: Text = key("train", "split of the hub's dataset that is read")
+    group: Text | None = key(
+        None, "column of the group that a row belongs to, such as its annotator; `prompt`: rows of one prompt are a group"
+    )
 
 
 class UltraFeedback(Rows):
@@ -190,6 +193,10 @@ class Training(Section):
     weight_decay: float = key(0.0, "of AdamW", ge=0)
     max_grad_norm: float = key(1.0, "longer gradients are cut to this length", gt=0)
     precision: Literal["float32", "bfloat16"] = key("bfloat16", "`bfloat16` (mixed precision) or `float32`")
+    save_dtype: Dtype | None = key(None, "dtype in which the trained weights are saved; null: that of the base")
+    deterministic: bool = key(
+        False, "deterministic algorithms on a GPU: bit-equal after an interruption, at the cost of time"
+    )
     gradient_checkpointing: bool = key(False, "less memory for more time", role=Role.EXECUTION)
     logging_steps: Integer = key(10, "steps between two lines of train.jsonl", role=Role.EXECUTION, ge=1)
     save_minutes: float = key(

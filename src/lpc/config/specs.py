@@ -75,6 +75,7 @@ class DownloadDataset(Spec):
     path: of(models.Rows, "path")
     revision: of(models.Rows, "revision")
     hub_split: of(models.Rows, "hub_split")
+    group: of(models.Rows, "group")
 
 
 class Split(Spec):
