@@ -1,3 +1,0 @@
-from lpc.latents.base import *
-
-KINDS = {"lpc": LPC, "vector": Vector}
