@@ -8,8 +8,8 @@ import torch
 from tiny import make_backbone, make_pairs, make_tokenizer
 
 from lpc.data.tokens import MODEL_INPUTS, collate, tokenize_pairs
-from lpc.evaluation.preference import reference_logps
 from lpc.model.policy import LatentPolicy
+from lpc.reference import reference_logps
 from lpc.rewards import pair_objective
 
 trl = pytest.importorskip("trl", reason="TRL is not installed: pip install -e '.[test]'")

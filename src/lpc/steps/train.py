@@ -7,7 +7,6 @@ import platform
 import shutil
 from pathlib import Path
 
-import pyarrow as pa
 import safetensors.torch
 import torch
 import transformers
@@ -15,13 +14,13 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from lpc import cli
-from lpc.data.tokens import attach_reference, tokenize_pairs
-from lpc.files import atomic, fingerprint, read_json, read_parquet, sha256, write_json
+from lpc.files import atomic, fingerprint, read_json, sha256, write_json
 from lpc.lock import lock
 from lpc.model.clusters import start_from_clusters
 from lpc.model.controls import build_latent
 from lpc.model.loading import load_run
 from lpc.rewards import needs_reference
+from lpc.scoring import load_pairs
 from lpc.training import peak_memory, train
 
 log = logging.getLogger("lpc")
@@ -65,14 +64,12 @@ def finished(args, identity: dict) -> bool:
 
 def run(args, identity: dict, main_process: bool) -> None:
     spec = args.spec
-    pairs = read_parquet(args.pairs)
-    pairs = pairs.filter(pa.compute.equal(pairs["split"], "train"))
+    if needs_reference(spec["objective"]) and args.reference is None:
+        raise cli.UserError(
+            f"objective {spec['objective']['name']}: needs --reference, the reference.parquet of the pairs"
+        )
     policy, tokenizer = load_run(args.base)
-    tokens = tokenize_pairs(pairs, tokenizer, **spec["tokens"])
-    if needs_reference(spec["objective"]):
-        if args.reference is None:
-            raise cli.UserError(f"objective {spec['objective']['name']}: needs --reference")
-        attach_reference(tokens, pairs.take(pa.array(tokens.rows)), args.reference)
+    _, tokens = load_pairs(args.pairs, tokenizer, spec["tokens"], split="train", reference=args.reference)
     if spec["latent"] is not None:
         policy.latent = build_latent(spec["latent"], policy.head.weight.shape[1], spec["seed"])
         if spec["latent"].get("standardize"):
