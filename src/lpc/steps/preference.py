@@ -2,12 +2,11 @@
 
 import pyarrow as pa
 
-from lpc import cli
+from lpc import cli, objectives
 from lpc.evaluation.preference import accuracy, score_pairs
 from lpc.evaluation.statistics import accuracy_interval, outcomes
 from lpc.files import write_json, write_parquet
 from lpc.model.loading import load_run
-from lpc.rewards import needs_reference
 from lpc.scoring import load_pairs, to_device
 
 
@@ -16,7 +15,7 @@ def parser():
     parser.add_argument("--model", required=True, help="model folder of the run")
     parser.add_argument("--base", required=True, help="base.json")
     parser.add_argument("--pairs", required=True, help="pairs.parquet of the clean data set")
-    parser.add_argument("--reference", help="reference.parquet of the same pairs; not for SimPO")
+    parser.add_argument("--reference", help="reference.parquet of the same pairs; for objectives that need one")
     parser.add_argument("--output", required=True, help="per-pair rewards, Parquet")
     parser.add_argument("--summary", required=True, help="accuracies, JSON")
     return parser
@@ -25,10 +24,9 @@ def parser():
 def main(args):
     """Spec keys: tokens, objective, batch_size, precision."""
     spec = args.spec
-    if needs_reference(spec["objective"]) and args.reference is None:
-        raise cli.UserError(
-            f"objective {spec['objective']['name']}: needs --reference, the reference.parquet of the pairs"
-        )
+    objective = objectives.parse(spec["objective"])
+    if objective.needs_reference and args.reference is None:
+        raise cli.UserError(f"objective {objective.name}: needs --reference, the reference.parquet of the pairs")
     policy, tokenizer = load_run(args.base, args.model)
     to_device(policy)
     summary = {}
@@ -39,7 +37,7 @@ def main(args):
             policy,
             tokens,
             rows["prompt_id"].to_pylist(),
-            spec["objective"],
+            objective,
             batch_size=spec["batch_size"],
             precision=spec["precision"],
         )

@@ -13,13 +13,12 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from lpc import cli
+from lpc import cli, objectives
 from lpc.files import atomic, fingerprint, read_json, sha256, write_json
 from lpc.lock import lock
 from lpc.model.clusters import start_from_clusters
 from lpc.model.controls import build_latent
 from lpc.model.loading import load_run
-from lpc.rewards import needs_reference
 from lpc.scoring import load_pairs
 from lpc.training import peak_memory, train
 
@@ -30,7 +29,7 @@ def parser():
     parser = cli.step_parser(__doc__)
     parser.add_argument("--base", required=True, help="base.json")
     parser.add_argument("--pairs", required=True, help="pairs.parquet")
-    parser.add_argument("--reference", help="reference.parquet of the same pairs; not for SimPO")
+    parser.add_argument("--reference", help="reference.parquet of the same pairs; for objectives that need one")
     parser.add_argument("--statistics", help="statistics.safetensors; for latents with standardize")
     parser.add_argument("--processes", type=int, default=1, help="processes that were launched; asserted")
     parser.add_argument("--checkpoints", type=Path, required=True, help="folder for checkpoints of this run")
@@ -63,11 +62,9 @@ def finished(args, identity: dict) -> bool:
 
 
 def run(args, identity: dict, main_process: bool) -> None:
-    spec = args.spec
-    if needs_reference(spec["objective"]) and args.reference is None:
-        raise cli.UserError(
-            f"objective {spec['objective']['name']}: needs --reference, the reference.parquet of the pairs"
-        )
+    spec, objective = args.spec, objectives.parse(args.spec["objective"])
+    if objective.needs_reference and args.reference is None:
+        raise cli.UserError(f"objective {objective.name}: needs --reference, the reference.parquet of the pairs")
     policy, tokenizer = load_run(args.base)
     _, tokens = load_pairs(args.pairs, tokenizer, spec["tokens"], split="train", reference=args.reference)
     if spec["latent"] is not None:
@@ -85,7 +82,7 @@ def run(args, identity: dict, main_process: bool) -> None:
     trainer = train(
         policy,
         tokens,
-        objective=spec["objective"],
+        objective=objective,
         training=spec["training"],
         seed=spec["seed"],
         checkpoints=checkpoints,

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from tiny import in_float64, make_backbone, make_pairs, make_tokenizer
 
+from lpc import objectives
 from lpc.data.tokens import tokenize_pairs
 from lpc.evaluation.preference import another_prompt, pair_latents, score_pairs
 from lpc.model.controls import build_latent
@@ -109,7 +110,7 @@ def oracle(request):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_rewards(oracle, name):
     objective = OBJECTIVES[name]
-    found = score_pairs(oracle.policy, oracle.tokens, oracle.prompt_ids, objective, **OPTIONS)
+    found = score_pairs(oracle.policy, oracle.tokens, oracle.prompt_ids, objectives.parse(objective), **OPTIONS)
     variants = VARIANTS[oracle.kind]
     assert set(found) == {f"{side}_reward{variant}" for side in ("chosen", "rejected") for variant in variants}
     found = {v: np.stack([found[f"chosen_reward{v}"], found[f"rejected_reward{v}"]], -1) for v in variants}
