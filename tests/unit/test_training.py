@@ -14,13 +14,13 @@ import safetensors.torch
 import torch
 from tiny import make_backbone, make_pairs, make_tokenizer
 
-from lpc import latents, objectives
+from lpc import latents, objectives, reference
 from lpc.cli import UserError
-from lpc.data.tokens import attach_reference, tokenize_pairs
-from lpc.evaluation import preference
-from lpc.evaluation.preference import prompt_states, reference_logps
+from lpc.data.tokens import tokenize_pairs
 from lpc.files import canonical, sha256, write_json, write_parquet
 from lpc.model.policy import LatentPolicy
+from lpc.reference import reference_logps
+from lpc.scoring import attach_reference, prompt_states
 from lpc.training import Checkpointing, EpochSampler, PreferenceTrainer, complete_checkpoints, train
 
 TOKENS = {"max_length": 64, "max_prompt_length": 32}
@@ -131,7 +131,7 @@ def test_statistics_hold_hidden_states_of_training_prompts(monkeypatch):
     expected = prompt_states(policy, tokens, **options).cpu()[train_rows]
     torch.testing.assert_close(statistics["prompt.sample"], expected)
     torch.testing.assert_close(statistics["prompt.mean"], expected.mean(0), rtol=1e-4, atol=1e-5)
-    monkeypatch.setattr(preference, "SAMPLE", 8)
+    monkeypatch.setattr(reference, "SAMPLE", 8)
     _, statistics = reference_logps(policy, tokens, train_rows, **options)
     torch.testing.assert_close(statistics["prompt.sample"], expected[::4])
 

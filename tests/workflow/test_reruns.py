@@ -153,6 +153,8 @@ MODULES = {
     "steps/reference.py": (after_train() - after_train(["simpo", "simpo-lpc"])) | {"reference"} | END,
     "steps/train.py": after_train(),
     "training.py": after_train(),
+    "scoring.py": after_train() | {"reference"},
+    "reference.py": (after_train() - after_train(["simpo", "simpo-lpc"])) | {"reference"} | END,
     "steps/preference.py": jobs("preference") | END,
     "steps/benchmark.py": jobs("benchmark") | BASE_BENCHMARKS | END,
     "steps/questions.py": jobs("benchmark") | BASE_BENCHMARKS | END | {f"questions {task}" for task in TASKS},
@@ -162,7 +164,8 @@ MODULES = {
     "steps/tables.py": END,
     "steps/report.py": {"report"},
     "report/page.css": {"report"},
-    "config.py": set(),
+    "config/__init__.py": set(),
+    "layout.py": set(),
     "sources.py": set(),
 }
 
