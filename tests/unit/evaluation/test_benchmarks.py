@@ -111,6 +111,15 @@ def test_own_tasks_examples_come_as_turns_of_a_chat(folder, world, tmp_path):
     assert len(samples) == 4
 
 
+def test_the_share_of_truth_is_that_of_the_probabilities():
+    doc = {"labels": [1, 0, 1]}
+    # Probabilities 0.2, 0.5 and 0.1: the true ones' share is 0.3 / 0.8, and stays so where all underflow.
+    logps = [-1.6094379, -0.6931472, -2.3025851]
+    for shift in (0.0, -5000.0):
+        share = benchmarks.share_of_truth(doc, [(logp + shift, False) for logp in logps])
+        assert share["acc"] == pytest.approx(0.375, abs=1e-6)
+
+
 # ---- stock definitions on local files
 
 
