@@ -8,9 +8,9 @@ from lpc.report.svg import BLUE, COLOURS, DASHES, INK, MARKERS, MUTED, ORANGE, P
 
 
 def scatter_panel(axes, points: np.ndarray | None, label: list[str], order: list[str], title: str) -> None:
-    """Points [N, 2] in the colour and marker of their label; `order` names the labels, the rest is drawn in grey.
+    """Draw points [N, 2] in the colour and marker of their label; `order` names the labels, the rest is drawn in grey.
 
-    None for points says that there is nothing to draw.
+    With None for points, the panel says that there is nothing to draw.
     """
     axes.set_title(title, fontsize=9.5)
     axes.grid(False)
@@ -32,7 +32,7 @@ def scatter_panel(axes, points: np.ndarray | None, label: list[str], order: list
 
 
 def tsne_by_source(z, h_x, source: list[str], note: str) -> Figure:
-    """Two panels, t-SNE of z and of h_x, coloured by data source; `note` stands above them."""
+    """Draw two panels, t-SNE of z and of h_x, coloured by data source; `note` stands above them."""
     with style():
         fig = figure(6.2, 4.1)
         left, right = fig.subplots(1, 2)
@@ -45,7 +45,7 @@ def tsne_by_source(z, h_x, source: list[str], note: str) -> Figure:
 
 
 def tsne_by_code(z, code: list[str], note: str) -> Figure:
-    """One panel, t-SNE of z, coloured by the strongest code of the prior; the most used codes are named."""
+    """Draw one panel, t-SNE of z, coloured by the strongest code of the prior; the most used codes are named."""
     with style():
         fig = figure(3.45, 4.1)
         axes = fig.subplots()
@@ -63,9 +63,7 @@ def _finish_scatter(fig: Figure, axes, title: str, columns: int) -> None:
 
 
 def reach(values, intervals, margin: float = 0.12) -> tuple[float, float]:
-    """Axis limits around `values`, and around `intervals` as far as they do not dwarf them: those of two seeds are
-    huge.
-    """
+    """Return axis limits around `values`, and around `intervals` within reason: those of two seeds are huge."""
     low, high = min(values), max(values)
     room = max(12.0, high - low)
     ends = [*values, *(min(max(end, low - room), high + room) for end in intervals)]
@@ -74,7 +72,7 @@ def reach(values, intervals, margin: float = 0.12) -> tuple[float, float]:
 
 
 def dots(rows: list[dict], references: dict[str, float]) -> Figure:
-    """Accuracy by recipe: a dot and its 95 % interval a row, small ticks for single seeds, dotted lines for
+    """Draw accuracy by recipe: a dot and its 95 % interval per row, ticks for single seeds, dotted lines for
     `references`.
 
     rows: {"label", "mean", "low", "high" (or None), "seeds": [accuracy, …], "group"}, in per cent; a group is
@@ -114,7 +112,7 @@ def dots(rows: list[dict], references: dict[str, float]) -> Figure:
 
 
 def forest(rows: list[dict]) -> Figure:
-    """Differences around zero: thick line over test prompts, thin line over seeds where there are several.
+    """Draw differences around zero: thick line over test prompts, thin line over seeds where there are several.
 
     rows: {"label", "difference", "low", "high", "seeds_low", "seeds_high" (or None), "sure"}, in points.
     """
@@ -141,7 +139,10 @@ def forest(rows: list[dict]) -> Figure:
 
 
 def curves(title: str, lines: list[dict]) -> Figure:
-    """A quantity over training steps. lines: {"name", "x", "y"}; those of one name (seeds) share colour and dash."""
+    """Draw a quantity over training steps.
+
+    lines: {"name", "x", "y"}; those of one name (seeds) share colour and dash.
+    """
     names = dict.fromkeys(line["name"] for line in lines)
     look = {name: (COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]) for i, name in enumerate(names)}
     with style():
@@ -160,15 +161,16 @@ def curves(title: str, lines: list[dict]) -> Figure:
 
 
 def smooth(values, width: int = 9) -> np.ndarray:
-    """Mean over the `width` (odd) points around each; at the ends over those that there are."""
+    """Return the mean over the `width` (odd) points around each; at the ends, over fewer."""
     values, kernel, half = np.asarray(values, np.float64), np.ones(width), width // 2
     sums, counts = (np.convolve(row, kernel)[half : half + len(row)] for row in (values, np.ones_like(values)))
     return sums / counts
 
 
 def sweep(key: str, lines: list[dict], *, log2: bool, level: dict[str, float]) -> Figure:
-    """Accuracy in per cent against a swept key. lines: {"name", "x", "mean", "low", "high"}; level: accuracy without
-    latent.
+    """Draw accuracy in per cent against a swept key.
+
+    lines: {"name", "x", "mean", "low", "high"}; level: accuracy without latent, by recipe.
     """
     with style():
         fig = figure(3.6, 2.9)
@@ -194,8 +196,9 @@ def sweep(key: str, lines: list[dict], *, log2: bool, level: dict[str, float]) -
 
 
 def noise(variants: list[str], lines: list[dict]) -> Figure:
-    """Accuracy in per cent by dataset variant. lines: {"name", "points"}, a point a variant: {"mean", "low", "high"} or
-    None.
+    """Draw accuracy in per cent by dataset variant.
+
+    lines: {"name", "points"}; one point for each variant, {"mean", "low", "high"} or None.
     """
     points = [point for line in lines for point in line["points"] if point]
     with style():
@@ -224,9 +227,7 @@ def noise(variants: list[str], lines: list[dict]) -> Figure:
 
 
 def heat_map(usage: np.ndarray, sources: list[str], codes: list[str]) -> Figure:
-    """Mean prior of each code for each source [S, K], dark for much; the number stands in the cells that hold a tenth
-    or more.
-    """
+    """Draw the mean prior of each code for each source [S, K], darker for more; from 0.1 up, with its per cent."""
     with style():
         fig = figure(max(3.2, 1.4 + 0.27 * len(codes)), 1.0 + 0.28 * len(sources))
         axes = fig.subplots()

@@ -71,7 +71,7 @@ class Table:
 
     @property
     def href(self) -> str:
-        """The CSV inside the page, so that a page sent alone still has its data."""
+        """The link that holds the CSV inside the page, so that a page sent alone still has its data."""
         return "data:text/csv;base64," + base64.b64encode(self.csv[1].encode()).decode()
 
 

@@ -1,4 +1,4 @@
-"""t-SNE of z over the test prompts of a run, coloured by data source and by strongest code.
+"""Draw t-SNE of z over the test prompts of a run, coloured by data source and by strongest code.
 
 One point a prompt: pairs of one prompt share z, and drawn twice they would look like clusters. The titles state how
 much z varies and how much the codes know of the prompt, since t-SNE shows structure in differences of any size.

@@ -58,7 +58,7 @@ def section(results: Results) -> Section:
         if results.in_main(row) and results.is_clean(row) and row["status"] == "ok":
             groups[row["base"], row["variant"], row["recipe"]].append(row)
     if not groups:
-        return Section("codes", "What the codes learn", [Missing("No run of the main experiment has a latent.")])
+        return Section("codes", "Use of the codes", [Missing("No run of the main experiment has a latent.")])
     lead = (
         "These measures show whether the latent is used, and what its codes carry. Entropies are in nats, over "
         "distinct test prompts. Clusters and t-SNE show structure in differences of any size. Compare them with the "
@@ -79,7 +79,7 @@ def section(results: Results) -> Section:
         what = f"Figures of {len(shown)} recipes are shown; t-SNE of the others is in the folders of their runs."
         blocks.append(Missing(what))
     blocks += correlations(results)
-    return Section("codes", "What the codes learn", blocks)
+    return Section("codes", "Use of the codes", blocks)
 
 
 def diagnostics(results: Results, groups: dict[tuple, list[dict]]) -> Table:

@@ -3,6 +3,7 @@
 from lpc.report.page import Points, Section, Table, Text, text_column
 from lpc.report.results import Results
 from lpc.report.runs import latent_kind
+from lpc.report.tables import TABLES, definition
 from lpc.report.words import count, listed
 
 CONTROLS = ("mlp", "vector", "gaussian")
@@ -10,7 +11,8 @@ CONTROLS = ("mlp", "vector", "gaussian")
 
 def section(results: Results) -> Section:
     rows = []
-    for table in ("preference_accuracy", "comparisons", "benchmarks", "latents", "training"):
+    of_runs = [name for name in TABLES if {"seed", "status"} <= definition(name).columns.keys()]
+    for table in of_runs:
         for row in results.tables[table]:
             if row["status"] != "ok":
                 names = [str(row[key]) for key in ("base", "variant", "recipe", "seed") if row[key] is not None]
@@ -21,7 +23,7 @@ def section(results: Results) -> Section:
     limits = []
     seeds = len({run["seed"] for run in results.main})
     if seeds < 3:
-        few = "one seed gives no estimate of" if seeds == 1 else "too few seeds to estimate"
+        few = "no estimate of" if seeds == 1 else "too few seeds to estimate"
         limits.append(f"{count(seeds, 'seed')} in the main experiment: {few} run-to-run variance.")
     absent = [kind for kind in CONTROLS if kind not in set(map(latent_kind, results.main))]
     if absent:
@@ -32,5 +34,5 @@ def section(results: Results) -> Section:
     if results.settings["evaluation"].get("alpacaeval") is None:
         limits.append("AlpacaEval is not configured.")
     if limits:
-        blocks.append(Points("What these results cannot show:", limits))
-    return Section("missing", "What is missing", blocks)
+        blocks.append(Points("Limits of these results:", limits))
+    return Section("missing", "Missing results and limits", blocks)

@@ -24,8 +24,8 @@ def section(results: Results) -> Section:
         f"Matplotlib {matplotlib.__version__}"
     )
     facts["randomness"] = results.seeds()[1]
-    rows = [{"what": key, "value": value} for key, value in facts.items() if value]
-    blocks: list = [Table("What made these results", [text_column("what"), text_column("value")], rows)]
+    rows = [{"fact": key, "value": value} for key, value in facts.items() if value]
+    blocks: list = [Table("Software and hardware of these results", [text_column("fact"), text_column("value")], rows)]
     inputs = []
     for dataset in results.settings["datasets"]:
         origin = results.json(f"data/{dataset}/source.json")

@@ -3,13 +3,7 @@
 from collections import defaultdict
 
 from lpc.report import figures
-from lpc.report.page import (
-    Figure,
-    Figures,
-    Missing,
-    Section,
-    Text,
-)
+from lpc.report.page import Figure, Figures, Missing, Section, Text
 from lpc.report.results import Results
 from lpc.report.runs import opponents, setting
 from lpc.report.words import count
@@ -34,7 +28,7 @@ def section(results: Results) -> Section:
                 'as flip50: {rate: 0.5, marker: "[FLIP]", seed: 0}, and add an experiment with noise: [clean, flip50].'
             )
         )
-    blocks.append(Text("Figure 2's third panel, t-SNE of z by source, is under “What the codes learn”."))
+    blocks.append(Text("Figure 2's third panel, t-SNE of z by source, is under “Use of the codes”."))
     return Section("experiments", "Codebook size, noise and other sweeps (Figure 2)", blocks)
 
 
