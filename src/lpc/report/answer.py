@@ -20,7 +20,7 @@ def answer(results: Results) -> Answer:
         return Answer("LPC is not compared with plain training yet", [why], facts(results))
     if not rows:
         why = (
-            "A comparison needs two recipes with the same objective, one with a latent of kind lpc and one without a "
+            "A comparison needs two recipes with the same objective, one with a latent that has codes and one without a "
             "latent, trained on the same base, data and seed."
         )
         return Answer("These results do not compare LPC with plain training", [why], facts(results))

@@ -1,5 +1,7 @@
 """Runs of the configuration: their settings, their names in tables, and which of them are compared."""
 
+from lpc import latents
+
 # Settings that a latent with codes and one without have in common: in these a control should not differ.
 LATENT_KEYS = {"width", "learning_rate", "standardize", "detach", "latent_first"}
 
@@ -39,12 +41,12 @@ def latent_kind(run: dict) -> str | None:
 
 def has_codes(kind: str | None) -> bool:
     """Tell whether a kind of latent, or None for a plain run, has codes."""
-    return kind == "lpc"
+    return kind is not None and latents.kind(kind).has_codes
 
 
 def has_posterior(kind: str | None) -> bool:
     """Tell whether a kind of latent has a posterior, so that its KL divergence is a measure."""
-    return kind in ("lpc", "gaussian")
+    return kind is not None and latents.kind(kind).has_posterior
 
 
 def setting(run: dict, key: str):

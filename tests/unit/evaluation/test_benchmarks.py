@@ -12,11 +12,10 @@ from lm_eval.tasks import TaskManager
 from task_entry import entry
 from tiny import make_backbone, make_tokenizer
 
-from lpc import files
+from lpc import files, latents
 from lpc.cli import UserError
 from lpc.evaluation import benchmarks, questions, tasks
 from lpc.evaluation.harness import LatentLM
-from lpc.model.controls import build_latent
 from lpc.model.policy import LatentPolicy
 
 REPOSITORY = Path(__file__).parents[3]
@@ -29,7 +28,9 @@ TASKS = REPOSITORY / "config" / "tasks"
 def folder(tmp_path_factory):
     """A random model with a latent whose codebook is zero: it must score as its backbone alone."""
     folder = tmp_path_factory.mktemp("model")
-    LatentPolicy(make_backbone(), build_latent({"codes": 4, "init_std": 0.0}, 32, seed=0)).save_pretrained(folder)
+    LatentPolicy(
+        make_backbone(), latents.build(latents.parse({"codes": 4, "init_std": 0.0}), 32, seed=0)
+    ).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
 

@@ -1,12 +1,11 @@
 """Section on missing results, and on the conclusions that these results cannot support."""
 
+from lpc import latents
 from lpc.report.page import Points, Section, Table, Text, text_column
 from lpc.report.results import Results
-from lpc.report.runs import latent_kind
+from lpc.report.runs import has_codes, latent_kind
 from lpc.report.tables import TABLES, definition
 from lpc.report.words import count, listed
-
-CONTROLS = ("mlp", "vector", "gaussian")
 
 
 def section(results: Results) -> Section:
@@ -25,7 +24,7 @@ def section(results: Results) -> Section:
     if seeds < 3:
         few = "no estimate of" if seeds == 1 else "too few seeds to estimate"
         limits.append(f"{count(seeds, 'seed')} in the main experiment: {few} run-to-run variance.")
-    absent = [kind for kind in CONTROLS if kind not in set(map(latent_kind, results.main))]
+    absent = [kind for kind in latents.KINDS if not has_codes(kind) and kind not in set(map(latent_kind, results.main))]
     if absent:
         kinds = listed(absent, "or")
         limits.append(
