@@ -20,8 +20,8 @@ def answer(results: Results) -> Answer:
         return Answer("LPC is not compared with plain training yet", [why], facts(results))
     if not rows:
         why = (
-            "A comparison needs two recipes with the same objective, one with a latent that has codes and one without a "
-            "latent, trained on the same base, data and seed."
+            "A comparison needs two recipes with the same objective, one with a latent that has codes and one without "
+            "a latent, trained on the same base, data and seed."
         )
         return Answer("These results do not compare LPC with plain training", [why], facts(results))
     findings = [effects(rows), caution(rows), latent(results), controls(results), cost(results)]
