@@ -8,8 +8,7 @@ import results_tree
 from results_tree import ABSENT, COMMIT, SETTINGS, report_spec, step
 
 from lpc import files
-from lpc.report import answer, paper, words
-from lpc.report.results import decisive, verdict
+from lpc.report import paper, words
 from lpc.report.sections.completions import shortened
 from lpc.report.tables import TABLES, definition
 
@@ -265,81 +264,6 @@ def test_paper_tables_hold_together():
     assert paper.base_name({"scratch": {}}) is None
 
 
-def comparison(low, high, seeds=1, seeds_low=None, seeds_high=None) -> dict:
-    return {
-        "recipe": "dpo-lpc",
-        "against": "dpo",
-        "base": "b",
-        "difference": (low + high) / 2,
-        "low": low,
-        "high": high,
-        "seeds": seeds,
-        "seeds_low": seeds_low,
-        "seeds_high": seeds_high,
-    }
-
-
-@pytest.mark.parametrize(
-    ("row", "expected"),
-    [
-        (comparison(0.01, 0.05), 1),
-        (comparison(-0.05, -0.01), -1),
-        (comparison(-0.01, 0.05), 0),
-        (comparison(0.01, 0.05, 2, -0.2, 0.3), 0),
-        (comparison(-0.01, 0.05, 5, 0.01, 0.02), 0),
-        (comparison(0.01, 0.05, 5, 0.01, 0.02), 1),
-    ],
-)
-def test_a_difference_counts_only_where_every_interval_excludes_zero(row, expected):
-    assert verdict(row) == expected
-
-
-def test_the_wider_interval_is_the_one_told():
-    assert decisive(comparison(0.01, 0.05, 2, -0.2, 0.3)) == (-0.2, 0.3, "over 2 seeds")
-    assert decisive(comparison(0.01, 0.05, 5, 0.01, 0.02)) == (0.01, 0.05, "over test prompts")
-
-
-UP, DOWN, SAME = comparison(1, 2, 3, 1, 2), comparison(-2, -1, 3, -2, -1), comparison(-1, 1, 3, -1, 1)
-
-
-@pytest.mark.parametrize(
-    ("rows", "expected"),
-    [
-        ([SAME], "LPC made no measurable difference to preference accuracy"),
-        ([UP], "LPC raised preference accuracy"),
-        ([UP] * 3, "LPC raised preference accuracy in every comparison"),
-        ([DOWN], "LPC lowered preference accuracy"),
-        ([UP, DOWN], "LPC raised preference accuracy in 1 and lowered it in 1 of 2 comparisons"),
-        (
-            [UP, SAME],
-            "LPC raised preference accuracy in 1 of 2 comparisons, with no measurable difference in the other",
-        ),
-    ],
-)
-def test_headline_over_seeds(rows, expected):
-    assert answer.headline(rows) == expected
-
-
-@pytest.mark.parametrize(
-    ("rows", "points"),
-    [
-        ([comparison(0.01, 0.05)], "+3.0 points"),
-        ([comparison(-0.05, -0.01), comparison(0.01, 0.03)], "−3.0 to +2.0 points in 2 comparisons"),
-    ],
-)
-def test_one_seed_is_no_effect_however_narrow_its_interval(rows, points):
-    expected = f"One seed: accuracy with LPC minus without is {points}; run-to-run variance is unknown"
-    assert answer.headline(rows) == expected
-    assert answer.caution(rows).startswith("This is one seed. These intervals reflect which test prompts were sampled")
-
-
-def test_comparisons_of_one_seed_do_not_count_in_the_headline():
-    rows = [comparison(0.01, 0.05), SAME, SAME]
-    assert answer.headline(rows) == "LPC made no measurable difference to preference accuracy"
-    assert answer.caution(rows).startswith("1 of 3 comparisons have one seed. Their intervals")
-    assert answer.caution([SAME, UP]) == "At 95 %, about 0.1 of 2 comparisons would show a difference by chance alone."
-
-
 def test_every_section_of_a_table_exists(page):
     assert {definition(name).section for name in TABLES} <= set(page.ids)
 
@@ -350,23 +274,3 @@ def test_a_table_that_no_section_arranges_is_shown_as_it_is(results, page):
     header = rows.index(list(definition("codes").columns))
     assert rows[header + 1] == ["tiny", "world", "dpo-lpc", "dpo", "lpc", "0", "0", "bank", "10", "0.700", "1.00"]
     assert "Codes, the first 100 of 288 rows" in words_of(page)
-
-
-def test_numbers_as_written():
-    assert words.number(-1.25, 1) == "−1.2"
-    assert words.number(-0.04, 1, sign=True) == "0.0"
-    assert words.number(0.04, 1, sign=True) == "0.0"
-    assert words.number(3, 1, sign=True) == "+3.0"
-    assert words.number(None) == "–"
-    assert words.number(12345.6, 0) == "12,346"
-    assert [words.significant(value) for value in (0.0001234, 14.52, 1234.5, 3, 0, None)] == [
-        "0.000123",
-        "14.5",
-        "1,234",
-        "3",
-        "0",
-        "–",
-    ]
-    assert words.span([1.02, 0.98], 1) == "1.0"
-    assert words.span([-0.5, 2], 1, sign=True) == "−0.5 to +2.0"
-    assert [words.duration(seconds) for seconds in (42, 600, 7200)] == ["42 s", "10 min", "2.0 h"]
