@@ -5,23 +5,23 @@ import numpy as np
 from lpc.report import figures
 from lpc.report.page import Answer, Figure
 from lpc.report.results import Results, in_words, verdict
+from lpc.report.runs import has_codes
 from lpc.report.words import count, duration, number, objective, percent, span
 
-# Below this many nats the prior is called unused: it tells prompts apart no better than 1.05 equally likely groups.
+# Below this many nats the prior is called collapsed: it distinguishes prompts like 1.05 equally likely groups.
 UNUSED = 0.05
 
 
 def answer(results: Results) -> Answer:
+    """Return the top of the page."""
     rows = results.comparisons()
-    if not rows and any(row["latent"] == "lpc" and row["against"] for row in results.tables["comparisons"]):
-        why = (
-            "No plain run and its counterpart with LPC are both scored. What is missing stands at the end of the page."
-        )
+    if not rows and any(has_codes(row["latent"]) and row["against"] for row in results.tables["comparisons"]):
+        why = "No plain run and its counterpart with LPC are both scored. The end of the page lists missing results."
         return Answer("LPC is not compared with plain training yet", [why], facts(results))
     if not rows:
         why = (
-            "A comparison needs two recipes with the same objective, one with a latent of kind lpc and one without a "
-            "latent, trained on the same base, data and seed."
+            "A comparison needs two recipes with the same objective, one with a latent that has codes and one without "
+            "a latent, trained on the same base, data and seed."
         )
         return Answer("These results do not compare LPC with plain training", [why], facts(results))
     findings = [effects(rows), caution(rows), latent(results), controls(results), cost(results)]
@@ -31,42 +31,52 @@ def answer(results: Results) -> Answer:
 
 
 def headline(rows: list[dict]) -> str:
-    higher, lower = (sum(verdict(row) == sign for row in rows) for sign in (1, -1))
+    """Return the conclusion in one line. Only comparisons over several seeds support an effect."""
+    several = [row for row in rows if row["seeds"] > 1]
+    if not several:
+        points = span([100 * row["difference"] for row in rows], sign=True)
+        where = f" in {len(rows)} comparisons" if len(rows) > 1 else ""
+        return f"One seed: accuracy with LPC minus without is {points} points{where}; run-to-run variance is unknown"
+    higher, lower = (sum(verdict(row) == sign for row in several) for sign in (1, -1))
     if not higher and not lower:
         return "LPC made no measurable difference to preference accuracy"
     if higher and lower:
-        return f"LPC raised preference accuracy in {higher} and lowered it in {lower} of {len(rows)} comparisons"
+        return f"LPC raised preference accuracy in {higher} and lowered it in {lower} of {len(several)} comparisons"
     word, n = ("raised", higher) if higher else ("lowered", lower)
-    if n == len(rows):
+    if n == len(several):
         return f"LPC {word} preference accuracy" + (" in every comparison" if n > 1 else "")
-    rest = "the other" if n == len(rows) - 1 else "the others"
-    return f"LPC {word} preference accuracy in {n} of {len(rows)} comparisons, with no measurable difference in {rest}"
+    rest = "the other" if n == len(several) - 1 else "the others"
+    return (
+        f"LPC {word} preference accuracy in {n} of {len(several)} comparisons, with no measurable difference in {rest}"
+    )
 
 
 def effects(rows: list[dict]) -> str:
+    """Return the differences in words."""
     if len(rows) > 3:
         points = span([100 * row["difference"] for row in rows], sign=True)
-        return (
-            f"On the same test pairs, the {len(rows)} differences between LPC and plain training are {points} points."
-        )
+        return f"On the same test pairs, accuracy with LPC minus without is {points} points in {len(rows)} comparisons."
     several = len({row["base"] for row in rows}) > 1
     return "On the same test pairs, " + "; ".join(f"on {row['base']} " * several + in_words(row) for row in rows) + "."
 
 
 def caution(rows: list[dict]) -> str:
-    if max(row["seeds"] for row in rows) == 1:
-        return (
-            "This is one seed. The intervals cover the choice of test prompts, not the luck of training, so another "
-            "seed may "
-            "well turn a small difference round."
+    """Return the limits of the comparisons: single seeds, then their number."""
+    single, said = sum(row["seeds"] == 1 for row in rows), []
+    if single:
+        which = "This is one seed." if single == len(rows) else f"{single} of {len(rows)} comparisons have one seed."
+        said.append(
+            f"{which} {'These' if single == len(rows) else 'Their'} intervals reflect which test prompts were sampled, "
+            "not run-to-run variance; with another seed a small difference could reverse."
         )
-    if len(rows) > 1:
+    if len(rows) > 1 and single < len(rows):
         chance = number(0.05 * len(rows))
-        return f"Of {len(rows)} comparisons at 95 %, about {chance} would look different by chance alone."
-    return ""
+        said.append(f"At 95 %, about {chance} of {len(rows)} comparisons would show a difference by chance alone.")
+    return " ".join(said)
 
 
 def latent(results: Results) -> str:
+    """Return whether the latent is used: information of its codes, and the change of accuracy with z = 0."""
     names = {(row["base"], row["variant"], row["recipe"]) for row in results.comparisons()}
     rows = [
         row
@@ -76,20 +86,24 @@ def latent(results: Results) -> str:
     if not rows:
         return ""
     known = [row["mutual_information"] for row in rows]
-    source = number(rows[0]["source_entropy"], 2)
-    says = f"The codes carry {span(known, 2)} nats about the prompt; naming its source would take {source}."
+    entropy = number(rows[0]["source_entropy"], 2)
+    found = (
+        f"The codes carry {span(known, 2)} nats of information about the prompt; identifying its source would take "
+        f"{entropy}."
+    )
     unused = sum(value < UNUSED for value in known)
     if unused == len(known):
-        says += " The prior is nearly the same for all prompts: the latent has collapsed, and z is one constant vector."
+        found += " The prior is nearly the same for all prompts (posterior collapse), so z is nearly constant."
     elif unused:
-        says += f" In {unused} of {len(known)} runs the prior is nearly the same for all prompts."
+        found += f" In {unused} of {len(known)} runs the prior is nearly the same for all prompts (posterior collapse)."
     change = [100 * (row["accuracy_zero"] - row["accuracy"]) for row in rows if row["accuracy_zero"] is not None]
     if change:
-        says += f" Taking z away changes accuracy by {span(change, sign=True)} points."
-    return says
+        found += f" Setting z = 0 changes accuracy by {span(change, sign=True)} points."
+    return found
 
 
 def controls(results: Results) -> str:
+    """Return the comparisons with controls in words."""
     rows = results.comparisons(controls=True)
     if not rows:
         return ""
@@ -101,11 +115,12 @@ def controls(results: Results) -> str:
 
 
 def cost(results: Results) -> str:
+    """Return the cost of the latent in words: time of a step, and parameters."""
     changes = [100 * (ratio - 1) for ratio in results.step_ratios.values()]
     added = [
         100 * row["latent_parameters"] / row["parameters"]
         for row in results.tables["training"]
-        if row["latent"] == "lpc" and row["parameters"]
+        if has_codes(row["latent"]) and row["parameters"]
     ]
     if not changes or not added:
         return ""
@@ -130,14 +145,13 @@ def differences(results: Results, rows: list[dict]) -> Figure:
     over_seeds = "; thin: 95 % t interval over seeds" if any(row["seeds"] > 1 for row in rows) else ""
     caption = (
         "Preference accuracy with LPC minus without, on the same test pairs. Thick: 95 % bootstrap interval over test "
-        "prompts"
-        f"{over_seeds}. Filled square: every interval excludes zero; open square: not."
+        f"prompts{over_seeds}. Filled square: every interval excludes zero; open square: not."
     )
     return Figure.of("differences", figures.forest(bars), caption)
 
 
 def label(row: dict) -> str:
-    """The objective, or the recipe's name where it says more than that."""
+    """Return the objective's title, or the name of a recipe that is not simply its LPC variant."""
     return objective(row["objective"]) if row["recipe"] == f"{row['objective']}-lpc" else row["recipe"]
 
 
@@ -152,5 +166,5 @@ def facts(results: Results) -> list[tuple[str, str]]:
     found += [(f"{n:,}", f"test pairs of {dataset}") for dataset, n in test_pairs.items()]
     seconds = sum(row["seconds"] or 0 for row in results.tables["cost"])
     if seconds:
-        found.append((duration(seconds), f"of computing, {count(len(results.tables['cost']), 'job')} added up"))
+        found.append((duration(seconds), f"of computing in {count(len(results.tables['cost']), 'job')}"))
     return found

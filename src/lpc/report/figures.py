@@ -1,101 +1,16 @@
-"""Figures as SVG that follow the page's light or dark theme, and stand alone as well.
-
-Every colour drawn is one of `THEME`; in the SVG it becomes a CSS variable with that colour as fallback. Text stays
-text, in the page's font. The categorical colours are those of Okabe and Ito (2008), told apart by readers with any
-colour vision; series differ in marker or dash too, for grey.
-"""
-
-import io
-import re
-from pathlib import Path
+"""The figures of the page and of the step tsne, each from plain numbers."""
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from lpc import files
-
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"
-INK, MUTED, RULE, PAPER = "#24292f", "#6a737d", "#d8dee4", "#ffffff"
-THEME = {
-    BLUE: "blue", ORANGE: "orange", GREEN: "green", RED: "red", PURPLE: "purple", SKY: "sky",
-    INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper",
-}  # fmt: skip
-COLOURS = [BLUE, ORANGE, GREEN, RED, PURPLE, SKY]
-MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">"]
-DASHES = ["-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)), (0, (8, 2)), (0, (2, 2))]
-
-STYLE = {
-    "font.family": "sans-serif", "font.size": 9, "svg.fonttype": "none", "text.parse_math": False,
-    "text.color": INK, "axes.labelcolor": INK, "xtick.color": MUTED, "ytick.color": MUTED,
-    "axes.edgecolor": RULE, "axes.grid": True, "axes.axisbelow": True, "grid.color": RULE, "grid.linewidth": 0.6,
-    "axes.spines.top": False, "axes.spines.right": False, "xtick.major.size": 0, "ytick.major.size": 0,
-    "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left", "legend.frameon": False,
-    "lines.linewidth": 1.6, "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
-}  # fmt: skip
-
-
-def figure(width: float, height: float) -> Figure:
-    """An empty figure of this size in inches. Axes are added inside `with style():`."""
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def style():
-    return matplotlib.rc_context(STYLE)
-
-
-def svg(fig: Figure, name: str) -> str:
-    """The figure as one `<svg>` element: same bytes for the same figure, no date, theme colours as CSS variables.
-
-    `name` keeps the ids of several figures in one page apart.
-    """
-    stream = io.StringIO()
-    # No version of matplotlib, no date, no type: what is left is the figure.
-    nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
-        fig.savefig(stream, format="svg", metadata=nothing)
-    text = stream.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r"\s*<!--.*?-->", "", text, flags=re.DOTALL)
-    # Ids of groups repeat from figure to figure and nothing refers to them; those of definitions are hashes.
-    text = re.sub(r'<g id="[^"]*"', "<g", text)
-    text = re.sub(r"font-family: [^;\"]*", "font-family: var(--sans, system-ui, sans-serif)", text)
-    # A style sheet inside would reach every other figure of the page.
-    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
-    text = text.replace("<svg ", '<svg stroke-linejoin="round" ', 1)
-    # Scattered points repeat one style a point: say it once, on their group.
-    text = re.sub(r"<g( clip-path=\"[^\"]*\")?>\s*((?:<use [^>]*/>\s*){2,})</g>", _hoist_style, text)
-    for colour, variable in THEME.items():
-        text = text.replace(colour, f"var(--{variable}, {colour})")
-    return re.sub(r"\n\s*", "\n", text)
-
-
-def _hoist_style(match: re.Match) -> str:
-    styles = set(re.findall(r' style="([^"]*)"', match[2]))
-    if len(styles) != 1:
-        return match[0]
-    uses = re.sub(r' style="[^"]*"', "", match[2])
-    return f'<g{match[1] or ""} style="{styles.pop()}">{uses}</g>'
-
-
-def save(fig: Figure, path: str | Path) -> None:
-    """Write the figure as SVG at `path` and as PNG, on white, beside it."""
-    path = Path(path)
-    files.write_text(path, svg(fig, path.stem))
-    with files.atomic(path.with_suffix(".png")) as temporary, style():
-        fig.savefig(temporary, dpi=160, facecolor=PAPER, metadata={"Software": None})
-
-
-def series(names) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each name; past the palette, another marker with the same colour keeps them apart."""
-    return {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)}
+from lpc.report.svg import BLUE, COLOURS, DASHES, INK, MARKERS, MUTED, ORANGE, PAPER, figure, series, style
 
 
 def scatter_panel(axes, points: np.ndarray | None, label: list[str], order: list[str], title: str) -> None:
-    """Points [N, 2] in the colour and marker of their label; `order` names the labels, the rest is drawn in grey.
+    """Draw points [N, 2] in the colour and marker of their label; `order` names the labels, the rest is drawn in grey.
 
-    None for points says that there is nothing to draw.
+    With None for points, the panel says that there is nothing to draw.
     """
     axes.set_title(title, fontsize=9.5)
     axes.grid(False)
@@ -117,7 +32,7 @@ def scatter_panel(axes, points: np.ndarray | None, label: list[str], order: list
 
 
 def tsne_by_source(z, h_x, source: list[str], note: str) -> Figure:
-    """Two panels, t-SNE of z and of h_x, coloured by data source; `note` stands above them."""
+    """Draw two panels, t-SNE of z and of h_x, coloured by data source; `note` stands above them."""
     with style():
         fig = figure(6.2, 4.1)
         left, right = fig.subplots(1, 2)
@@ -130,7 +45,7 @@ def tsne_by_source(z, h_x, source: list[str], note: str) -> Figure:
 
 
 def tsne_by_code(z, code: list[str], note: str) -> Figure:
-    """One panel, t-SNE of z, coloured by the strongest code of the prior; the most used codes are named."""
+    """Draw one panel, t-SNE of z, coloured by the strongest code of the prior; the most used codes are named."""
     with style():
         fig = figure(3.45, 4.1)
         axes = fig.subplots()
@@ -148,9 +63,7 @@ def _finish_scatter(fig: Figure, axes, title: str, columns: int) -> None:
 
 
 def reach(values, intervals, margin: float = 0.12) -> tuple[float, float]:
-    """Axis limits around `values`, and around `intervals` as far as they do not dwarf them: those of two seeds are
-    huge.
-    """
+    """Return axis limits around `values`, and around `intervals` within reason: those of two seeds are huge."""
     low, high = min(values), max(values)
     room = max(12.0, high - low)
     ends = [*values, *(min(max(end, low - room), high + room) for end in intervals)]
@@ -159,12 +72,13 @@ def reach(values, intervals, margin: float = 0.12) -> tuple[float, float]:
 
 
 def dots(rows: list[dict], references: dict[str, float]) -> Figure:
-    """Accuracy by recipe: a dot and its 95 % interval a row, small ticks for single seeds, dotted lines for
+    """Draw accuracy by recipe: a dot and its 95 % interval per row, ticks for single seeds, dotted lines for
     `references`.
 
-    rows: {"label", "mean", "low", "high" (or None), "seeds": [accuracy, …], "kind": latent kind or None}, in per cent.
+    rows: {"label", "mean", "low", "high" (or None), "seeds": [accuracy, …], "group"}, in per cent; a group is
+    plain, codes or control.
     """
-    looks = {None: (MUTED, "o"), "lpc": (BLUE, "s")}
+    looks = {"plain": (MUTED, "o"), "codes": (BLUE, "s"), "control": (ORANGE, "D")}
     low, high = reach(
         [*(value for row in rows for value in (row["mean"], *row["seeds"])), *references.values()],
         [row[end] for row in rows for end in ("low", "high") if row[end] is not None],
@@ -176,7 +90,7 @@ def dots(rows: list[dict], references: dict[str, float]) -> Figure:
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
         for place, row in enumerate(rows):
-            colour, marker = looks.get(row["kind"], (ORANGE, "D"))
+            colour, marker = looks[row["group"]]
             if row["low"] is not None:
                 axes.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=2.4, alpha=0.5)
             if len(row["seeds"]) > 1:
@@ -198,7 +112,7 @@ def dots(rows: list[dict], references: dict[str, float]) -> Figure:
 
 
 def forest(rows: list[dict]) -> Figure:
-    """Differences around zero: thick line over test prompts, thin line over seeds where there are several.
+    """Draw differences around zero: thick line over test prompts, thin line over seeds where there are several.
 
     rows: {"label", "difference", "low", "high", "seeds_low", "seeds_high" (or None), "sure"}, in points.
     """
@@ -225,7 +139,10 @@ def forest(rows: list[dict]) -> Figure:
 
 
 def curves(title: str, lines: list[dict]) -> Figure:
-    """A quantity over training steps. lines: {"name", "x", "y"}; those of one name (seeds) share colour and dash."""
+    """Draw a quantity over training steps.
+
+    lines: {"name", "x", "y"}; those of one name (seeds) share colour and dash.
+    """
     names = dict.fromkeys(line["name"] for line in lines)
     look = {name: (COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]) for i, name in enumerate(names)}
     with style():
@@ -244,15 +161,16 @@ def curves(title: str, lines: list[dict]) -> Figure:
 
 
 def smooth(values, width: int = 9) -> np.ndarray:
-    """Mean over the `width` (odd) points around each; at the ends over those that there are."""
+    """Return the mean over the `width` (odd) points around each; at the ends, over fewer."""
     values, kernel, half = np.asarray(values, np.float64), np.ones(width), width // 2
     sums, counts = (np.convolve(row, kernel)[half : half + len(row)] for row in (values, np.ones_like(values)))
     return sums / counts
 
 
 def sweep(key: str, lines: list[dict], *, log2: bool, level: dict[str, float]) -> Figure:
-    """Accuracy in per cent against a swept key. lines: {"name", "x", "mean", "low", "high"}; level: accuracy without
-    latent.
+    """Draw accuracy in per cent against a swept key.
+
+    lines: {"name", "x", "mean", "low", "high"}; level: accuracy without latent, by recipe.
     """
     with style():
         fig = figure(3.6, 2.9)
@@ -278,8 +196,9 @@ def sweep(key: str, lines: list[dict], *, log2: bool, level: dict[str, float]) -
 
 
 def noise(variants: list[str], lines: list[dict]) -> Figure:
-    """Accuracy in per cent by dataset variant. lines: {"name", "points"}, a point a variant: {"mean", "low", "high"} or
-    None.
+    """Draw accuracy in per cent by dataset variant.
+
+    lines: {"name", "points"}; one point for each variant, {"mean", "low", "high"} or None.
     """
     points = [point for line in lines for point in line["points"] if point]
     with style():
@@ -308,9 +227,7 @@ def noise(variants: list[str], lines: list[dict]) -> Figure:
 
 
 def heat_map(usage: np.ndarray, sources: list[str], codes: list[str]) -> Figure:
-    """Mean prior of each code for each source [S, K], dark for much; the number stands in the cells that hold a tenth
-    or more.
-    """
+    """Draw the mean prior of each code for each source [S, K], darker for more; from 0.1 up, with its per cent."""
     with style():
         fig = figure(max(3.2, 1.4 + 0.27 * len(codes)), 1.0 + 0.28 * len(sources))
         axes = fig.subplots()

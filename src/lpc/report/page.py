@@ -1,4 +1,4 @@
-"""The page as a whole: sections of text, tables and figures, put into one HTML file that needs nothing else."""
+"""Building blocks of the page, and the page as one HTML file that needs no other file."""
 
 import base64
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure as Drawing
 
-from lpc.report import figures
+from lpc.report import svg
 from lpc.report.words import NONE, number, significant
 
 HERE = Path(__file__).parent
@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 
 @dataclass
 class Cell:
-    """What a cell shows and what it sorts by. `strong` only where an interval excludes zero."""
+    """A cell: its text, and the value it sorts by. `strong` only where every interval excludes zero."""
 
     text: str
     sort: float | str | None = None
@@ -34,7 +34,7 @@ def text(value) -> Cell:
 
 
 def rough(value: float | None) -> Cell:
-    """A number with three significant digits."""
+    """Return the cell of a number with three significant digits."""
     return Cell(significant(value), value)
 
 
@@ -46,13 +46,13 @@ class Column:
     number: bool = True  # aligned right
 
 
-def name(label: str, key: str = "") -> Column:
-    """A column of words, those under `key` of a row."""
+def text_column(label: str, key: str = "") -> Column:
+    """Return a column of words, those under `key` of a row (default: `label`)."""
     return Column(label, lambda row: text(row[key or label]), number=False)
 
 
-def figure_column(label: str, key: str = "", digits: int = 0, hint: str = "") -> Column:
-    """A column of numbers, those under `key` of a row."""
+def number_column(label: str, key: str = "", digits: int = 0, hint: str = "") -> Column:
+    """Return a column of numbers, those under `key` of a row (default: `label`)."""
     return Column(label, lambda row: cell(row[key or label], digits), hint)
 
 
@@ -71,7 +71,7 @@ class Table:
 
     @property
     def href(self) -> str:
-        """The CSV inside the page, so that a page sent alone still has its data."""
+        """The link that holds the CSV inside the page, so that a page sent alone still has its data."""
         return "data:text/csv;base64," + base64.b64encode(self.csv[1].encode()).decode()
 
 
@@ -84,7 +84,7 @@ class Figure:
 
     @classmethod
     def of(cls, name: str, drawing: Drawing, caption: str, *, wide: bool = False) -> "Figure":
-        return cls(name, Markup(figures.svg(drawing, name)), caption, wide)
+        return cls(name, Markup(svg.markup(drawing, name)), caption, wide)
 
 
 @dataclass
@@ -109,13 +109,13 @@ class Points:
 
 @dataclass
 class Missing:
-    """What is not there, and how to get it."""
+    """A result that is missing, and how to get it."""
 
     text: str
 
 
 @dataclass
-class Code:
+class Preformatted:
     """A fold with preformatted text."""
 
     title: str
@@ -124,7 +124,7 @@ class Code:
 
 @dataclass
 class SideBySide:
-    """Texts (label, text) next to each other where the screen has room, what they answer above them."""
+    """Texts (label, text) next to each other where the screen has room, below the prompt that they answer."""
 
     caption: str
     prompt: str

@@ -1,6 +1,4 @@
-"""The numbers that the paper reports (arXiv 2505.04993, Tables 1 to 3), in per cent; None where no text source has the
-number.
-"""
+"""The paper's results (arXiv 2505.04993, Tables 1 to 3), in per cent; None where no text version has the number."""
 
 # Hub names of the paper's bases, lower case, to the paper's names for them.
 BASES = {
@@ -58,5 +56,5 @@ ALPACAEVAL = {
 
 
 def base_name(base: dict) -> str | None:
-    """The paper's name of a base of the configuration; None for any other base."""
+    """Return the paper's name of a base of the configuration; None for any other base."""
     return BASES.get((base.get("model") or "").lower())

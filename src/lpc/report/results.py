@@ -1,7 +1,7 @@
 """A project's results as the sections of the page need them.
 
-A difference counts as one only where its interval excludes zero, over test prompts and, with several seeds, over
-seeds as well; everything else is called not measurable, however large it looks.
+A difference counts only where every interval excludes zero: over test prompts and, with several seeds, over seeds as
+well. Any other difference is called not measurable, however large it is.
 """
 
 import functools
@@ -15,9 +15,12 @@ import pyarrow as pa
 from lpc import files
 from lpc.data import world
 from lpc.evaluation import statistics
-from lpc.report import tables
+from lpc.report.runs import has_codes, resolve
+from lpc.report.tables import TABLES, base
 from lpc.report.words import number, percent
 
+# Recipes of which a section shows figures or completions.
+MOST_RECIPES = 6
 VERDICTS = {1: "higher than", 0: "not measurably different from", -1: "lower than"}
 
 
@@ -30,31 +33,30 @@ class Results:
         self.recipes = spec["recipes"]
         self.tasks = self.settings["evaluation"]["benchmarks"]["tasks"]
         held_out = self.settings["evaluation"]["preference"]["datasets"]
-        self.runs = tables.resolve(spec["runs"], self.recipes, held_out)
+        self.runs = resolve(spec["runs"], self.recipes, held_out)
         # What the page compares first: the experiment of that name, or everything.
         self.main = [run for run in self.runs if "main" in run["experiments"]] or self.runs
         self.main_recipes = {(run["base"], run["variant"], run["recipe"]) for run in self.main}
-        self.tables = {name: tables.read(root / "tables", name) for name in tables.COLUMNS}
+        self.tables = {name: base.read(root / "tables", name) for name in TABLES}
 
     def csv(self, name: str) -> tuple[str, str]:
         return f"{name}.csv", (self.root / "tables" / f"{name}.csv").read_text(encoding="utf-8")
 
     def json(self, path: str) -> dict:
-        """A JSON file of the results, {} where it is absent."""
+        """Return a JSON file of the results; {} where it is absent."""
         return files.read_json(self.root / path) if (self.root / path).exists() else {}
 
     def in_main(self, row: dict) -> bool:
         return (row["base"], row["variant"], row["recipe"]) in self.main_recipes
 
     def is_clean(self, row: dict) -> bool:
-        """Whether a row is of training on unflipped labels."""
+        """Tell whether a row is of training on unflipped labels."""
         return row["variant"] in self.settings["datasets"]
 
     def accuracy(self) -> list[dict]:
-        """Preference accuracy over seeds, in per cent: the first seed's row with `mean`, `low`, `high` and the list
-        `seeds`.
+        """Return preference accuracy over seeds in per cent: the first seed's row with `mean`, `low`, `high`, `seeds`.
 
-        The interval is that over seeds from two seeds on, otherwise that over test prompts.
+        `seeds` lists the accuracy of each. The interval is over seeds if there are two or more, else over test prompts.
         """
         groups = defaultdict(list)
         for row in self.tables["preference_accuracy"]:
@@ -63,7 +65,7 @@ class Results:
         return [over_seeds(rows) for rows in groups.values()]
 
     def own_accuracy(self) -> dict[tuple[str, str, str], dict]:
-        """Accuracy over seeds by (base, variant, recipe), on the test pairs of the dataset that was trained on."""
+        """Return accuracy over seeds by (base, variant, recipe), on test pairs of the dataset trained on."""
         return {
             (row["base"], row["variant"], row["recipe"]): row
             for row in self.accuracy()
@@ -71,14 +73,15 @@ class Results:
         }
 
     def comparisons(self, *, controls: bool = False) -> list[dict]:
-        """Means over seeds of LPC against plain (or against controls), of main recipes, trained on clean data, on its
-        own test pairs.
+        """Return rows of comparisons.csv over seeds: LPC against plain runs, or against controls.
+
+        They are of main recipes, trained on clean data, on the test pairs of that data.
         """
         return [
             row
             for row in self.tables["comparisons"]
             if row["seed"] == "mean"
-            and row["latent"] == "lpc"
+            and has_codes(row["latent"])
             and row["against_latent"] != "zero"
             and (row["against_latent"] is not None) == controls
             and row["dataset"] == row["variant"]
@@ -87,7 +90,7 @@ class Results:
 
     @functools.cached_property
     def step_ratios(self) -> dict[tuple, float]:
-        """Time of a step relative to the plain run that a run is compared with, by (base, variant, recipe, seed)."""
+        """Time of a step relative to that of the plain run compared with, by (base, variant, recipe, seed)."""
         names = ("base", "variant", "recipe", "seed")
         seconds = {tuple(row[name] for name in names): row["seconds_per_step"] for row in self.tables["training"]}
         found = {}
@@ -95,12 +98,12 @@ class Results:
             alike = row["against"] and row["against_latent"] is None and not row["differs"]
             mine = tuple(row[name] for name in names)
             plain = (row["base"], row["variant"], row["against"], row["seed"])
-            if alike and row["latent"] == "lpc" and seconds.get(mine) and seconds.get(plain):
+            if alike and has_codes(row["latent"]) and seconds.get(mine) and seconds.get(plain):
                 found[mine] = seconds[mine] / seconds[plain]
         return found
 
     def ceilings(self, dataset: str) -> dict[str, float]:
-        """What judges that know the world reach on a generated dataset's test pairs; {} for any other dataset."""
+        """Return the accuracies of simple rules and an oracle on a generated dataset's test pairs; {} for others."""
         path = self.root / "data" / dataset / "pairs.parquet"
         if self.settings["datasets"][dataset]["kind"] != "world" or not path.exists():
             return {}
@@ -113,7 +116,7 @@ class Results:
         return [json.loads(line) for line in lines if line]
 
     def seeds(self) -> tuple[str, str]:
-        """How many seeds the runs have, and which."""
+        """Return the number of seeds, and which they are."""
         seeds = sorted({run["seed"] for run in self.runs})
         which = ", ".join(map(str, seeds)) if len(seeds) <= 6 else f"{seeds[0]} to {seeds[-1]}"
         return str(len(seeds)), f"seed: {which}" if len(seeds) == 1 else f"seeds: {which}"
@@ -129,15 +132,17 @@ def over_seeds(rows: list[dict]) -> dict:
 
 
 def decisive(row: dict) -> tuple[float, float, str]:
-    """The wider of a comparison's intervals, over test prompts or over seeds, and its name."""
+    """Return the wider of a comparison's intervals, over test prompts or over seeds, and its name."""
     if row["seeds_low"] is None or row["high"] - row["low"] > row["seeds_high"] - row["seeds_low"]:
         return row["low"], row["high"], "over test prompts"
     return row["seeds_low"], row["seeds_high"], f"over {row['seeds']} seeds"
 
 
 def verdict(row: dict) -> int:
-    """1 for higher, −1 for lower, 0 for no measurable difference, of a row of comparisons.csv: both intervals must
-    exclude zero on the same side."""
+    """Return 1 for higher, −1 for lower, 0 for no measurable difference, of a row of comparisons.csv.
+
+    Every interval of the row must exclude zero on the same side.
+    """
     ends = [(row["low"], row["high"])]
     if row["seeds_low"] is not None:
         ends.append((row["seeds_low"], row["seeds_high"]))
@@ -145,7 +150,7 @@ def verdict(row: dict) -> int:
 
 
 def in_words(row: dict) -> str:
-    """One comparison with its difference and the interval that decides."""
+    """Return one comparison in words, with its difference and its wider interval."""
     low, high, over = decisive(row)
     points = f"{number(percent(row['difference']), sign=True)} points"
     ends = f"{number(percent(low), sign=True)} to {number(percent(high), sign=True)}"

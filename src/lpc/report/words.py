@@ -1,4 +1,4 @@
-"""Numbers and lists as the page writes them."""
+"""Numbers, lists and names in the words of the page."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ def percent(value: float | None) -> float | None:
 
 
 def number(value: float | None, digits: int = 1, *, sign: bool = False) -> str:
-    """A number with a true minus sign; an en dash where there is none. A rounded zero has no sign."""
+    """Return a number with a true minus sign; an en dash where there is none. A rounded zero has no sign."""
     if value is None:
         return NONE
     text = f"{value:,.{digits}f}"
@@ -24,7 +24,7 @@ def number(value: float | None, digits: int = 1, *, sign: bool = False) -> str:
 
 
 def significant(value: float | None, digits: int = 3) -> str:
-    """A number with so many significant digits, whole numbers in full."""
+    """Return a number with `digits` significant digits; whole numbers in full."""
     if value is None:
         return NONE
     if value == 0 or isinstance(value, int):
@@ -33,12 +33,12 @@ def significant(value: float | None, digits: int = 3) -> str:
 
 
 def interval(low: float | None, high: float | None, *, sign: bool = False) -> str:
-    """ "[low, high]" with one digit; empty where there is none."""
+    """Return "[low, high]" with one digit; empty where there is none."""
     return "" if low is None or high is None else f"[{number(low, sign=sign)}, {number(high, sign=sign)}]"
 
 
 def span(values: list[float], digits: int = 1, *, sign: bool = False) -> str:
-    """ "low to high", or one number where both are written alike."""
+    """Return "low to high", or one number if both round to it."""
     ends = [number(end, digits, sign=sign) for end in (min(values), max(values))]
     return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
@@ -54,7 +54,7 @@ def count(n: int, singular: str) -> str:
 
 
 def listed(parts: list[str], word: str) -> str:
-    """ "a, b and c", with `word` for "and"."""
+    """Return "a, b and c", with `word` for "and"."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {word} {parts[-1]}"
 
 

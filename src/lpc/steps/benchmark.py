@@ -1,9 +1,9 @@
 """Run one benchmark task on one model and write its result and its per-sample log.
 
 --spec: an entry of `evaluation.benchmarks.tasks` with its name and the batch size: {"name", "task", "metric",
-"num_fewshot", "limit", "chat_template", "data", "batch_size"}; see `lpc.evaluation.benchmarks`.
+"num_fewshot", "limit", "chat_template", "data", "batch_size"}; see `lpc.evaluation.tasks`.
 Without --model the base itself is evaluated. With --questions, that file is the task's test split in place of `data`.
-Nothing is fetched: what the task needs was brought by `download_task`.
+The step downloads nothing: `download_task` has put the task's data into the cache.
 """
 
 import os
@@ -27,7 +27,7 @@ def main(args):
     os.environ.setdefault("TQDM_MININTERVAL", "1" if os.isatty(2) else "30")  # a bar on a terminal, lines in a log
     import logging
 
-    from lpc.evaluation import benchmarks
+    from lpc.evaluation import benchmarks, tasks
     from lpc.evaluation.harness import LatentLM
 
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
@@ -36,7 +36,7 @@ def main(args):
     batch_size, inference = entry.pop("batch_size"), entry.pop("inference", None)
     if args.questions:
         entry["data"] = {"test": args.questions}
-    loaded = benchmarks.load_task(entry)  # before the model: a wrong name must not wait for it
+    loaded = tasks.load_task(entry)  # before the model: a wrong name must not wait for it
     lm = LatentLM.of_base(base, args.model, batch_size=batch_size, inference=inference)
     result, samples = benchmarks.run_task(lm, loaded, entry)
     result |= {"base": base["name"]}

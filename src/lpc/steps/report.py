@@ -1,30 +1,47 @@
-"""The report of a project: one HTML page that needs nothing but itself.
+"""Write the report of a project: one HTML page that needs no other file.
 
 Spec keys: the whole configuration with its defaults, but for resources; runs, as in the step tables, each also with its
-noise and its experiments; recipes, those of sweeps included. Reads the tables that the step tables wrote, and the runs.
+noise and its experiments; recipes, those of sweeps included. Reads the tables of the step tables, and the runs.
 """
 
 from pathlib import Path
 
 from lpc import cli, files
-from lpc.report import accuracy, latents, page, running, sweeps
+from lpc.report import page
 from lpc.report.answer import answer
 from lpc.report.results import Results
+from lpc.report.sections import (
+    alpacaeval,
+    benchmarks,
+    codes,
+    comparisons,
+    completions,
+    cost,
+    factors,
+    missing,
+    preference,
+    provenance,
+    selection,
+    sweeps,
+    training,
+)
+from lpc.report.whole_tables import whole_tables
 
+# In the order of the page.
 SECTIONS = [
-    accuracy.preference,
-    accuracy.benchmarks,
-    accuracy.alpacaeval,
-    sweeps.experiments,
-    sweeps.selection,
-    accuracy.statistics,
-    latents.codes,
-    latents.completions,
-    latents.factors,
-    running.training,
-    running.cost,
-    running.missing,
-    running.provenance,
+    preference,
+    benchmarks,
+    alpacaeval,
+    sweeps,
+    selection,
+    comparisons,
+    codes,
+    completions,
+    factors,
+    training,
+    cost,
+    missing,
+    provenance,
 ]
 
 
@@ -38,7 +55,9 @@ def parser():
 
 def main(args) -> None:
     results = Results(args.results, args.spec, args.commit)
-    sections = [section for make in SECTIONS if (section := make(results)) is not None]
+    sections = [section for module in SECTIONS if (section := module.section(results)) is not None]
+    for section in sections:
+        section.blocks += whole_tables(results, section)
     html = page.render(results.settings["project"], answer(results), sections)
     files.write_text(args.output, html)
     cli.log.info("%s: %d kB", args.output, len(html.encode()) // 1024)

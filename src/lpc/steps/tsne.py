@@ -1,4 +1,4 @@
-"""t-SNE of z over the test prompts of a run, coloured by data source and by strongest code.
+"""Draw t-SNE of z over the test prompts of a run, coloured by data source and by strongest code.
 
 One point a prompt: pairs of one prompt share z, and drawn twice they would look like clusters. The titles state how
 much z varies and how much the codes know of the prompt, since t-SNE shows structure in differences of any size.
@@ -11,7 +11,7 @@ import numpy as np
 
 from lpc import cli, files
 from lpc.evaluation import diagnostics
-from lpc.report import figures
+from lpc.report import figures, svg
 
 
 def parser():
@@ -39,8 +39,8 @@ def main(args) -> None:
     else:
         code = ["no codes"] * len(source)
         note += "; a latent without codes"
-    figures.save(figures.tsne_by_source(z_map, h_map, source, note), args.by_source)
-    figures.save(figures.tsne_by_code(z_map, code, note), args.by_code)
+    svg.save(figures.tsne_by_source(z_map, h_map, source, note), args.by_source)
+    svg.save(figures.tsne_by_code(z_map, code, note), args.by_code)
 
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")

@@ -1,6 +1,5 @@
-"""Tasks: stock definitions on local files, our own, their results, and what bad entries get."""
+"""Benchmarks under our model class and under lm-eval's own: the same scores, for own and stock tasks and groups."""
 
-import gzip
 import json
 import subprocess
 import sys
@@ -10,11 +9,12 @@ import lm_eval
 import pytest
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from task_entry import entry
 from tiny import make_backbone, make_tokenizer
 
-from lpc import latents
+from lpc import files, latents
 from lpc.cli import UserError
-from lpc.evaluation import benchmarks, questions
+from lpc.evaluation import benchmarks, questions, tasks
 from lpc.evaluation.harness import LatentLM
 from lpc.model.policy import LatentPolicy
 
@@ -22,11 +22,6 @@ REPOSITORY = Path(__file__).parents[3]
 DATA = REPOSITORY.parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"real benchmark files are not there ({DATA})")
 TASKS = REPOSITORY / "config" / "tasks"
-
-
-def entry(**keys):
-    defaults = {"num_fewshot": None, "limit": None, "chat_template": False, "data": None}
-    return {"name": "mine"} | defaults | keys
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +46,7 @@ def world(tmp_path_factory):
 
 
 def run(lm, entry):
-    return benchmarks.run_task(lm, benchmarks.load_task(entry), entry)
+    return benchmarks.run_task(lm, tasks.load_task(entry), entry)
 
 
 def lpc(folder, **options):
@@ -117,22 +112,16 @@ def test_own_tasks_examples_come_as_turns_of_a_chat(folder, world, tmp_path):
     assert len(samples) == 4
 
 
+def test_the_share_of_truth_is_that_of_the_probabilities():
+    doc = {"labels": [1, 0, 1]}
+    # Probabilities 0.2, 0.5 and 0.1: the true ones' share is 0.3 / 0.8, and stays so where all underflow.
+    logps = [-1.6094379, -0.6931472, -2.3025851]
+    for shift in (0.0, -5000.0):
+        share = benchmarks.share_of_truth(doc, [(logp + shift, False) for logp in logps])
+        assert share["acc"] == pytest.approx(0.375, abs=1e-6)
+
+
 # ---- stock definitions on local files
-
-
-@pytest.fixture(scope="module")
-def arc_rows(tmp_path_factory):
-    rows = [
-        {
-            "question": f"the quick {i}?",
-            "choices": {"text": ["fox", "dog"], "label": ["A", "B"]},
-            "answerKey": "AB"[i % 2],
-        }
-        for i in range(9)
-    ]
-    path = tmp_path_factory.mktemp("arc") / "rows.jsonl.gz"
-    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
-    return path
 
 
 def test_results_are_those_of_lm_evals_own_entry_point(folder, arc_rows, tmp_path):
@@ -161,7 +150,7 @@ def test_results_are_those_of_lm_evals_own_entry_point(folder, arc_rows, tmp_pat
         assert sample["prompt"] == wanted[sample["doc_id"]]["arguments"][0][0]
         for response, other in zip(sample["responses"], wanted[sample["doc_id"]]["resps"], strict=True):
             assert response[0] == pytest.approx(other[0][0], abs=1e-3)
-    assert result["data"]["test"]["sha256"] == benchmarks.files.sha256(arc_rows)
+    assert result["data"]["test"]["sha256"] == files.sha256(arc_rows)
 
 
 @needs_data
@@ -172,7 +161,7 @@ def test_stock_gsm8k_on_the_real_files(folder):
     with pytest.raises(UserError, match="writes up to 256 tokens, but this base's context has 256"):
         run(lpc(folder), own)
     assert set(result["metrics"]) == {"exact_match,strict-match", "exact_match,flexible-extract"}
-    (task,) = benchmarks.load_task(entry(task="gsm8k", metric="exact_match,strict-match", data=data))["tasks"].values()
+    (task,) = tasks.load_task(entry(task="gsm8k", metric="exact_match,strict-match", data=data))["tasks"].values()
     assert task.config.num_fewshot == 5 and len(task.eval_docs) == 1319
 
 
@@ -182,7 +171,7 @@ def test_stock_truthfulqa_on_the_published_csv(folder, task):
     data = {"validation": str(DATA / "truthfulqa.csv.gz")}
     result = assert_same_samples(folder, entry(task=task, metric="acc", data=data, limit=6))
     assert 0 <= result["metrics"]["acc"]["value"] <= 1
-    (loaded,) = benchmarks.load_task(entry(task=task, metric="acc", data=data))["tasks"].values()
+    (loaded,) = tasks.load_task(entry(task=task, metric="acc", data=data))["tasks"].values()
     assert len(loaded.eval_docs) == 817
 
 
@@ -194,20 +183,6 @@ def test_stock_arc_definition_on_two_choice_questions_is_not_called_arc(folder):
     assert result["task"] == "two-choice-science" and "acc_norm" in result["metrics"]
     _, samples = run(lpc(folder), own)
     assert {sample["task"] for sample in samples} == {"two-choice-science"}
-
-
-def test_truthfulqa_csv_becomes_targets():
-    row = {
-        "Question": "What happens? ",
-        "Best Answer": "Nothing",
-        "Correct Answers": "Nothing; It is fine;  ; It is fine",
-        "Incorrect Answers": "You die; You fly",
-    }
-    assert benchmarks.truthfulqa_targets(row) == {
-        "question": "What happens?",
-        "mc1_targets": {"choices": ["Nothing", "You die", "You fly"], "labels": [1, 0, 0]},
-        "mc2_targets": {"choices": ["Nothing", "It is fine", "You die", "You fly"], "labels": [1, 1, 0, 0]},
-    }
 
 
 # ---- groups
@@ -231,54 +206,6 @@ def test_a_group_has_its_own_score_and_those_of_its_tasks(folder, arc_rows, tmp_
     assert result["task"] == "pair" and float(result["task_version"]) == 2.0
 
 
-# ---- bad entries
-
-
-@pytest.mark.parametrize(
-    "keys, message",
-    [
-        ({"task": "arc_easzy", "metric": "acc"}, "lm-eval .* has no task or group 'arc_easzy'"),
-        ({"task": "config/tasks/none.yaml", "metric": "acc"}, "none.yaml: no such task file"),
-        (
-            {"task": "mmlu", "metric": "acc", "data": {"test": "x.jsonl"}},
-            "`data` is for single tasks, and mmlu is a group",
-        ),
-        ({"task": "arc_easy", "metric": "f1", "data": "test"}, "has no metric 'f1'; it has acc, acc_norm"),
-        ({"task": "arc_easy", "metric": "acc", "data": "train"}, "takes its questions from split test"),
-        (
-            {"task": "arc_easy", "metric": "acc", "data": "test", "num_fewshot": 2},
-            "takes its examples from split train",
-        ),
-        ({"task": "arc_easy", "metric": "acc", "data": "other"}, "takes its questions from split test"),
-        (
-            {"task": "gsm8k", "metric": "exact_match,strict-match", "data": "test"},
-            "takes its examples from split train",
-        ),
-        (
-            {"task": "gsm8k", "metric": "exact_match,strict-match", "data": "test", "num_fewshot": 0},
-            "do not have the columns",
-        ),
-        ({"task": "truthfulqa_mc1", "metric": "acc", "data": "validation"}, "neither mc1_targets nor Question"),
-        ({"task": "arc_easy", "metric": "acc"}, "its data set cannot be loaded .* run download_task"),
-    ],
-)
-def test_bad_entries_are_said_in_one_line(arc_rows, keys, message):
-    if isinstance(keys.get("data"), str):
-        keys = keys | {"data": {keys["data"]: str(arc_rows)}}
-    with pytest.raises(UserError, match=message):
-        benchmarks.load_task(entry(**keys))
-
-
-def test_examples_that_a_task_fixes_at_none_are_not_silently_ignored(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps({"question": "q", "mc1_targets": {"choices": ["a", "b"], "labels": [1, 0]}}) + "\n")
-    wrong = entry(task="truthfulqa_mc1", metric="acc", num_fewshot=3, data={"validation": str(path)})
-    with pytest.raises(UserError, match="names no split for examples; set `num_fewshot` to 0"):
-        benchmarks.load_task(wrong)
-    loaded = benchmarks.load_task(wrong | {"num_fewshot": 0})
-    assert loaded["tasks"]["mine"].config.num_fewshot == 0
-
-
 def test_a_chat_template_that_is_not_there(folder, world):
     lm = lpc(folder)
     lm.tokenizer.chat_template = None
@@ -287,48 +214,6 @@ def test_a_chat_template_that_is_not_there(folder, world):
     )
     with pytest.raises(UserError, match="no chat template"):
         run(lm, own)
-
-
-ROWS = [{"a": "x\u2028y", "b": "1"}, {"a": "z", "b": "2"}]
-
-
-@pytest.mark.parametrize(
-    "name", ["rows.jsonl", "rows.json", "rows.csv", "rows.jsonl.gz", "rows.csv.gz", "rows.parquet"]
-)
-def test_kinds_of_files(tmp_path, name):
-    path = tmp_path / name
-    if name.endswith("parquet"):
-        import pyarrow
-
-        benchmarks.files.write_parquet(path, pyarrow.Table.from_pylist(ROWS))
-    else:
-        text = {
-            "jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS),
-            "json": json.dumps(ROWS),
-            "csv": "\ufeffa,b\nx\u2028y,1\nz,2\n",
-        }[name.split(".")[1]].encode()
-        path.write_bytes(gzip.compress(text) if name.endswith("gz") else text)
-    assert benchmarks.read_rows(path) == ROWS
-
-
-@pytest.mark.parametrize(
-    "name, content, message",
-    [
-        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-9], "truncated or not jsonl"),
-        ("a.jsonl.gz", b"plain", "truncated or not jsonl"),
-        ("a.jsonl", b'{"a": 1}\n{"a"', "truncated or not jsonl"),
-        ("a.json", b'{"a": 1}', "holds no rows"),
-        ("a.jsonl", b"", "holds no rows"),
-        ("a.txt", b"text", "not a kind of file"),
-        ("a.parquet", b"text", "not a readable Parquet"),
-    ],
-)
-def test_bad_files_are_named(tmp_path, name, content, message):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=f"{name}: .*{message}"):
-        benchmarks.read_rows(tmp_path / name)
-    with pytest.raises(UserError, match=r"none\.json: no such file"):
-        benchmarks.read_rows(tmp_path / "none.json")
 
 
 # ---- the steps
@@ -347,7 +232,7 @@ def test_the_steps_from_questions_to_result(folder, tmp_path):
     base = {"name": "tiny", "path": str(folder), "dtype": "float32", "trust_remote_code": False}
     (tmp_path / "base.json").write_text(json.dumps(base | {"chat_template": None}))
     own = entry(name="truths", task=str(TASKS / "world_truth.yaml"), metric="acc") | {"batch_size": 4}
-    files = ("--output", tmp_path / "r.json", "--samples", tmp_path / "s.jsonl")
+    outputs = ("--output", tmp_path / "r.json", "--samples", tmp_path / "s.jsonl")
     done = step(
         "benchmark",
         "--base",
@@ -356,7 +241,7 @@ def test_the_steps_from_questions_to_result(folder, tmp_path):
         tmp_path / "q.jsonl",
         "--spec",
         json.dumps(own),
-        *files,
+        *outputs,
     )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "r.json").read_text())
@@ -374,15 +259,6 @@ def test_the_steps_from_questions_to_result(folder, tmp_path):
         tmp_path / "q.jsonl",
         "--spec",
         json.dumps(own),
-        *files,
+        *outputs,
     )
     assert failed.returncode == 1 and "error: task truths: " in failed.stderr and "Traceback" not in failed.stderr
-
-
-def test_what_a_download_records(arc_rows, tmp_path):
-    own = entry(task="arc_challenge", metric="acc", data={"test": str(arc_rows)})
-    done = step("download_task", "--spec", json.dumps(own), "--output", tmp_path / "task.json")
-    assert done.returncode == 0, done.stderr
-    record = json.loads((tmp_path / "task.json").read_text())
-    assert record["rows"] == {"mine": {"test": 9}} and record["hub"] == []
-    assert record["data"]["test"] == {"file": str(arc_rows), "sha256": benchmarks.files.sha256(arc_rows)}

@@ -58,6 +58,21 @@ def test_code_measures_by_hand():
     assert {name: found[name] for name in expected} == pytest.approx(expected)
 
 
+def test_a_code_is_dead_below_a_tenth_of_the_uniform_prior():
+    """Of four codes the uniform prior is 0.25: a mean of 0.024 is dead; 0.026 and 0.04 are not."""
+    prior = np.array([[0.91, 0.026, 0.04, 0.024]] * 2)
+    features = np.ones((2, 2))
+    assert latent_diagnostics(prior, prior, features, features, ["a", "b"], seed=0)["dead_codes"] == 1
+
+
+def test_a_source_with_as_many_prompts_as_folds_is_probed():
+    """Five prompts of one source and twenty of another, far apart; with four prompts only one source is left."""
+    source = np.array(["rare"] * 5 + ["common"] * 20)
+    features = np.where(source == "rare", 5.0, -5.0)[:, None] + np.random.default_rng(0).normal(size=(25, 2))
+    assert latent_diagnostics(None, None, features, features, source, seed=0)["probe_h_source"] == 1
+    assert latent_diagnostics(None, None, features[1:], features[1:], source[1:], seed=0)["probe_h_source"] is None
+
+
 def test_codes_that_name_the_sources_score_one():
     h_x, source, index = world(300, 8, separation=5)
     prior = one_hot(index, 8)

@@ -3,7 +3,7 @@
 import pytest
 
 from lpc.data import world
-from lpc.evaluation import benchmarks, questions
+from lpc.evaluation import questions
 
 TRUE = {world.fact(name, attribute) for name in world.OBJECTS for attribute in world.VALUES}
 
@@ -43,12 +43,3 @@ def test_questions_differ_and_repeat_with_their_seed(kind):
     assert rows == list(questions.generate(kind, count=200, seed=0))
     assert rows != list(questions.generate(kind, count=200, seed=1))
     assert len({str({**row, "id": None}) for row in rows}) == 200 == len({row["id"] for row in rows})
-
-
-def test_the_share_of_truth_is_that_of_the_probabilities():
-    doc = {"labels": [1, 0, 1]}
-    # Probabilities 0.2, 0.5 and 0.1: the true ones' share is 0.3 / 0.8, and stays so where all underflow.
-    logps = [-1.6094379, -0.6931472, -2.3025851]
-    for shift in (0.0, -5000.0):
-        share = benchmarks.share_of_truth(doc, [(logp + shift, False) for logp in logps])
-        assert share["acc"] == pytest.approx(0.375, abs=1e-6)

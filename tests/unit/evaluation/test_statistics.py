@@ -53,6 +53,21 @@ def test_accuracy_interval_of_copies_is_that_of_the_prompts():
     assert all_right == pytest.approx(accuracy_interval(np.ones(5), np.arange(5)))
 
 
+def test_accuracy_interval_of_copies_by_hand():
+    """Ten copies of 70 of 100: the design effect is 10 · (100/99) / (1000/999), then Wilson's at 1000 / effect."""
+    outcome = np.arange(100) < 70
+    copied = accuracy_interval(np.repeat(outcome, 10), np.repeat(np.arange(100), 10))
+    effective = 1000 / (10 * (100 / 99) / (1000 / 999))
+    assert copied[1:] == pytest.approx(proportion_confint(0.7 * effective, effective, method="wilson"), abs=1e-12)
+
+
+def test_accuracy_interval_is_never_narrower_than_without_clusters():
+    """One right and one wrong pair a prompt: the clustered variance is 0, yet the interval is that over pairs."""
+    outcome = np.tile([1.0, 0.0], 50)
+    interval = accuracy_interval(outcome, np.repeat(np.arange(50), 2))
+    assert interval[1:] == pytest.approx(proportion_confint(50, 100, method="wilson"), abs=1e-12)
+
+
 def test_accuracy_interval_covers_the_truth():
     """Of 400 samples with true accuracy 1/2 and clusters, about 95 % of intervals hold it; an interval over pairs holds
     it in about 80 %.

@@ -11,7 +11,7 @@ import pyarrow as pa
 from lpc import files
 from lpc.evaluation import statistics
 from lpc.evaluation.diagnostics import latent_diagnostics
-from lpc.report import tables
+from lpc.report.runs import resolve
 
 SOURCES = ["bank", "court", "courier", "library", "nursery", "poet"]
 PAIRS, CODES, FEATURES = 120, 8, 16
@@ -82,10 +82,10 @@ WITH_TRAINING = {name: {**recipe, "training": SETTINGS["training"]} for name, re
 
 def a_run(recipe: str, seed: int, noise: str = "clean") -> dict:
     """A run with its recipe's settings."""
-    return copy.deepcopy(tables.resolve([listed(recipe, seed, noise)], WITH_TRAINING, [])[0])
+    return copy.deepcopy(resolve([listed(recipe, seed, noise)], WITH_TRAINING, [])[0])
 
 
-RUNS = tables.resolve(LISTED, WITH_TRAINING, [])
+RUNS = resolve(LISTED, WITH_TRAINING, [])
 # Configured, but never trained: its rows and its section must say so.
 ABSENT = a_run("simpo-lpc", 1)["folder"]
 

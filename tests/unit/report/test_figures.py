@@ -3,13 +3,13 @@ import re
 import numpy as np
 import pytest
 
-from lpc.report import figures
+from lpc.report import figures, svg
 from lpc.report.page import HERE
 
 DOTS = [
-    {"label": "dpo", "mean": 70.0, "low": 66.0, "high": 74.0, "seeds": [70.0], "kind": None},
-    {"label": "dpo-lpc", "mean": 71.0, "low": 0.0, "high": 100.0, "seeds": [69.0, 73.0], "kind": "lpc"},
-    {"label": "dpo-mlp", "mean": 79.0, "low": None, "high": None, "seeds": [79.0], "kind": "mlp"},
+    {"label": "dpo", "mean": 70.0, "low": 66.0, "high": 74.0, "seeds": [70.0], "group": "plain"},
+    {"label": "dpo-lpc", "mean": 71.0, "low": 0.0, "high": 100.0, "seeds": [69.0, 73.0], "group": "codes"},
+    {"label": "dpo-mlp", "mean": 79.0, "low": None, "high": None, "seeds": [79.0], "group": "control"},
 ]
 FOREST = [
     {"label": "DPO", "difference": 3.0, "low": 1.0, "high": 5.0, "seeds_low": None, "seeds_high": None, "sure": True},
@@ -42,8 +42,8 @@ DRAWN = {
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_each_figure_is_themed_deterministic_and_alone(name):
-    text = figures.svg(DRAWN[name](), name)
-    assert text == figures.svg(DRAWN[name](), name)
+    text = svg.markup(DRAWN[name](), name)
+    assert text == svg.markup(DRAWN[name](), name)
     assert text.startswith("<svg ")
     assert re.findall(r"#[0-9a-f]{6}\b", re.sub(r"var\([^)]*\)", "", text)) == [], "a colour outside the theme"
     identities = re.findall(r'\bid="([^"]*)"', text)
@@ -53,19 +53,19 @@ def test_each_figure_is_themed_deterministic_and_alone(name):
 
 def test_ids_of_two_figures_do_not_meet():
     def ids(name):
-        return set(re.findall(r'\bid="([^"]*)"', figures.svg(DRAWN["forest"](), name)))
+        return set(re.findall(r'\bid="([^"]*)"', svg.markup(DRAWN["forest"](), name)))
 
     assert ids("one") and not ids("one") & ids("two")
 
 
 def test_the_most_used_labels_are_named_and_the_rest_is_other():
-    text = figures.svg(DRAWN["t-SNE by code"](), "codes")
-    assert set(re.findall(r">(code \d+)<", text)) == {f"code {i}" for i in range(len(figures.MARKERS))}
+    text = svg.markup(DRAWN["t-SNE by code"](), "codes")
+    assert set(re.findall(r">(code \d+)<", text)) == {f"code {i}" for i in range(len(svg.MARKERS))}
     assert text.count(">other<") == 1
 
 
 def test_series_past_the_palette_stay_distinct():
-    looks = list(figures.series(range(len(figures.MARKERS))).values())
+    looks = list(svg.series(range(len(svg.MARKERS))).values())
     assert len(set(looks)) == len(looks)
     assert len({marker for _, marker in looks}) == len(looks), "told apart without colour"
 

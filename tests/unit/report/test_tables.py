@@ -1,4 +1,7 @@
-import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,14 +11,54 @@ from scipy.stats import spearmanr
 from lpc import files
 from lpc.evaluation import statistics
 from lpc.report import tables
+from lpc.report.runs import differences, opponents
+from lpc.report.tables import TABLES, base, code_correlations, comparisons, definition
+
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def rows(results, name, **where):
     found = [
-        row for row in tables.read(results / "tables", name) if all(row[key] == value for key, value in where.items())
+        row for row in base.read(results / "tables", name) if all(row[key] == value for key, value in where.items())
     ]
     assert found, f"no row of {name} has {where}"
     return found
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_byte_is_that_of_the_golden_file(results, name):
+    """To renew a golden file after an intended change, copy the table that this test has found to differ."""
+    assert (results / "tables" / f"{name}.csv").read_bytes() == (GOLDEN / f"{name}.csv").read_bytes()
+
+
+def test_every_golden_file_is_of_a_table():
+    assert sorted(path.stem for path in GOLDEN.iterdir()) == sorted(TABLES)
+
+
+def test_the_names_of_tables_are_those_of_the_files_and_import_nothing_heavy():
+    """The Snakefile imports them in every job."""
+    files = {path.stem for path in Path(tables.__file__).parent.glob("*.py")}
+    assert set(TABLES) == files - {"__init__", "base"}
+    program = "import sys; from lpc.report.tables import TABLES; print(*TABLES); print(*sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    names, modules = done.stdout.splitlines()
+    assert tuple(names.split()) == TABLES
+    heavy = {"numpy", "pyarrow", "pandas", "scipy", "sklearn", "matplotlib", "torch"}
+    assert heavy.isdisjoint(modules.split())
+
+
+def test_the_caption_and_the_meaning_of_each_column_stand_beside_the_file(results):
+    """Snakemake's report renders the file as reStructuredText: a fault of it is an error here."""
+    docutils = pytest.importorskip("docutils.core")
+    for name in TABLES:
+        text = (results / "tables" / f"{name}.rst").read_text(encoding="utf-8")
+        html = docutils.publish_parts(text, writer="html", settings_overrides={"halt_level": 2})["body"]
+        for column, meaning in definition(name).columns.items():
+            assert f":{column}: {meaning}\n" in text and meaning, (name, column)
+        assert "system-message" not in html and "{{" not in text and "{%" not in text
 
 
 def test_each_run_has_its_row_and_a_missing_one_says_so(results):
@@ -83,15 +126,15 @@ def test_gain_of_z_is_the_accuracy_with_it_minus_that_without(results):
 def test_a_run_is_held_against_the_closest_plain_run_and_the_rest_is_named():
     lpc, plain, other = a_run("dpo-lpc", 0), a_run("dpo", 0), a_run("dpo", 0)
     other["recipe"], other["training"] = "a-dpo-of-two-epochs", {"epochs": 2, "learning_rate": 0.001}
-    assert tables.opponents(lpc, [lpc, other, plain]) == [(plain, [])]
-    assert tables.opponents(lpc, [lpc, other]) == [(other, ["training.epochs"])]
-    assert tables.opponents(lpc, [lpc, a_run("simpo", 0), a_run("dpo", 1), a_run("dpo", 0, "flip50")]) == []
-    assert tables.opponents(plain, [lpc, plain]) == []
+    assert opponents(lpc, [lpc, other, plain]) == [(plain, [])]
+    assert opponents(lpc, [lpc, other]) == [(other, ["training.epochs"])]
+    assert opponents(lpc, [lpc, a_run("simpo", 0), a_run("dpo", 1), a_run("dpo", 0, "flip50")]) == []
+    assert opponents(plain, [lpc, plain]) == []
 
 
 def test_a_latent_run_without_a_plain_one_has_a_row_that_says_so(results):
     lpc = a_run("dpo-lpc", 0)
-    row = next(row for row in tables.comparisons(results, [lpc], tables.Rewards(results)) if not row.get("against"))
+    row = next(row for row in comparisons.rows(base.Inputs(results, [lpc])) if not row.get("against"))
     assert row["status"] == "no plain run of the same base, data, objective and seed"
 
 
@@ -103,7 +146,7 @@ def test_pairs_scored_in_one_run_only_are_counted(tmp_path):
         names = [f"{side}_reward{kind}" for side in ("chosen", "rejected") for kind in ("", "_zero")]
         table = pa.table({"pair_id": ids, "prompt_id": ids, **{name: [1.0] * len(ids) for name in names}})
         files.write_parquet(tmp_path / run["folder"] / "preference" / "world.parquet", table)
-    found = tables.comparisons(tmp_path, runs, tables.Rewards(tmp_path))
+    found = comparisons.rows(base.Inputs(tmp_path, runs))
     row, mean = (row for row in found if row["against"] == "dpo")
     assert (row["n"], row["difference"], row["status"]) == (2, 0, "ok but 3 pairs scored in one run only")
     assert mean["n"] == 2
@@ -154,7 +197,7 @@ def test_correlations_with_length_and_aspects(results):
 
 
 def test_spearman_of_a_constant_does_not_exist():
-    assert tables.spearman(np.array([[1.0, 1], [1, 2], [1, 3]]), np.array([1.0, 2, 3])) == [None, 1.0]
+    assert code_correlations.spearman(np.array([[1.0, 1], [1, 2], [1, 3]]), np.array([1.0, 2, 3])) == [None, 1.0]
 
 
 def test_cost_reads_snakemakes_benchmark_files(results):
@@ -165,105 +208,23 @@ def test_cost_reads_snakemakes_benchmark_files(results):
 
 
 def test_tables_of_nothing_have_their_columns(tmp_path):
-    for name, columns in tables.COLUMNS.items():
-        tables.write(tmp_path, name, [])
-        assert (tmp_path / f"{name}.csv").read_text() == ",".join(columns) + "\n"
-        assert tables.read(tmp_path, name) == []
+    for name in TABLES:
+        base.write(tmp_path, name, definition(name), [])
+        assert (tmp_path / f"{name}.csv").read_text() == ",".join(definition(name).columns) + "\n"
+        assert base.read(tmp_path, name) == []
 
 
 def test_a_missing_table_names_the_cure(tmp_path):
     with pytest.raises(files.UserError, match=r"cost.csv: no such file; run the tables step"):
-        tables.read(tmp_path, "cost")
+        base.read(tmp_path, "cost")
 
 
 def test_settings_that_differ_are_named():
     run, other = a_run("dpo-lpc", 0), a_run("dpo", 0)
     other["objective"]["beta"] = 0.2
     other["training"] = {**SETTINGS["training"], "epochs": 3}
-    assert tables.differences(run, other) == ["objective.beta", "training.epochs"]
+    assert differences(run, other) == ["objective.beta", "training.epochs"]
     run, control = a_run("dpo-lpc", 0), a_run("dpo-mlp", 0)
     run["latent"] |= {"standardize": False, "gamma": {"start": 0, "end": 1}}
     control["latent"] |= {"standardize": True, "codes": 64}
-    assert tables.differences(run, control) == ["latent.standardize"], "the number of codes says nothing of a control"
-
-
-# Settings chosen on validation
-
-
-def swept(tmp_path, sweep, seeds=(0,), validation=None, test=None):
-    """Runs of an experiment that sweeps the keys of dpo-lpc, listed in an order that is not the configuration's, with
-    their results; `validation` and `test`: accuracy by (values, seed), 0.5 where it is silent."""
-    runs = []
-    for values in itertools.product(*sweep.values()):
-        for seed in seeds:
-            run = a_run("dpo-lpc", seed)
-            for key, value in zip(sweep, values, strict=True):
-                section, name = key.split(".")
-                run[section][name] = value
-            run["recipe"] += "".join(f"+{key}={value}" for key, value in zip(sweep, values, strict=True))
-            run |= {"folder": f"runs/{run['recipe']}/{seed}", "experiments": ["search"]}
-            accuracy = (validation or {}).get((values, seed), 0.5)
-            part = {"accuracy": accuracy, "n": 20, "low": 0.1, "high": 0.9}
-            summary = {"accuracy": (test or {}).get((values, seed), 0.5), "n": PAIRS, "validation": part}
-            files.write_json(tmp_path / run["folder"] / "preference/world.json", summary)
-            runs.append(run)
-    other = a_run("dpo-lpc", 0) | {"experiments": ["main"], "folder": "runs/of another experiment"}
-    table = tables.selection(tmp_path, [other, *runs[::-1]], {"search": [[key, sweep[key]] for key in sweep]})
-    return table, runs
-
-
-def test_the_highest_mean_validation_accuracy_over_seeds_is_chosen(tmp_path):
-    """0.70 and 0.60 against 0.75 and 0.50: the mean decides, not the best seed; the test accuracies say otherwise."""
-    validation = {((8,), 0): 0.7, ((8,), 1): 0.6, ((16,), 0): 0.75, ((16,), 1): 0.5}
-    test = {((8,), 0): 0.3, ((8,), 1): 0.4, ((16,), 0): 0.9, ((16,), 1): 0.9}
-    (eight, sixteen), _ = swept(tmp_path, {"latent.codes": [8, 16]}, (0, 1), validation, test)
-    low, high = statistics.t_interval([0.7, 0.6])[1:]
-    low, high = max(low, 0), min(high, 1)
-    assert eight == {
-        "experiment": "search", "base": "tiny", "variant": "world", "recipe": "dpo-lpc", "key": "latent.codes",
-        "value": "8", "seeds": 2, "n": 20, "validation_accuracy": pytest.approx(0.65), "low": pytest.approx(low),
-        "high": pytest.approx(high), "chosen": 1, "test_accuracy": pytest.approx(0.35), "status": "ok",
-    }  # fmt: skip
-    assert (sixteen["value"], sixteen["chosen"]) == ("16", 0)
-    assert "test_accuracy" not in sixteen, "no test accuracy by which to choose after all"
-    assert set(eight) == set(tables.COLUMNS["selection"])
-
-
-def test_test_accuracies_have_no_say(tmp_path):
-    validation = {((8,), 0): 0.7, ((16,), 0): 0.6}
-    for number, better in enumerate((8, 16)):
-        table, _ = swept(tmp_path / str(number), {"latent.codes": [8, 16]}, (0,), validation, {((better,), 0): 1.0})
-        assert [row["chosen"] for row in table] == [1, 0]
-
-
-@pytest.mark.parametrize("order", [[8, 16, 4], [16, 4, 8], [4, 8, 16]])
-def test_of_equal_settings_the_first_in_the_configuration_is_chosen(tmp_path, order):
-    """Equal means of the same seeds in another order are equal, too."""
-    seeds = [0.1, 0.2, 0.3, 0.7]
-    validation = {((4,), i): value for i, value in enumerate(seeds)}
-    validation |= {((8,), i): value for i, value in enumerate(seeds[::-1])}
-    validation |= {((16,), i): value for i, value in enumerate([0.2, 0.7, 0.1, 0.3])}
-    table, _ = swept(tmp_path, {"latent.codes": order}, (0, 1, 2, 3), validation)
-    assert [(row["value"], row["chosen"]) for row in table] == [
-        (str(order[0]), 1),
-        (str(order[1]), 0),
-        (str(order[2]), 0),
-    ]
-
-
-def test_several_keys_compete_as_combinations(tmp_path):
-    sweep = {"latent.codes": [8, 16], "latent.inference": ["mode", "mean"], "training.learning_rate": [0.001]}
-    table, _ = swept(tmp_path, sweep, validation={((16, "mode", 0.001), 0): 0.8})
-    assert {row["key"] for row in table} == {"latent.codes latent.inference training.learning_rate"}
-    assert [row["value"] for row in table] == ["8 mode 0.001", "8 mean 0.001", "16 mode 0.001", "16 mean 0.001"]
-    assert [row["chosen"] for row in table] == [0, 0, 1, 0]
-    assert (table[0]["low"], table[0]["high"]) == (0.1, 0.9), "of one seed, the interval over pairs"
-
-
-def test_a_missing_run_leaves_the_choice_open(tmp_path):
-    _, runs = swept(tmp_path, {"latent.codes": [8, 16]}, (0, 1))
-    path = f"{runs[3]['folder']}/preference/world.json"
-    (tmp_path / path).unlink()
-    eight, sixteen = tables.selection(tmp_path, runs, {"search": [["latent.codes", [8, 16]]]})
-    assert sixteen["status"] == f"missing: {path}" and eight["status"] == "ok"
-    assert all("chosen" not in row and "test_accuracy" not in row for row in (eight, sixteen))
+    assert differences(run, control) == ["latent.standardize"], "the number of codes says nothing of a control"

@@ -1,0 +1,39 @@
+"""Table of training runs: size, losses, speed and memory of each."""
+
+from lpc.report.runs import names
+from lpc.report.tables.base import RUN, STATUS, Inputs, TableDefinition, select
+
+COLUMNS = {
+    **RUN,
+    "steps": "optimizer steps",
+    "pairs": "training pairs",
+    "dropped": "pairs that tokenisation could not keep",
+    "tokens": "tokens processed",
+    "seconds": "wall time of training",
+    "seconds_per_step": "wall time of one optimizer step",
+    "tokens_per_second": "throughput",
+    "peak_memory_gib": "peak memory, GiB",
+    "parameters": "parameters of base model and latent",
+    "latent_parameters": "parameters of the latent",
+    "first_loss": "loss of the first step",
+    "last_loss": "loss of the last logging interval",
+    "device": "device of training",
+    "processes": "processes of training",
+    **STATUS,
+}
+
+
+def rows(inputs: Inputs) -> list[dict]:
+    found = []
+    for run in inputs.runs:
+        summary, status = inputs.load(f"{run['folder']}/train.json")
+        found.append(select(COLUMNS, summary, names(run), {"status": status}))
+    return found
+
+
+TABLE = TableDefinition(
+    caption="Size, losses, speed and memory of each training run.",
+    section="cost",
+    columns=COLUMNS,
+    rows=rows,
+)
