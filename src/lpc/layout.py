@@ -56,6 +56,10 @@ class Layout:
     def table(self, table: str) -> Path:
         return self.tables / f"{table}.csv"
 
+    def caption(self, table: str) -> Path:
+        """What a table and its columns mean, for Snakemake's own report."""
+        return self.tables / f"{table}.rst"
+
     def log(self, rule: str, *names: str) -> Path:
         """Log of the job of `rule` for these names (its wildcards); without any, of its only job."""
         return self.root / "logs" / rule / f"{_joined(*names or [rule])}.log"

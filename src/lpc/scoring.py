@@ -16,6 +16,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from lpc.cli import UserError
+from lpc.config.models import Tokens
 from lpc.data.tokens import MODEL_INPUTS, PairTokens, collate, tokenize_pairs
 from lpc.files import read_parquet
 from lpc.model.policy import Encoded, LatentPolicy
@@ -26,7 +27,7 @@ log = logging.getLogger("lpc")
 def load_pairs(
     path: str | os.PathLike,
     tokenizer: PreTrainedTokenizerBase,
-    tokens: dict,
+    tokens: Tokens,
     *,
     split: str | None = None,
     pair_ids: list[str] | None = None,
@@ -34,9 +35,9 @@ def load_pairs(
 ) -> tuple[pa.Table, PairTokens]:
     """Read and tokenise the pairs of a file: those of `split`, those of `pair_ids` in this order, or all.
 
-    tokens: settings of `tokenize_pairs`. reference: a file of reference log-probabilities to attach. Returns the rows
-    of the pairs that are left after tokenisation, with all columns, and their tokens in the same order. UserError where
-    no pair is left.
+    tokens: the lengths to which pairs are cut. reference: a file of reference log-probabilities to attach. Returns the
+    rows of the pairs that are left after tokenisation, with all columns, and their tokens in the same order.
+    Raises UserError where no pair is left.
     """
     pairs = read_parquet(path)
     if split is not None:
@@ -46,7 +47,7 @@ def load_pairs(
     what = f"{split} pair" if split else "pair"
     if len(pairs) == 0:
         raise UserError(f"{path}: no {what} in this file; change `split` of this dataset")
-    tokenised = tokenize_pairs(pairs, tokenizer, **tokens)
+    tokenised = tokenize_pairs(pairs, tokenizer, **dict(tokens))
     if len(tokenised) == 0:
         raise UserError(
             f"{path}: no {what} is left after tokenisation, since all {len(pairs)} have equal completions once they are"

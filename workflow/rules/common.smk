@@ -17,12 +17,14 @@ ROOT = Path(workflow.basedir)
 # The checkout's package, also where another one is installed.
 sys.path.insert(0, str(ROOT / "src"))
 
-from lpc import environment, images
+from lpc import environment, images, latents, objectives
 from lpc.config import models, specs
+from lpc.config.keys import Role
 from lpc.config.load import ConfigError, resolve
 from lpc.files import canonical
 from lpc.layout import Layout, dataset_of, noisy
 from lpc.paths import is_local
+from lpc.report.tables import TABLES
 from lpc.sources import commit, sources
 
 try:
@@ -83,8 +85,7 @@ def here(path):
 def code(step, *parts):
     """The modules that `lpc.steps.<step>` runs, as input: editing one reruns the rules that use it.
 
-    parts: which of the objectives and latents it uses, from a recipe. Without them, editing or adding another would
-    rerun everything.
+    parts: "objective" and "latent", where it uses those of the recipe.
     """
     files = [here(file) for file in sources(f"lpc.steps.{step}")]
     return lambda wildcards: files + [
@@ -95,6 +96,12 @@ def code(step, *parts):
 def kind_code(settings):
     """The modules of a recipe's objective or latent; none where the recipe has no latent."""
     return [here(file) for file in sources(type(settings).__module__)] if settings else []
+
+
+def every_kind():
+    """The modules of all objectives and latents, whose names tables and page show."""
+    kinds = [*objectives.KINDS.values(), *latents.KINDS.values()]
+    return sorted({here(file) for kind in kinds for file in sources(kind.__module__)})
 
 
 def image(name):
@@ -264,8 +271,8 @@ def train_spec(wildcards):
 
 def inference(wildcards):
     """How z comes from the prior of a run; None where its latent has no choice."""
-    latent = recipe(wildcards).latent
-    return None if latent is None else latent.of_inference()
+    settings = models.dump(recipe(wildcards).latent, Role.INFERENCE)
+    return specs.Inference(**settings) if settings else None
 
 
 def scoring(wildcards):
@@ -392,17 +399,6 @@ def completions_spec(wildcards):
 
 # Stage report
 
-TABLES = [
-    "preference_accuracy",
-    "comparisons",
-    "benchmarks",
-    "latents",
-    "codes",
-    "code_correlations",
-    "selection",
-    "training",
-    "cost",
-]
 HELDOUT = EVALUATION.preference.datasets
 
 
@@ -422,7 +418,7 @@ def results_of(runs):
         files += [of_run.benchmarks.result(name) for name in TASKS]
         if latent:
             files += [of_run.latents_summary, of_run.latents, of_run.tsne_figure("source"), of_run.tsne_figure("code")]
-        if EVALUATION.completions and latent and latent.has_codes:
+        if EVALUATION.completions and latent and latents.kind(latent.kind).has_codes:
             files += [of_run.completions]
         if EVALUATION.alpacaeval:
             files += [of_run.judged]

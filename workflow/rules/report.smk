@@ -1,15 +1,20 @@
 # Stage report: tables over all runs of all experiments, and the page.
 # Paths are below results/<project>/, as src/lpc/layout.py has them.
 # In : what the stages before wrote for each run; the whole configuration
-# Out: tables/*.csv, report.html
+# Out: tables/*.{csv,rst}, report.html
 
 
 rule tables:
     input:
         results=results_of(CONFIG.runs),
         code=code("tables"),
+        kinds=every_kind(),
     output:
-        [report(RESULTS.table(table), caption=f"../report/{table}.rst", category="Tables") for table in TABLES],
+        [
+            report(RESULTS.table(table), caption=os.path.abspath(RESULTS.caption(table)), category="Tables")
+            for table in TABLES
+        ],
+        [RESULTS.caption(table) for table in TABLES],
     log:
         RESULTS.log("tables"),
     benchmark:
@@ -31,6 +36,7 @@ rule report:
         results=results_of(CONFIG.runs),
         tables=table_files(),
         code=code("report"),
+        kinds=every_kind(),
     output:
         report(RESULTS.report, caption="../report/report.rst", category="Report"),
     log:

@@ -8,6 +8,7 @@ import enum
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic_core import PydanticCustomError
 
 
 class Role(enum.StrEnum):
@@ -52,6 +53,11 @@ def key(default: Any, description: str, *, role: Role = Role.SCIENCE, **bounds: 
 def role_of(section: type[BaseModel], name: str) -> Role:
     """Return the role of the key `name` of a section."""
     return Role((section.model_fields[name].json_schema_extra or {}).get("role", Role.SCIENCE))
+
+
+def fault(name: str, message: str) -> PydanticCustomError:
+    """Return the error of a relation between keys of one section, to be raised by its validator; `name`: the key."""
+    return PydanticCustomError("relation", "{message}", {"key": name, "message": message})
 
 
 # Types of keys

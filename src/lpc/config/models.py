@@ -1,7 +1,7 @@
 """Every key of a configuration, once: type, bounds, default, description and role.
 
-The rules' parameters, the identity of a checkpoint, the checks, config/README.md's tables and the JSON schema for editors
-all come from here. Objectives and latents declare their own settings in their own files.
+The rules' parameters, the identity of a checkpoint, the checks, the tables of config/README.md and the JSON schema for
+editors all come from here. Objectives and latents declare their own settings in their own files.
 """
 
 from typing import Annotated, Any, Literal
@@ -10,7 +10,7 @@ from pydantic import BaseModel, Discriminator, Field, JsonValue, StringConstrain
 from pydantic_core import PydanticCustomError, core_schema
 
 from lpc import latents, objectives
-from lpc.config.keys import REQUIRED, Integer, Name, Role, Section, Seed, Share, Text, key
+from lpc.config.keys import REQUIRED, Integer, Name, Role, Section, Seed, Share, Text, fault, key
 
 CLEAN = "clean"
 """How an experiment names a dataset without noise."""
@@ -32,6 +32,16 @@ def _without_duplicates(values: list) -> list:
     return values
 
 
+class Named:
+    """Annotation of a kind of section that must be named: for editors, which would otherwise find several that fit."""
+
+    def __init__(self, tag: str):
+        self.tag = tag
+
+    def __get_pydantic_json_schema__(self, schema, handler):
+        return {"allOf": [handler(schema)], "required": [self.tag]}
+
+
 def one_of(tag: str, kinds: dict[str, type[Section]], default: str | None = None) -> Any:
     """Return the type of a section whose key `tag` says which of `kinds` it is.
 
@@ -43,7 +53,10 @@ def one_of(tag: str, kinds: dict[str, type[Section]], default: str | None = None
         return None if found is None else f"<{found}>"
 
     kind.__name__ = tag  # as the error of an unknown kind names it
-    members = tuple(Annotated[section, Tag(f"<{name}>")] for name, section in kinds.items())
+    members = [
+        Annotated[section, Tag(f"<{name}>"), *([] if name == default else [Named(tag)])]
+        for name, section in kinds.items()
+    ]
     union = members[0]
     for member in members[1:]:
         union = union | member
@@ -88,7 +101,8 @@ class Rows(Dataset):
     revision: str | None = key(None, "commit, branch or tag on the hub; null: the newest, and its commit is recorded")
     hub_split: Text = key("train", "split of the hub's dataset that is read")
     group: Text | None = key(
-        None, "column of the group that a row belongs to, such as its annotator; `prompt`: rows of one prompt are a group"
+        None,
+        "column of the group that a row belongs to, such as its annotator; `prompt`: rows of a prompt are a group",
     )
 
 
@@ -122,11 +136,6 @@ class Tokens(Section):
                 f" ({self.max_length})",
             )
         return self
-
-
-def fault(name: str, message: str) -> PydanticCustomError:
-    """Return the error of a relation between keys of one section, to be raised by its validator; `name`: the key."""
-    return PydanticCustomError("relation", "{message}", {"key": name, "message": message})
 
 
 # Base models
@@ -215,7 +224,7 @@ def _partial(section: type[Section]) -> type[Section]:
 
 TrainingOverride = _partial(Training)
 Objective = one_of("name", objectives.KINDS)
-Latent = one_of("kind", latents.KINDS, default="lpc")
+Latent = one_of("kind", {name: kind.Settings for name, kind in latents.KINDS.items()}, default=latents.DEFAULT)
 
 
 class Recipe(Section):
@@ -368,8 +377,8 @@ class Resources(Section):
         role=Role.EXECUTION,
         ge=1,
     )
-    max_mem_mb: Integer | None = key(None, "memory that no attempt exceeds; null: no limit", role=Role.EXECUTION, ge=1)
-    max_runtime: Integer | None = key(None, "minutes that no attempt exceeds; null: no limit", role=Role.EXECUTION, ge=1)
+    max_mem_mb: Integer | None = key(None, "memory that no attempt exceeds; null: none", role=Role.EXECUTION, ge=1)
+    max_runtime: Integer | None = key(None, "minutes that no attempt exceeds; null: none", role=Role.EXECUTION, ge=1)
     gpus: Integer | None = key(None, "GPUs", role=Role.EXECUTION, ge=0)
 
 
@@ -437,6 +446,8 @@ def dump(value: Any, *roles: Role) -> Any:
         found = {}
         for name, field in type(value).model_fields.items():
             item = getattr(value, name)
+            if isinstance(value, TrainingOverride) and name not in value.model_fields_set:
+                continue
             nested = isinstance(item, BaseModel) or (
                 isinstance(item, dict) and any(isinstance(entry, BaseModel) for entry in item.values())
             )

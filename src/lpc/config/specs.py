@@ -1,7 +1,7 @@
 """What each step reads of the configuration, as a type: the rule fills it in, `--help` prints it, the step gets it.
 
-A rule passes the keys on which results depend as its one tracked parameter (`--spec`), and those that say how the work is
-done as an untracked one (`--execution`): a change of the latter reruns nothing.
+A rule passes the keys on which results depend as its one tracked parameter (`--spec`), and those that say how the work
+is done as an untracked one (`--execution`): a change of the latter reruns nothing.
 """
 
 import json
@@ -13,7 +13,6 @@ from lpc.config import models
 from lpc.config.faults import explain_all, sections
 from lpc.config.keys import REQUIRED, Role, Section, Seed, key, role_of
 from lpc.config.models import dump
-from lpc.latents.base import Inference
 
 
 def of(section: type[Section], name: str) -> Any:
@@ -24,6 +23,13 @@ def of(section: type[Section], name: str) -> Any:
     return Annotated[
         field.annotation, *field.metadata, Field(description=field.description, json_schema_extra=extra, **default)
     ]
+
+
+class Inference(Section):
+    """How z comes from the prior of a trained run: those settings of its latent that training does not read."""
+
+    inference: str = key(REQUIRED, "rule by which z comes from the prior", role=Role.INFERENCE)
+    inference_seed: Seed = key(0, "of a rule that samples", role=Role.INFERENCE)
 
 
 class Spec(Section):
@@ -288,7 +294,7 @@ def readers(section: type[Section], name: str) -> list[str]:
 
 def _reads(reader: type[Section], section: type[Section], name: str) -> bool:
     """Whether a spec, or a section in it, has this key as one of its fields."""
-    if name in reader.model_fields and issubclass(section, reader):
+    if name in reader.model_fields and (issubclass(section, reader) or reader is Inference):
         return True
     for own, field in reader.model_fields.items():
         origin = (field.json_schema_extra or {}).get("of")

@@ -64,7 +64,6 @@ def run_task(lm, loaded: dict, entry: dict) -> tuple[dict, list[dict]]:
     result = summary | {
         "task": entry["name"],
         "harness_task": entry["task"],
-        "primary": entry["metric"],
         "num_fewshot": results["n-shot"].get(name),
         "limit": entry["limit"],
         "chat_template": entry["chat_template"],

@@ -32,6 +32,11 @@ class LatentSettings(Section):
     latent_first: Share = key(0.0, "share of the steps in which the latent learns alone, on a frozen backbone")
 
     @property
+    def compares_pairs(self) -> bool:
+        """Whether `Latent.cost` of a pair depends on the other pairs of its micro-batch."""
+        return False
+
+    @property
     def needs_statistics(self) -> bool:
         """Whether the latent starts from statistics of the base model's hidden states (`Latent.start_from`)."""
         return False

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import model_validator
 
-from lpc.config.keys import Integer, Role, key
+from lpc.config.keys import Integer, Role, fault, key
 from lpc.latents.base import LatentStep
 from lpc.latents.variational import Variational, VariationalSettings
 
@@ -37,10 +37,14 @@ class LPCSettings(VariationalSettings):
         "mean", "z from the prior: the mean of the codes, the strongest one, or one drawn", role=Role.INFERENCE
     )
 
+    @property
+    def compares_pairs(self) -> bool:
+        return self.information_weight > 0
+
     @model_validator(mode="after")
     def _clusters_are_standardised(self) -> LPCSettings:
         if self.codebook_init == "kmeans" and not self.standardize:
-            raise ValueError("codebook_init: kmeans needs standardize: true, or clusters are of raw features")
+            raise fault("codebook_init", "kmeans needs standardize: true, or clusters are of raw features")
         return self
 
 

@@ -1,14 +1,11 @@
-"""The instructions of AlpacaEval and the reference outputs that answers are judged against.
-
---spec {"instructions": local JSON file or null, "reference": local JSON file or null}; both null: the 805 instructions
-and GPT-4 Turbo's outputs, from the hub.
-"""
+"""The instructions of AlpacaEval and the reference outputs that answers are judged against."""
 
 from lpc import cli, files
+from lpc.config import specs
 
 
 def parser():
-    parser = cli.step_parser(__doc__)
+    parser = cli.step_parser(__doc__, specs.AlpacaEvalDownload)
     parser.add_argument("--instructions", required=True, help="list of {instruction, dataset} (.json)")
     parser.add_argument("--reference", required=True, help="list of {instruction, output, generator} (.json)")
     return parser
@@ -17,7 +14,7 @@ def parser():
 def main(args):
     from lpc.evaluation import alpacaeval
 
-    instructions, reference = alpacaeval.prepare(args.spec["instructions"], args.spec["reference"])
+    instructions, reference = alpacaeval.prepare(args.spec.instructions, args.spec.reference)
     files.write_json(args.reference, reference)
     files.write_json(args.instructions, instructions)
 

@@ -1,16 +1,16 @@
 """Answers of one model to the instructions of AlpacaEval, in the file format that alpaca_eval reads.
 
---spec {"name": the generator's name in that file, "batch_size": int, "max_new_tokens": int}
 Without --model the base itself answers.
 """
 
 import os
 
 from lpc import cli, files
+from lpc.config import specs
 
 
 def parser():
-    parser = cli.step_parser(__doc__)
+    parser = cli.step_parser(__doc__, specs.AlpacaEvalGenerate)
     parser.add_argument("--model", help="a run's model folder (default: the base)")
     parser.add_argument("--base", required=True, help="the base's record (base.json)")
     parser.add_argument("--instructions", required=True, help="list of {instruction, dataset} (.json)")
@@ -25,10 +25,10 @@ def main(args):
     from lpc.evaluation import alpacaeval
     from lpc.evaluation.harness import LatentLM
 
-    options = {"batch_size": args.spec["batch_size"], "inference": args.spec.get("inference")}
+    options = {"batch_size": args.spec.batch_size, "inference": args.spec.inference and dict(args.spec.inference)}
     lm = LatentLM.of_base(files.read_json(args.base), args.model, **options)
     instructions = files.read_json(args.instructions)
-    name, tokens = args.spec["name"], args.spec["max_new_tokens"]
+    name, tokens = args.spec.name, args.spec.max_new_tokens
     files.write_json(args.output, alpacaeval.answer(lm, instructions, generator=name, max_new_tokens=tokens))
 
 

@@ -1,7 +1,5 @@
 """Run one benchmark task on one model and write its result and its per-sample log.
 
---spec: an entry of `evaluation.benchmarks.tasks` with its name and the batch size: {"name", "task", "metric",
-"num_fewshot", "limit", "chat_template", "data", "batch_size"}; see `lpc.evaluation.tasks`.
 Without --model the base itself is evaluated. With --questions, that file is the task's test split in place of `data`.
 The step downloads nothing: `download_task` has put the task's data into the cache.
 """
@@ -9,10 +7,11 @@ The step downloads nothing: `download_task` has put the task's data into the cac
 import os
 
 from lpc import cli, files
+from lpc.config import specs
 
 
 def parser():
-    parser = cli.step_parser(__doc__)
+    parser = cli.step_parser(__doc__, specs.Benchmark)
     parser.add_argument("--model", help="a run's model folder (default: the base)")
     parser.add_argument("--base", required=True, help="the base's record (base.json)")
     parser.add_argument("--questions", help="generated questions (.jsonl), the test split")
@@ -32,18 +31,18 @@ def main(args):
 
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
     base = files.read_json(args.base)
-    entry = dict(args.spec)
-    batch_size, inference = entry.pop("batch_size"), entry.pop("inference", None)
+    entry = args.spec.model_dump(exclude={"batch_size", "inference"})
+    inference = args.spec.inference and dict(args.spec.inference)
     if args.questions:
         entry["data"] = {"test": args.questions}
     loaded = tasks.load_task(entry)  # before the model: a wrong name must not wait for it
-    lm = LatentLM.of_base(base, args.model, batch_size=batch_size, inference=inference)
+    lm = LatentLM.of_base(base, args.model, batch_size=args.spec.batch_size, inference=inference)
     result, samples = benchmarks.run_task(lm, loaded, entry)
     result |= {"base": base["name"]}
     benchmarks.write_samples(args.samples, samples)
     files.write_json(args.output, result)
-    value = result["metrics"][result["primary"]]["value"]
-    numbers = (result["task"], result["primary"], value, result["n"], result["seconds"])
+    value = result["metrics"][entry["metric"]]["value"]
+    numbers = (result["task"], entry["metric"], value, result["n"], result["seconds"])
     logging.getLogger("lpc").info("%s %s = %.4f (n = %d, %.1f s)", *numbers)
 
 

@@ -1,14 +1,11 @@
-"""Download the data sets of one benchmark task to the cache, so that later steps can run offline, and record them.
-
---spec: an entry of `evaluation.benchmarks.tasks` with its name; see `lpc.evaluation.tasks`.
-An entry with local files needs no network: they are read and their checksums recorded.
-"""
+"""Download the data sets of one benchmark task to the cache, so that later steps can run offline, and record them."""
 
 from lpc import cli, files
+from lpc.config import specs
 
 
 def parser():
-    parser = cli.step_parser(__doc__)
+    parser = cli.step_parser(__doc__, specs.DownloadTask)
     parser.add_argument("--output", required=True, help="download record (.json)")
     return parser
 
@@ -16,8 +13,9 @@ def parser():
 def main(args):
     from lpc.evaluation import tasks
 
-    loaded = tasks.load_task(args.spec)
-    files.write_json(args.output, tasks.describe_task(loaded, args.spec))
+    entry = args.spec.model_dump()
+    loaded = tasks.load_task(entry)
+    files.write_json(args.output, tasks.describe_task(loaded, entry))
 
 
 if __name__ == "__main__":

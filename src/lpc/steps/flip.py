@@ -1,16 +1,14 @@
-"""Swap chosen and rejected in a share of the training pairs.
-
---spec: {"rate", "marker": text or null, "seed"}
-"""
+"""Swap chosen and rejected in a share of the training pairs."""
 
 import pyarrow as pa
 
 from lpc import cli, files
+from lpc.config import specs
 from lpc.data import flip, pairs
 
 
 def parser():
-    parser = cli.step_parser(__doc__)
+    parser = cli.step_parser(__doc__, specs.Flip)
     parser.add_argument("--pairs", required=True, help="the clean pairs (.parquet)")
     parser.add_argument("--output", required=True, help="the pairs with noise (.parquet)")
     parser.add_argument("--summary", required=True, help="numbers of pairs (.json)")
@@ -20,9 +18,9 @@ def parser():
 def main(args):
     spec = args.spec
     clean = files.read_parquet(args.pairs).to_pylist()
-    noisy = flip.flip(clean, rate=spec["rate"], marker=spec["marker"], seed=spec["seed"])
-    summary = {"spec": spec, "splits": pairs.describe(noisy)}
-    metadata = {**files.parquet_metadata(args.pairs), "noise": spec}
+    noisy = flip.flip(clean, rate=spec.rate, marker=spec.marker, seed=spec.seed)
+    summary = {"spec": spec.tracked(), "splits": pairs.describe(noisy)}
+    metadata = {**files.parquet_metadata(args.pairs), "noise": spec.tracked()}
     files.write_parquet(args.output, pa.Table.from_pylist(noisy, schema=pairs.PAIRS), metadata)
     files.write_json(args.summary, summary)
     train = summary["splits"]["train"]

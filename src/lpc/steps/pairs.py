@@ -1,16 +1,14 @@
-"""Build preference pairs: the best completion of each row against a random other one.
-
---spec: {"ties": "keep" or "drop", "seed", "drop_sources": [names]}
-"""
+"""Build preference pairs: the best completion of each row against a random other one."""
 
 import pyarrow as pa
 
 from lpc import cli, files
+from lpc.config import specs
 from lpc.data import pairs
 
 
 def parser():
-    parser = cli.step_parser(__doc__)
+    parser = cli.step_parser(__doc__, specs.Pairs)
     parser.add_argument("--rows", required=True, help="rows with their split (rows.parquet)")
     parser.add_argument("--output", required=True, help="the pairs (.parquet)")
     parser.add_argument("--summary", required=True, help="numbers of pairs (.json)")
@@ -20,9 +18,9 @@ def parser():
 def main(args):
     spec = args.spec
     rows = files.read_parquet(args.rows).to_pylist()
-    built, dropped = pairs.build(rows, ties=spec["ties"], seed=spec["seed"], drop_sources=spec["drop_sources"])
-    summary = {"spec": spec, "dropped": dropped, "splits": pairs.describe(built)}
-    metadata = {**files.parquet_metadata(args.rows), "pairs": spec}
+    built, dropped = pairs.build(rows, ties=spec.ties, seed=spec.seed, drop_sources=spec.drop_sources)
+    summary = {"spec": spec.tracked(), "dropped": dropped, "splits": pairs.describe(built)}
+    metadata = {**files.parquet_metadata(args.rows), "pairs": spec.tracked()}
     files.write_parquet(args.output, pa.Table.from_pylist(built, schema=pairs.PAIRS), metadata)
     files.write_json(args.summary, summary)
     cli.log.info("%d pairs, dropped: %s", len(built), dropped)

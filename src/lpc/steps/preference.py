@@ -2,7 +2,8 @@
 
 import pyarrow as pa
 
-from lpc import cli, objectives
+from lpc import cli
+from lpc.config import specs
 from lpc.evaluation.preference import accuracy, score_pairs
 from lpc.evaluation.statistics import accuracy_interval, outcomes
 from lpc.files import write_json, write_parquet
@@ -11,7 +12,7 @@ from lpc.scoring import load_pairs, to_device
 
 
 def parser():
-    parser = cli.step_parser(__doc__)
+    parser = cli.step_parser(__doc__, specs.Preference)
     parser.add_argument("--model", required=True, help="model folder of the run")
     parser.add_argument("--base", required=True, help="base.json")
     parser.add_argument("--pairs", required=True, help="pairs.parquet of the clean data set")
@@ -22,24 +23,23 @@ def parser():
 
 
 def main(args):
-    """Spec keys: tokens, objective, batch_size, precision."""
     spec = args.spec
-    objective = objectives.parse(spec["objective"])
+    objective = spec.objective
     if objective.needs_reference and args.reference is None:
         raise cli.UserError(f"objective {objective.name}: needs --reference, the reference.parquet of the pairs")
-    policy, tokenizer = load_run(args.base, args.model, inference=spec.get("inference"))
+    policy, tokenizer = load_run(args.base, args.model, inference=spec.inference and dict(spec.inference))
     to_device(policy)
     summary = {}
     # Validation is for choosing hyperparameters; the test pairs are for the report alone.
     for split in ("validation", "test"):
-        rows, tokens = load_pairs(args.pairs, tokenizer, spec["tokens"], split=split, reference=args.reference)
+        rows, tokens = load_pairs(args.pairs, tokenizer, spec.tokens, split=split, reference=args.reference)
         rewards = score_pairs(
             policy,
             tokens,
             rows["prompt_id"].to_pylist(),
             objective,
-            batch_size=spec["batch_size"],
-            precision=spec["precision"],
+            batch_size=spec.batch_size,
+            precision=spec.precision,
         )
         summary[split] = summarise(rows, rewards, tokens.dropped)
         if split == "validation":
@@ -48,7 +48,7 @@ def main(args):
             _, low, high = accuracy_interval(outcome, rows["prompt_id"].to_pylist())
             summary[split] |= {"low": low, "high": high}
     table = pa.table({name: rows[name] for name in ("pair_id", "prompt_id", "source")} | rewards)
-    write_parquet(args.output, table, {"spec": spec})
+    write_parquet(args.output, table, {"spec": spec.tracked()})
     write_json(args.summary, summary.pop("test") | summary)
 
 

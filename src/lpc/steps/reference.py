@@ -5,6 +5,7 @@ import pyarrow as pa
 import safetensors.torch
 
 from lpc import cli
+from lpc.config import specs
 from lpc.files import atomic, read_json, sha256, write_parquet
 from lpc.model.loading import load_run
 from lpc.reference import reference_logps
@@ -12,7 +13,7 @@ from lpc.scoring import load_pairs, to_device
 
 
 def parser():
-    parser = cli.step_parser(__doc__)
+    parser = cli.step_parser(__doc__, specs.Reference)
     parser.add_argument("--base", required=True, help="base.json")
     parser.add_argument("--pairs", required=True, help="pairs.parquet")
     parser.add_argument("--output", required=True, help="reference.parquet")
@@ -21,14 +22,13 @@ def parser():
 
 
 def main(args):
-    """Spec keys: tokens, batch_size, precision."""
     spec, base = args.spec, read_json(args.base)
     policy, tokenizer = load_run(args.base)
     to_device(policy)
-    rows, tokens = load_pairs(args.pairs, tokenizer, spec["tokens"])
+    rows, tokens = load_pairs(args.pairs, tokenizer, spec.tokens)
     train = np.array(rows["split"].to_pylist()) == "train"
     logps, statistics = reference_logps(
-        policy, tokens, train, batch_size=spec["batch_size"], precision=spec["precision"]
+        policy, tokens, train, batch_size=spec.micro_batch_size, precision=spec.precision
     )
     table = pa.table(
         {
@@ -42,7 +42,7 @@ def main(args):
     with atomic(args.statistics) as temporary:
         safetensors.torch.save_file(statistics, temporary)
     metadata = {
-        "spec": spec,
+        "spec": spec.tracked(),
         "pairs_sha256": sha256(args.pairs),
         "base_sha256": base["sha256"],
         "dropped": tokens.dropped,

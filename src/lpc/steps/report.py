@@ -1,12 +1,9 @@
-"""Write the report of a project: one HTML page that needs no other file.
-
-Spec keys: the whole configuration with its defaults, but for resources; runs, as in the step tables, each also with its
-noise and its experiments; recipes, those of sweeps included. Reads the tables of the step tables, and the runs.
-"""
+"""Write the report of a project: one HTML page that needs no other file."""
 
 from pathlib import Path
 
 from lpc import cli, files
+from lpc.config import specs
 from lpc.report import page
 from lpc.report.answer import answer
 from lpc.report.results import Results
@@ -46,7 +43,7 @@ SECTIONS = [
 
 
 def parser():
-    parser = cli.step_parser(__doc__.splitlines()[0])
+    parser = cli.step_parser(__doc__, specs.Report)
     parser.add_argument("--results", type=Path, required=True, help="folder of the project's results")
     parser.add_argument("--commit", required=True, help="commit of the workflow, for the page's provenance")
     parser.add_argument("--output", required=True, help="HTML file to write")
@@ -54,7 +51,9 @@ def parser():
 
 
 def main(args) -> None:
-    results = Results(args.results, args.spec, args.commit)
+    spec = args.spec.tracked()  # without the keys that no result depends on
+    shown = {**spec["settings"], "runs": spec["runs"], "recipes": spec["recipes"]}
+    results = Results(args.results, shown, args.commit)
     sections = [section for module in SECTIONS if (section := module.section(results)) is not None]
     for section in sections:
         section.blocks += whole_tables(results, section)

@@ -1,18 +1,16 @@
-"""Read preference data, set malformed rows aside, and split the rest into train, validation and test by prompt.
-
---spec: {"split": {"validation", "test", "seed"}, "max_rejected_rows"}
-"""
+"""Read preference data, set malformed rows aside, and split the rest into train, validation and test by prompt."""
 
 import json
 
 import pyarrow as pa
 
 from lpc import cli, files
+from lpc.config import specs
 from lpc.data import read, split
 
 
 def parser():
-    parser = cli.step_parser(__doc__)
+    parser = cli.step_parser(__doc__, specs.Split)
     parser.add_argument("--source", required=True, help="record of the data (source.json)")
     parser.add_argument("--output", required=True, help="the rows (.parquet)")
     parser.add_argument("--rejects", required=True, help="malformed rows: file, row, reason (.jsonl)")
@@ -22,22 +20,22 @@ def parser():
 
 def main(args):
     source = files.read_json(args.source)
-    sizes = {name: args.spec["split"][name] for name in ("validation", "test")}
+    sizes = {name: getattr(args.spec.split, name) for name in ("validation", "test")}
     rows, rejects, copies = read.read(source)
     # First of all, so that who runs this by hand can look at what a failure below is about.
     files.write_text(args.rejects, "".join(json.dumps(reject, sort_keys=True) + "\n" for reject in rejects))
-    reasons = read.check_share(len(rows), rejects, args.spec["max_rejected_rows"])
-    assigned = split.split_prompts(split.count_rows(rows), sizes, args.spec["split"]["seed"])
+    reasons = read.check_share(len(rows), rejects, args.spec.max_rejected_rows)
+    assigned = split.split_prompts(split.count_rows(rows), sizes, args.spec.split.seed)
     for row in rows:
         row["split"] = assigned[row["prompt_id"]]
     summary = {
-        "spec": args.spec,
+        "spec": args.spec.tracked(),
         "rows": len(rows),
         "rejected": reasons,
         "copies": copies,
         "splits": split.describe(rows),
     }
-    metadata = {"spec": args.spec, "source": source}
+    metadata = {"spec": args.spec.tracked(), "source": source}
     files.write_parquet(args.output, pa.Table.from_pylist(rows, schema=read.ROWS), metadata)
     files.write_json(args.summary, summary)
     for name, part in summary["splits"].items():

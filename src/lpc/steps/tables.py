@@ -1,29 +1,27 @@
 """Write the tables of a project: one CSV file each, and beside it what its columns mean.
 
-Spec keys: runs, each with path, base, dataset, variant, recipe, seed and experiments; recipes, by name, each with
-objective, latent and training; tasks, the names of the benchmarks; datasets, the further held-out datasets; sweeps,
-by experiment the [key, values] that it sweeps.
-
 Writes <table>.csv and <table>.rst into --output for each of `lpc.report.tables.TABLES`.
 """
 
 from pathlib import Path
 
 from lpc import cli
+from lpc.config import specs
 from lpc.report.runs import resolve
 from lpc.report.tables import TABLES, base, definition
 
 
 def parser():
-    parser = cli.step_parser(__doc__.splitlines()[0])
+    parser = cli.step_parser(__doc__, specs.Tables)
     parser.add_argument("--results", type=Path, required=True, help="folder of the project's results")
     parser.add_argument("--output", type=Path, required=True, help="folder to write the files into")
     return parser
 
 
 def main(args) -> None:
-    runs = resolve(args.spec["runs"], args.spec["recipes"], args.spec["datasets"])
-    inputs = base.Inputs(args.results, runs, args.spec["tasks"], args.spec["sweeps"])
+    spec = args.spec.tracked()
+    runs = resolve(spec["runs"], spec["recipes"], spec["datasets"])
+    inputs = base.Inputs(args.results, runs, spec["tasks"], spec["sweeps"])
     made = {name: definition(name).rows(inputs) for name in TABLES}
     for name, rows in made.items():
         base.write(args.output, name, definition(name), rows)

@@ -13,7 +13,8 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from lpc import cli, latents, objectives
+from lpc import cli, latents
+from lpc.config import specs
 from lpc.files import atomic, fingerprint, read_json, sha256, write_json
 from lpc.lock import lock
 from lpc.model.loading import load_run
@@ -24,7 +25,7 @@ log = logging.getLogger("lpc")
 
 
 def parser():
-    parser = cli.step_parser(__doc__)
+    parser = cli.step_parser(__doc__, specs.Train)
     parser.add_argument("--base", required=True, help="base.json")
     parser.add_argument("--pairs", required=True, help="pairs.parquet")
     parser.add_argument("--reference", help="reference.parquet of the same pairs; for objectives that need one")
@@ -38,12 +39,11 @@ def parser():
 
 
 def main(args):
-    """Spec keys: objective, latent (or null), training, tokens, seed."""
     main_process = os.environ.get("RANK", "0") == "0"
     # The other processes of this run wait for the main one in the broadcast.
     with lock(args.checkpoints) if main_process else contextlib.nullcontext(0) as waited:
         # Everything that the weights depend on: a checkpoint of anything else must never be resumed.
-        identity = {"spec": args.spec, "base": read_json(args.base)["sha256"], "pairs": sha256(args.pairs)}
+        identity = {"spec": args.spec.tracked(), "base": read_json(args.base)["sha256"], "pairs": sha256(args.pairs)}
         done = [bool(waited) and finished(args, identity)]
         if args.processes > 1:
             PartialState(cpu=not torch.cuda.is_available())  # forms the process group
@@ -60,18 +60,17 @@ def finished(args, identity: dict) -> bool:
 
 
 def run(args, identity: dict, main_process: bool) -> None:
-    spec, objective = args.spec, objectives.parse(args.spec["objective"])
+    spec, objective = args.spec, args.spec.objective
     if objective.needs_reference and args.reference is None:
         raise cli.UserError(f"objective {objective.name}: needs --reference, the reference.parquet of the pairs")
     policy, tokenizer = load_run(args.base)
-    _, tokens = load_pairs(args.pairs, tokenizer, spec["tokens"], split="train", reference=args.reference)
-    if spec["latent"] is not None:
-        settings = latents.parse(spec["latent"])
-        policy.latent = latents.build(settings, policy.head.weight.shape[1], spec["seed"])
+    _, tokens = load_pairs(args.pairs, tokenizer, spec.tokens, split="train", reference=args.reference)
+    if (settings := spec.latent) is not None:
+        policy.latent = latents.build(settings, policy.head.weight.shape[1], spec.seed)
         if settings.needs_statistics:
             if args.statistics is None:
                 raise cli.UserError("latent.standardize: needs --statistics")
-            policy.latent.start_from(safetensors.torch.load_file(args.statistics), spec["seed"])
+            policy.latent.start_from(safetensors.torch.load_file(args.statistics), spec.seed)
 
     checkpoints = args.checkpoints / fingerprint(identity)
     for other in sorted(args.checkpoints.glob("*/checkpoint-*")):
@@ -81,8 +80,8 @@ def run(args, identity: dict, main_process: bool) -> None:
         policy,
         tokens,
         objective=objective,
-        training=spec["training"],
-        seed=spec["seed"],
+        training=spec.training.model_dump(),
+        seed=spec.seed,
         checkpoints=checkpoints,
         log_file=args.metrics,
         processes=args.processes,

@@ -10,12 +10,13 @@ import io
 import numpy as np
 
 from lpc import cli, files
+from lpc.config import specs
 from lpc.evaluation import diagnostics
 from lpc.report import figures, svg
 
 
 def parser():
-    parser = cli.step_parser(__doc__.splitlines()[0])
+    parser = cli.step_parser(__doc__, specs.TSNE)
     parser.add_argument("--latents", required=True, help="latents.parquet of the run")
     parser.add_argument("--coordinates", required=True, help="CSV to write: one row a prompt")
     parser.add_argument("--by-source", required=True, help="SVG to write, and a PNG beside it")
@@ -28,7 +29,7 @@ def main(args) -> None:
     table = table.take(diagnostics.distinct(table["prompt_id"].to_pylist()))
     source = table["source"].to_pylist()
     z, h_x = (np.stack(table[name].to_numpy()).astype(np.float64) for name in ("z", "h_x"))
-    settings = {"perplexity": args.spec["perplexity"], "seed": args.spec["seed"]}
+    settings = {"perplexity": args.spec.perplexity, "seed": args.spec.seed}
     z_map, h_map = diagnostics.embed(z, **settings), diagnostics.embed(h_x, **settings)
 
     note = f"Spread of z {diagnostics.spread(z):.2g}, mean |h| {np.linalg.norm(h_x, axis=1).mean():.3g}"

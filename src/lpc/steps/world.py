@@ -1,18 +1,16 @@
-"""Generate a preference world: rows in the UltraFeedback schema whose hidden preferences are known.
-
---spec: {"rows", "completions", "score_noise", "seed"}
-"""
+"""Generate a preference world: rows in the UltraFeedback schema whose hidden preferences are known."""
 
 import gzip
 import io
 import json
 
 from lpc import cli, files
+from lpc.config import specs
 from lpc.data import world
 
 
 def parser():
-    parser = cli.step_parser(__doc__)
+    parser = cli.step_parser(__doc__, specs.World)
     parser.add_argument("--output", required=True, help="the rows (.jsonl.gz)")
     parser.add_argument("--source", required=True, help="record of the rows (.json), as download_dataset writes it")
     return parser
@@ -20,9 +18,7 @@ def parser():
 
 def main(args):
     spec = args.spec
-    rows = world.generate(
-        spec["rows"], completions=spec["completions"], score_noise=spec["score_noise"], seed=spec["seed"]
-    )
+    rows = world.generate(spec.rows, completions=spec.completions, score_noise=spec.score_noise, seed=spec.seed)
     # No name and no time in the gzip header, so that equal rows are equal bytes.
     with (
         files.atomic(args.output) as temporary,

@@ -1,6 +1,7 @@
 """What is generated from the models: tables of config/README.md, JSON schema, help of the steps."""
 
 import json
+import re
 
 import jsonschema
 import pytest
@@ -33,7 +34,7 @@ def test_shipped_configurations_fit_the_schema_of_editors(file):
     validator = jsonschema.Draft202012Validator(json.loads(docs.SCHEMA.read_text(encoding="utf-8")))
     config = yaml.safe_load(file.read_text(encoding="utf-8"))
     validator.validate(config)
-    config["training"]["learnin_rate"] = 1.0
+    config["tokens"] = {"max_lenght": 1}
     assert not validator.is_valid(config)
 
 
@@ -99,9 +100,8 @@ def test_specs_survive_their_own_command_line(rule, spec):
     ],
 )
 def test_faulty_specs_name_the_key(tracked, message):
-    with pytest.raises(ValueError, match="") as caught:
+    with pytest.raises(ValueError, match=re.escape(message)):
         specs.Train.parse(tracked, {})
-    assert message in str(caught.value)
 
 
 def test_every_role_occurs():

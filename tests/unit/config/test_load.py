@@ -101,7 +101,7 @@ def test_training_of_a_recipe_overrides_single_keys():
         ({"bases__mine": {}}, ["bases.mine: model is missing"]),
         (
             {"recipes__dpo__objective": {"name": "dpo", "tau": 0.1}},
-            ["recipes.dpo.objective.tau: unknown key", "(allowed: name, beta, label_smoothing"],
+            ["recipes.dpo.objective.tau: unknown key", "(allowed: name, nll_weight, beta, label_smoothing"],
         ),
         ({"recipes__ipo__objective": {"name": "ipo"}}, ["recipes.ipo.objective: tau is missing"]),
         ({"recipes__dpo__objective": {"name": "dpoo"}}, ['"dpoo" is not one of dpo, ipo', "; did you mean dpo?"]),
@@ -116,7 +116,7 @@ def test_training_of_a_recipe_overrides_single_keys():
             {"recipes__dpo__latent": {"information_weight": 1}, "training__micro_batch_size": 1},
             ["recipes.dpo.latent.information_weight: requires micro_batch_size > 1"],
         ),
-        ({"recipes__dpo__latent": {"gamma": {"until": 0}}}, ["recipes.dpo.latent.gamma.until: 0.0 is out of range"]),
+        ({"recipes__dpo__latent": {"gamma": {"until": 0}}}, ["recipes.dpo.latent.gamma.until: 0 is out of range, must be more than 0"]),
         ({"recipes__dpo__latent": {"kind": "mlp", "free_bits": 1}}, ["recipes.dpo.latent.free_bits: unknown key"]),
         ({"experiments__main__bases": ["tinny"]}, ["experiments.main.bases[0]: tinny is not", "did you mean tiny?"]),
         ({"experiments__main__noise": ["flip"]}, ["experiments.main.noise[0]: flip is not defined under noise"]),
@@ -285,7 +285,8 @@ SWEPT = {
 
 def test_recipe_names_a_relation_that_its_training_breaks_once_in_a_sweep():
     message = faults(
+        training__micro_batch_size=1,
         experiments__main__recipes=["dpo-lpc"],
-        experiments__main__sweep={"training.micro_batch_size": [1], "latent.information_weight": [1.0]},
+        experiments__main__sweep={"latent.information_weight": [1.0]},
     )
     assert "experiments.main.sweep.latent.information_weight: requires micro_batch_size > 1" in message

@@ -26,8 +26,8 @@ class Inputs:
     """Folder of the project's results."""
     runs: list[dict]
     """Runs of the configuration, as `lpc.report.runs.resolve` gives them."""
-    tasks: list[str] = field(default_factory=list)
-    """Names of the benchmark tasks."""
+    tasks: dict[str, str] = field(default_factory=dict)
+    """By name of each benchmark task, the metric that the page shows."""
     sweeps: dict[str, list] = field(default_factory=dict)
     """By experiment, [key, values] of each swept key, in the configuration's order."""
     _outcomes: dict = field(default_factory=dict)

@@ -22,14 +22,14 @@ def rows(inputs: Inputs) -> list[dict]:
     models = [({"base": base, "recipe": "base"}, f"bases/{base}") for base in bases]
     models += [(names(run), run["folder"]) for run in inputs.runs]
     for which, folder in models:
-        for task in inputs.tasks:
+        for task, shown in inputs.tasks.items():
             scores, status = inputs.load(f"{folder}/benchmarks/{task}.json")
             common = {**which, "task": task, "n": scores.get("n"), "status": status}
             if not scores:
                 found.append(common)
             for metric, score in scores.get("metrics", {}).items():
                 values = {"metric": metric, "value": score["value"], "stderr": score.get("stderr")}
-                found.append({**common, **values, "primary": int(metric == scores["primary"])})
+                found.append({**common, **values, "primary": int(metric == shown)})
     return found
 
 
