@@ -42,7 +42,7 @@ rule download_dataset:
     benchmark:
         RESULTS.timing("download_dataset", "{dataset}")
     wildcard_constraints:
-        dataset=one_of(name for name in SETTINGS["datasets"] if name not in WORLDS),
+        dataset=one_of(name for name in SETTINGS.datasets if name not in WORLDS),
     localrule: True
     container:
         image("training")
@@ -64,7 +64,7 @@ rule download_base:
     benchmark:
         RESULTS.timing("download_base", "{base}")
     wildcard_constraints:
-        base=one_of(name for name in SETTINGS["bases"] if name not in SCRATCH),
+        base=one_of(name for name in SETTINGS.bases if name not in SCRATCH),
     localrule: True
     container:
         image("training")
