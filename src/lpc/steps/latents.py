@@ -23,7 +23,7 @@ def parser():
 def main(args):
     """Spec keys: tokens, batch_size, precision, seed (of the diagnostics)."""
     spec = args.spec
-    policy, tokenizer = load_run(args.base, args.model)
+    policy, tokenizer = load_run(args.base, args.model, inference=spec.get("inference"))
     to_device(policy)
     if policy.latent is None:
         raise cli.UserError(f"{args.model}: a plain model without a latent; nothing to extract")

@@ -27,7 +27,7 @@ def main(args):
     objective = objectives.parse(spec["objective"])
     if objective.needs_reference and args.reference is None:
         raise cli.UserError(f"objective {objective.name}: needs --reference, the reference.parquet of the pairs")
-    policy, tokenizer = load_run(args.base, args.model)
+    policy, tokenizer = load_run(args.base, args.model, inference=spec.get("inference"))
     to_device(policy)
     summary = {}
     # Validation is for choosing hyperparameters; the test pairs are for the report alone.

@@ -13,11 +13,9 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from lpc import cli, objectives
+from lpc import cli, latents, objectives
 from lpc.files import atomic, fingerprint, read_json, sha256, write_json
 from lpc.lock import lock
-from lpc.model.clusters import start_from_clusters
-from lpc.model.controls import build_latent
 from lpc.model.loading import load_run
 from lpc.scoring import load_pairs
 from lpc.training import peak_memory, train
@@ -68,12 +66,12 @@ def run(args, identity: dict, main_process: bool) -> None:
     policy, tokenizer = load_run(args.base)
     _, tokens = load_pairs(args.pairs, tokenizer, spec["tokens"], split="train", reference=args.reference)
     if spec["latent"] is not None:
-        policy.latent = build_latent(spec["latent"], policy.head.weight.shape[1], spec["seed"])
-        if spec["latent"].get("standardize"):
-            statistics = read_statistics(args.statistics)
-            set_statistics(policy.latent, statistics)
-            if spec["latent"].get("codebook_init") == "kmeans":
-                start_from_clusters(policy.latent, statistics["prompt.sample"], spec["seed"])
+        settings = latents.parse(spec["latent"])
+        policy.latent = latents.build(settings, policy.head.weight.shape[1], spec["seed"])
+        if settings.needs_statistics:
+            if args.statistics is None:
+                raise cli.UserError("latent.standardize: needs --statistics")
+            policy.latent.start_from(safetensors.torch.load_file(args.statistics), spec["seed"])
 
     checkpoints = args.checkpoints / fingerprint(identity)
     for other in sorted(args.checkpoints.glob("*/checkpoint-*")):
@@ -126,21 +124,6 @@ def run(args, identity: dict, main_process: bool) -> None:
         },
     )
     shutil.rmtree(checkpoints)  # the finished model takes their place
-
-
-def read_statistics(path) -> dict[str, torch.Tensor]:
-    if path is None:
-        raise cli.UserError("latent.standardize: needs --statistics")
-    return safetensors.torch.load_file(path)
-
-
-def set_statistics(latent, statistics: dict[str, torch.Tensor]) -> None:
-    """Mean and standard deviation of the base model's hidden states into the latent's standardizers."""
-    for name in ("prompt", "completion"):
-        standardizer = getattr(latent, f"{name}_standardizer", None)
-        if standardizer is not None:
-            standardizer.mean.copy_(statistics[f"{name}.mean"])
-            standardizer.std.copy_(statistics[f"{name}.std"])
 
 
 if __name__ == "__main__":
