@@ -254,7 +254,7 @@ LOCAL_BASE = {"reference", "benchmark_base gsm8k", "benchmark_base arc_easy"} | 
         ("base/model.safetensors", {"download_base"} | LOCAL_BASE),
         ("task.jsonl", {"benchmark dpo 0 gsm8k", "benchmark_base gsm8k"} | END),
         ("asked.json", {"alpacaeval_download"} | ALPACA | END),
-        ("src/lpc/config.py", set()),
+        ("src/lpc/config/__init__.py", set()),
         ("src/lpc/steps/flip.py", {"flip flip", "reference"} | LOCAL_TRAIN),
         ("src/lpc/steps/download_dataset.py", {"download_dataset"} | LOCAL_DATA),
         ("src/lpc/steps/download_base.py", {"download_base"} | LOCAL_BASE),

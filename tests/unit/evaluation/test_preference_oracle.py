@@ -1,30 +1,32 @@
 """Rewards and latents of pairs against a naive version in float64: each completion a sequence of its own, all logits of
 the vocabulary, and z computed here from the latent's weights and the paper's equations."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from tiny import in_float64, make_backbone, make_pairs, make_tokenizer
 
-from lpc import objectives
+from lpc import latents, objectives
 from lpc.data.tokens import tokenize_pairs
 from lpc.evaluation.preference import another_prompt, pair_latents, score_pairs
-from lpc.model.controls import build_latent
-from lpc.model.latent import LatentConfig
 from lpc.model.policy import LatentPolicy
 
 PAIRS, FEATURES = 7, 32
 OPTIONS = {"batch_size": 3, "precision": "float32"}
 OBJECTIVES = {"dpo": {"name": "dpo", "beta": 0.3}, "simpo": {"name": "simpo", "beta": 2.0, "margin": 0.5}}
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
+SETTINGS = {
+    "vector": {"kind": "vector", "init_std": 0.7},
+    "mlp": {"kind": "mlp", "codes": 5, "init_std": 0.7},
+    "gaussian": {"kind": "gaussian", "init_std": 0.7, "logit_scale": 10.0},
+    "lpc": {"kind": "lpc", "codes": 5, "init_std": 0.7, "logit_scale": 10.0},
+}
 VARIANTS = {
     None: [""],
     "vector": ["", "_zero", "_shuffled"],
     "mlp": ["", "_zero", "_shuffled"],
-    "gaussian": ["", "_zero", "_shuffled"],
+    "gaussian": ["", "_zero", "_shuffled", "_posterior", "_posterior_swapped"],
     "lpc": ["", "_zero", "_shuffled", "_posterior", "_posterior_swapped"],
 }
 
@@ -37,8 +39,7 @@ class Oracle:
         torch.manual_seed(1)
         self.kind, latent = kind, None
         if kind is not None:
-            config = LatentConfig(kind=kind, codes=5, init_std=0.7, logit_scale=10.0)
-            latent = build_latent(dataclasses.asdict(config), FEATURES, seed=2)
+            latent = latents.build(latents.parse(SETTINGS[kind]), FEATURES, seed=2)
             for name, buffer in latent.named_buffers():
                 buffer.copy_(torch.rand(FEATURES) + (0.5 if name.endswith("std") else -0.5))
         self.policy = LatentPolicy(make_backbone(), latent).eval()
@@ -72,7 +73,14 @@ class Oracle:
 
     def posterior(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         ends = [self.standardized("completion", h) for h in (first, second)]
-        return self.mlp("posterior", torch.cat(ends, -1)).softmax(-1)
+        return self.mlp("posterior", torch.cat(ends, -1))
+
+    def posterior_z(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        """z of each pair [n, d] from the posterior's codes, or its mean."""
+        outputs = self.posterior(first, second)
+        if self.kind == "lpc":
+            return outputs.softmax(-1) @ self.weights["codebook"]
+        return SETTINGS["gaussian"]["init_std"] * outputs[:, :FEATURES]
 
     def prior_z(self) -> torch.Tensor:
         """z of each pair [n, d] as at inference."""
@@ -81,7 +89,10 @@ class Oracle:
         if self.kind == "mlp":
             return self.mlp("mlp", self.standardized("prompt", self.h_x))
         if self.kind == "gaussian":
-            return 0.7 * self.mlp("prior", self.standardized("prompt", self.h_x))[:, :FEATURES]
+            return (
+                SETTINGS["gaussian"]["init_std"]
+                * self.mlp("prior", self.standardized("prompt", self.h_x))[:, :FEATURES]
+            )
         if self.kind == "vector":
             return self.weights["vector"].expand(PAIRS, -1)
         return torch.zeros(PAIRS, FEATURES, dtype=torch.float64)
@@ -102,6 +113,10 @@ class Oracle:
         return found
 
 
+def test_every_kind_has_its_oracle():
+    assert set(latents.KINDS) == set(SETTINGS) and set(VARIANTS) == {None, *SETTINGS}
+
+
 @pytest.fixture(scope="module", params=VARIANTS, ids=str)
 def oracle(request):
     return Oracle(request.param)
@@ -116,10 +131,9 @@ def test_rewards(oracle, name):
     found = {v: np.stack([found[f"chosen_reward{v}"], found[f"rejected_reward{v}"]], -1) for v in variants}
 
     z = {"": oracle.prior_z(), "_zero": torch.zeros(PAIRS, FEATURES, dtype=torch.float64)}
-    if oracle.kind == "lpc":
-        codebook = oracle.weights["codebook"]
-        z["_posterior"] = oracle.posterior(oracle.h_chosen, oracle.h_rejected) @ codebook
-        z["_posterior_swapped"] = oracle.posterior(oracle.h_rejected, oracle.h_chosen) @ codebook
+    if "_posterior" in variants:
+        z["_posterior"] = oracle.posterior_z(oracle.h_chosen, oracle.h_rejected)
+        z["_posterior_swapped"] = oracle.posterior_z(oracle.h_rejected, oracle.h_chosen)
     expected = {variant: oracle.rewards(value, objective) for variant, value in z.items() if variant in variants}
     for variant, value in expected.items():
         np.testing.assert_allclose(found[variant], value, **TOLERANCE, err_msg=variant)
@@ -139,10 +153,15 @@ def test_rewards(oracle, name):
 
 
 def test_latents(oracle):
+    if oracle.kind is None:
+        return  # nothing to extract; the step refuses it
     found = pair_latents(oracle.policy, oracle.tokens, **OPTIONS)
     expected = {"h_x": oracle.h_x, "z": oracle.prior_z()}
     if oracle.kind == "lpc":
-        expected |= {"prior": oracle.prior(), "posterior": oracle.posterior(oracle.h_chosen, oracle.h_rejected)}
+        expected |= {
+            "prior": oracle.prior(),
+            "posterior": oracle.posterior(oracle.h_chosen, oracle.h_rejected).softmax(-1),
+        }
     assert set(found) == set(expected)
     for name, value in expected.items():
         assert found[name].dtype == np.float32
