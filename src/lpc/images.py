@@ -40,4 +40,11 @@ def running() -> dict | None:
     if not image:
         return None
     record = Path(image).with_suffix(".json")
-    return {"image": Path(image).name, "sha256": json.loads(record.read_text())["sha256"] if record.exists() else None}
+    if not record.exists():
+        return {"image": Path(image).name, "sha256": None}
+    try:
+        return {"image": Path(image).name, "sha256": json.loads(record.read_text())["sha256"]}
+    except (ValueError, TypeError, KeyError):
+        from lpc.cli import UserError  # which imports this module
+
+        raise UserError(f"{record}: not an image's record; build that image again (--force)") from None

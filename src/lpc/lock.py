@@ -19,6 +19,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from lpc import process
 from lpc.cli import UserError, fail
 
 log = logging.getLogger("lpc")
@@ -96,7 +97,7 @@ def _living_owner(folder: Path, generation: int, stale: float) -> dict | None:
     owner = json.loads(text)
     me = _me()
     if owner["machine"] == me["machine"]:
-        dead = _start_time(owner["pid"]) != owner["start_time"]
+        dead = process.start_time(owner["pid"]) != owner["start_time"]
     elif owner["slurm_job"] and (owner["slurm_job"], owner["slurm_step"]) == (me["slurm_job"], me["slurm_step"]):
         dead = True  # the same step of the same job on another node: SLURM requeues a job only after it has ended
     else:
@@ -154,26 +155,14 @@ def _check(folder: Path, generation: int) -> None:
 
 def _me() -> dict:
     """What tells this process from every other one that is or was."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return {
         "host": socket.gethostname(),
-        # Process numbers can be compared only within one boot of one machine, and one process namespace of it.
-        "machine": f"{boot} {os.readlink('/proc/self/ns/pid')}",
+        "machine": process.machine(),
         "pid": os.getpid(),
-        "start_time": _start_time(os.getpid()),
+        "start_time": process.start_time(os.getpid()),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "slurm_step": os.environ.get("SLURM_STEP_ID"),
     }
-
-
-def _start_time(pid: int) -> str | None:
-    """Ticks from boot to the start of a process, by which it differs from a later one of that number; None if dead."""
-    try:
-        # The second field, in parentheses, may hold spaces; the third is the state (Z: dead, but not yet collected).
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] in "ZX" else fields[19]
 
 
 def _file_system_time(folder: Path) -> float:
