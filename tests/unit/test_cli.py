@@ -84,7 +84,7 @@ def test_torn_record_of_the_image(tmp_path):
         del os.environ["APPTAINER_CONTAINER"]
     assert result.returncode == 1
     [error] = result.stderr.splitlines()
-    assert "training.json: not an image's record" in error
+    assert "training.json: must be a JSON object with sha256" in error
 
 
 def test_interrupt_from_outside(tmp_path):

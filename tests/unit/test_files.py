@@ -51,7 +51,7 @@ def test_torn_record_of_an_image_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("APPTAINER_CONTAINER", str(tmp_path / "training-0123.sif"))
     for text in ('{"sha2', "[]", "{}", "\x00\x00"):
         (tmp_path / "training-0123.json").write_text(text)
-        with pytest.raises(UserError, match=r"training-0123\.json: not an image's record"):
+        with pytest.raises(UserError, match=r"training-0123\.json: must be a JSON object with sha256"):
             files.write_json(tmp_path / "object.json", {})
 
 

@@ -170,7 +170,7 @@ def test_deleted_lock_ends_its_owner(tmp_path, owner):
         b"\x00" * 200,
         b"\xff\xfe",
         b"[" * 100_000,
-        b'{"host": "a", "machine": "b", "pid": "1", "start_time": "1", "slurm_job": null, "slurm_step": null}',
+        b'{"host": "a", "machine": "b", "pid": "1", "start_time": "1", "slurm_job": "1", "slurm_step": "0"}',
     ],
 )
 def test_torn_or_foreign_lock_file_is_named(tmp_path, content):
