@@ -25,14 +25,14 @@ from spython.main import Client
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from lpc import images
 from lpc.cli import UserError, fail
-from lpc.files import sha256, write_json
+from lpc.files import sha256, synchronize, write_json
 
 # Decompresses as fast as the default and packs several times faster, for a tenth more space.
 SQUASHFS = "-comp zstd -Xcompression-level 3"
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
 
 
-class Unreachable(UserError):
+class Unreachable(Exception):
     """The image to start from could not be fetched from a registry."""
 
 
@@ -62,11 +62,7 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"{unknown[0]}: no such image; use {', '.join(images.PARENTS)}")
     wanted = list(dict.fromkeys(image for name in args.names or images.PARENTS for image in images.lineage(name)))
     recorded = images.choice()
-    chosen = {
-        **images.CHOICE,
-        **(recorded or {}),
-        **{key: getattr(args, key) for key in images.CHOICE if getattr(args, key)},
-    }
+    chosen = (recorded or images.CHOICE) | {key: getattr(args, key) for key in images.CHOICE if getattr(args, key)}
     if args.print:
         print(*(images.path(name, chosen) for name in wanted), sep="\n")
         return
@@ -81,7 +77,7 @@ def main(args: argparse.Namespace) -> None:
                 provide(name, chosen, args, Path(scratch))
             except Unreachable as error:
                 if recorded or args.base:
-                    raise
+                    raise UserError(f"{error}; use --base debootstrap if no registry answers") from None
                 print(f"{error}; no base was chosen, so the images start from debootstrap", flush=True)
                 chosen["base"] = "debootstrap"
                 provide(name, chosen, args, Path(scratch))
@@ -122,41 +118,34 @@ def provide(name: str, chosen: dict[str, str], args: argparse.Namespace, scratch
             "packages": inside(partial, "-m", "pip", "--disable-pip-version-check", "freeze").split(),
         },
     )
+    synchronize(partial)
     partial.rename(image)
     print(f"{image.name}: {image.stat().st_size / 1e6:.0f} MB in {seconds:.0f} s", flush=True)
 
 
 def build(name: str, image: Path, log: Path, arguments: dict[str, str], folders: list[str]) -> None:
-    command = ["singularity", "build", "--force", "--mksquashfs-args", SQUASHFS]
-    if os.getuid() != 0:
-        command.append("--fakeroot")
-    for folder in folders:
-        command += ["--bind", folder]
-    for key, value in arguments.items():
-        command += ["--build-arg", f"{key}={value}"]
-    # Not by spython, which keeps all that the build prints to its end and prints some of it twice.
+    options = ["--force", "--mksquashfs-args", SQUASHFS, *(["--fakeroot"] if os.getuid() != 0 else [])]
+    options += [part for folder in folders for part in ("--bind", folder)]
+    options += [part for key, value in arguments.items() for part in ("--build-arg", f"{key}={value}")]
+    command = ["singularity", "build", *options, image, f"{name}.def"]
+    # Not by spython, which keeps what the build prints until it ends, and prints some of it twice.
     with open(log, "wb") as stream:
-        result = subprocess.run(
-            [*command, image, f"{name}.def"], cwd=images.FOLDER, stdout=stream, stderr=subprocess.STDOUT, check=False
-        )
-    if result.returncode:
-        last = log.read_text(errors="replace").splitlines()[-3:]
-        if arguments.get("BOOTSTRAP") == "docker" and last and "conveyor failed to get: " in last[-1]:
-            reason = last[-1].partition("conveyor failed to get: ")[2]
-            raise Unreachable(f"{arguments['FROM']}: not fetched ({reason}); use --base debootstrap without a registry")
-        raise UserError(f"{log.stem}: the build failed: {' | '.join(last)}; the whole log is {log}")
+        if subprocess.call(command, cwd=images.FOLDER, stdout=stream, stderr=subprocess.STDOUT) == 0:
+            return
+    last = log.read_text(errors="replace").splitlines()[-3:]
+    reason = " | ".join(last).partition("conveyor failed to get: ")[2]
+    if reason and arguments.get("BOOTSTRAP") == "docker":
+        raise Unreachable(f"{arguments['FROM']}: not fetched ({reason})")
+    raise UserError(f"{log.stem}: the build failed: {' | '.join(last)}; the whole log is {log}")
 
 
 def inside(image: Path, *arguments: str) -> str:
     """Run the image's Python and return what it prints."""
+    command = ["python", *arguments]
     try:
-        return "".join(
-            Client.execute(str(image), ["python", *arguments], options=["--cleanenv"], stream=True, quiet=True)
-        )
+        return "".join(Client.execute(str(image), command, options=["--cleanenv"], stream=True, quiet=True))
     except subprocess.CalledProcessError as error:
-        raise UserError(
-            f"{image}: does not run: {' '.join(map(str, error.cmd))} exited with {error.returncode}"
-        ) from None
+        raise UserError(f"{image}: does not run: {error}") from None
 
 
 def variant(image: Path, required: str | None) -> str:
