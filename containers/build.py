@@ -8,6 +8,7 @@ in containers/images/choice.json, which decides their names (lpc.images) from th
 import argparse
 import ast
 import ctypes
+import json
 import os
 import platform
 import shutil
@@ -29,6 +30,14 @@ from lpc.files import sha256, synchronize, write_json
 
 # Decompresses as fast as the default and packs several times faster, for a tenth more space.
 SQUASHFS = "-comp zstd -Xcompression-level 3"
+# What an image holds, without an import of PyTorch. Its version file has the variant where its metadata has none.
+CONTENTS = """
+import importlib.metadata, importlib.util, json, runpy
+packages = sorted(f"{package.name}=={package.version}" for package in importlib.metadata.distributions())
+torch = importlib.util.find_spec("torch")
+version = torch and runpy.run_path(torch.submodule_search_locations[0] + "/version.py")["__version__"]
+print(json.dumps({"packages": packages, "variant": version and (version.partition("+")[2] or "cpu")}))
+"""
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
 
 
@@ -103,8 +112,15 @@ def provide(name: str, chosen: dict[str, str], args: argparse.Namespace, scratch
     begin = time.monotonic()
     build(name, partial, log, arguments, folders)
     seconds = time.monotonic() - begin
+    found = contents(partial)
     if name == "training":
-        chosen["variant"] = variant(partial, args.variant)
+        if args.variant not in (None, found["variant"]):
+            partial.unlink()
+            raise UserError(
+                f"pip found PyTorch for {found['variant']}, not --variant {args.variant}; set PIP_EXTRA_INDEX_URL to "
+                "PyTorch's index of that variant (docs/cluster.md)"
+            )
+        chosen["variant"] = found["variant"]
         image = images.path(name, chosen)
     write_json(
         image.with_suffix(".json"),
@@ -115,7 +131,7 @@ def provide(name: str, chosen: dict[str, str], args: argparse.Namespace, scratch
             "build_seconds": round(seconds, 1),
             "built": datetime.now(UTC).isoformat(timespec="seconds"),
             "from": Path(arguments["PARENT"]).name if name != "base" else chosen["base"],
-            "packages": inside(partial, "-m", "pip", "--disable-pip-version-check", "freeze").split(),
+            "packages": found["packages"],
         },
     )
     synchronize(partial)
@@ -139,25 +155,13 @@ def build(name: str, image: Path, log: Path, arguments: dict[str, str], folders:
     raise UserError(f"{log.stem}: the build failed: {' | '.join(last)}; the whole log is {log}")
 
 
-def inside(image: Path, *arguments: str) -> str:
-    """Run the image's Python and return what it prints."""
-    command = ["python", *arguments]
+def contents(image: Path) -> dict:
+    """Return an image's packages and its variant of PyTorch, None without PyTorch."""
+    command = ["python", "-c", CONTENTS]
     try:
-        return "".join(Client.execute(str(image), command, options=["--cleanenv"], stream=True, quiet=True))
+        return json.loads("".join(Client.execute(str(image), command, options=["--cleanenv"], stream=True, quiet=True)))
     except subprocess.CalledProcessError as error:
-        raise UserError(f"{image}: does not run: {error}") from None
-
-
-def variant(image: Path, required: str | None) -> str:
-    """Return the variant of an image's PyTorch, which is the local part of its version; it must be `required`."""
-    found = inside(image, "-c", "import torch; print(torch.__version__)").strip().partition("+")[2] or "cpu"
-    if required and found != required:
-        image.unlink()
-        raise UserError(
-            f"pip found PyTorch for {found}, not --variant {required}; set PIP_EXTRA_INDEX_URL to PyTorch's index of "
-            f"{required} (docs/cluster.md)"
-        )
-    return found
+        raise UserError(f"{image}: cannot list its packages, exit code {error.returncode}") from None
 
 
 def base_arguments(base: str, mirror: str | None) -> dict[str, str]:
