@@ -1,15 +1,19 @@
-"""Build the container images (`make images`): containers/images/<name>-<version>.sif, each with a record beside it.
+"""Build the container images that are missing (`make images`), each with a record beside it.
 
 How to reach the package sources is taken from the machine's own configuration, for the build alone: the mirror of apt,
-and pip's index, wheel folders and certificates. An image that is there already is left as it is.
+and pip's index, wheel folders and certificates. What the images start from and PyTorch's variant are recorded
+in containers/images/choice.json, which decides their names (lpc.images) from then on.
 """
 
 import argparse
 import ast
 import ctypes
+import json
 import os
 import platform
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -22,12 +26,23 @@ from spython.main import Client
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from lpc import images
 from lpc.cli import UserError, fail
-from lpc.files import sha256, write_json
+from lpc.files import sha256, synchronize, write_json
 
-PYTHON = "python:3.11-slim-bookworm"
 # Decompresses as fast as the default and packs several times faster, for a tenth more space.
 SQUASHFS = "-comp zstd -Xcompression-level 3"
+# What an image holds, without an import of PyTorch. Its version file has the variant where its metadata has none.
+CONTENTS = """
+import importlib.metadata, importlib.util, json, runpy
+packages = sorted(f"{package.name}=={package.version}" for package in importlib.metadata.distributions())
+torch = importlib.util.find_spec("torch")
+version = torch and runpy.run_path(torch.submodule_search_locations[0] + "/version.py")["__version__"]
+print(json.dumps({"packages": packages, "variant": version and (version.partition("+")[2] or "cpu")}))
+"""
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
+
+
+class Unreachable(Exception):
+    """The image to start from could not be fetched from a registry."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,62 +50,126 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("names", nargs="*", help="images to build, with those that they start from (default: all)")
     parser.add_argument(
         "--base",
-        default=PYTHON,
-        help='image of a registry, as a CUDA runtime, or "debootstrap": from Debian packages (default: %(default)s)',
+        help="image of a registry, e.g. a CUDA runtime, or debootstrap: from Debian packages (default: as built last; "
+        f"at first {images.CHOICE['base']}, or debootstrap where no registry answers)",
+    )
+    parser.add_argument(
+        "--variant", help="require this variant of PyTorch, e.g. cpu, cu128, rocm6.4 (default: what pip finds)"
     )
     parser.add_argument(
         "--mirror", help="Debian mirror for debootstrap (default: that of this machine's apt, if Debian)"
     )
     parser.add_argument("--certificates", help="certificate bundle for pip (default: that of this machine's pip)")
-    parser.add_argument("--fakeroot", action="store_true", help="build as a user who is not root")
     parser.add_argument("--force", action="store_true", help="build what is up to date, too")
     parser.add_argument("--print", action="store_true", help="print the images' paths and build nothing")
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
-    wanted = []
-    for name in args.names or images.PARENTS:
-        if name not in images.PARENTS:
-            raise UserError(f"{name}: no such image; there are {', '.join(images.PARENTS)}")
-        wanted += [image for image in lineage(name) if image not in wanted]
+    unknown = [name for name in args.names if name not in images.PARENTS]
+    if unknown:
+        raise UserError(f"{unknown[0]}: no such image; use {', '.join(images.PARENTS)}")
+    wanted = list(dict.fromkeys(image for name in args.names or images.PARENTS for image in images.lineage(name)))
+    recorded = images.choice()
+    chosen = (recorded or images.CHOICE) | {key: getattr(args, key) for key in images.CHOICE if getattr(args, key)}
     if args.print:
-        print(*(images.path(name) for name in wanted), sep="\n")
+        print(*(images.path(name, chosen) for name in wanted), sep="\n")
         return
-    missing = [name for name in wanted if args.force or not images.path(name).exists()]
-    for name in wanted:
-        if name not in missing:
-            print(f"{images.path(name).name}: up to date", flush=True)
-    if not missing:
-        return
-    if not shutil.which("singularity"):  # the name that spython calls; Apptainer comes with it
-        raise UserError("no apptainer on PATH; load its module or install it (docs/cluster.md)")
-    if os.getuid() != 0 and not args.fakeroot:
-        raise UserError("building needs root or --fakeroot (make images ARGUMENTS=--fakeroot)")
+    if args.force or not all(images.path(name, chosen).exists() for name in wanted):
+        if not shutil.which("singularity"):  # the name that spython calls; Apptainer comes with it
+            raise UserError("no apptainer on PATH; load its module or install it (docs/cluster.md)")
+        gain_capabilities()
     # In /tmp, which Apptainer shows to the build. A base folder elsewhere (TMPDIR) would not be seen there.
     with tempfile.TemporaryDirectory(prefix="lpc-images-", dir="/tmp") as scratch:
-        config, folders = pip_configuration(Path(scratch), args.certificates)
-        options = ["--mksquashfs-args", SQUASHFS, *(["--fakeroot"] if args.fakeroot else [])]
-        for name in missing:
-            if name == "base":
-                build(name, options, base_arguments(args))
-            else:
-                parent = images.path(images.PARENTS[name])
-                arguments = {"PARENT": str(parent), "PIP_CONFIG": str(config), "FOLDERS": " ".join(folders)}
-                build(name, [*options, *(part for folder in folders for part in ("--bind", folder))], arguments)
+        for name in wanted:
+            try:
+                provide(name, chosen, args, Path(scratch))
+            except Unreachable as error:
+                if recorded or args.base:
+                    raise UserError(f"{error}; use --base debootstrap if no registry answers") from None
+                print(f"{error}; no base was chosen, so the images start from debootstrap", flush=True)
+                chosen["base"] = "debootstrap"
+                provide(name, chosen, args, Path(scratch))
+    if chosen != recorded:
+        write_json(images.FOLDER / "images/choice.json", chosen)
 
 
-def lineage(name: str) -> list[str]:
-    """The image and all that it starts from, first one first."""
-    return [*(lineage(images.PARENTS[name]) if images.PARENTS[name] else []), name]
+def provide(name: str, chosen: dict[str, str], args: argparse.Namespace, scratch: Path) -> None:
+    """Build an image unless it is there. The build of the training image sets chosen["variant"]."""
+    image = images.path(name, chosen)
+    if image.exists() and not args.force:
+        print(f"{image.name}: up to date", flush=True)
+        return
+    if name == "base":
+        arguments, folders = base_arguments(chosen["base"], args.mirror), []
+    else:
+        config, folders = pip_configuration(scratch, args.certificates)
+        parent = images.path(images.PARENTS[name], chosen)
+        arguments = {"PARENT": str(parent), "PIP_CONFIG": str(config), "FOLDERS": " ".join(folders)}
+    image.parent.mkdir(exist_ok=True)
+    partial, log = image.with_suffix(".partial.sif"), image.with_suffix(".log")
+    print(f"{image.name}: building (log: {os.path.relpath(log)})", flush=True)
+    begin = time.monotonic()
+    build(name, partial, log, arguments, folders)
+    seconds = time.monotonic() - begin
+    found = contents(partial)
+    if name == "training":
+        if args.variant not in (None, found["variant"]):
+            partial.unlink()
+            raise UserError(
+                f"pip found PyTorch for {found['variant']}, not --variant {args.variant}; set PIP_EXTRA_INDEX_URL to "
+                "PyTorch's index of that variant (docs/cluster.md)"
+            )
+        chosen["variant"] = found["variant"]
+        image = images.path(name, chosen)
+    write_json(
+        image.with_suffix(".json"),
+        {
+            "image": image.name,
+            "sha256": sha256(partial),
+            "bytes": partial.stat().st_size,
+            "build_seconds": round(seconds, 1),
+            "built": datetime.now(UTC).isoformat(timespec="seconds"),
+            "from": Path(arguments["PARENT"]).name if name != "base" else chosen["base"],
+            "packages": found["packages"],
+        },
+    )
+    synchronize(partial)
+    partial.rename(image)
+    print(f"{image.name}: {image.stat().st_size / 1e6:.0f} MB in {seconds:.0f} s", flush=True)
 
 
-def base_arguments(args: argparse.Namespace) -> dict[str, str]:
-    if args.base != "debootstrap":
-        return {"BOOTSTRAP": "docker", "FROM": args.base}
+def build(name: str, image: Path, log: Path, arguments: dict[str, str], folders: list[str]) -> None:
+    options = ["--force", "--mksquashfs-args", SQUASHFS, *(["--fakeroot"] if os.getuid() != 0 else [])]
+    options += [part for folder in folders for part in ("--bind", folder)]
+    options += [part for key, value in arguments.items() for part in ("--build-arg", f"{key}={value}")]
+    command = ["singularity", "build", *options, image, f"{name}.def"]
+    # Not by spython, which keeps what the build prints until it ends, and prints some of it twice.
+    with open(log, "wb") as stream:
+        if subprocess.call(command, cwd=images.FOLDER, stdout=stream, stderr=subprocess.STDOUT) == 0:
+            return
+    last = log.read_text(errors="replace").splitlines()[-3:]
+    reason = " | ".join(last).partition("conveyor failed to get: ")[2]
+    if reason and arguments.get("BOOTSTRAP") == "docker":
+        raise Unreachable(f"{arguments['FROM']}: not fetched ({reason})")
+    raise UserError(f"{log.stem}: the build failed: {' | '.join(last)}; the whole log is {log}")
+
+
+def contents(image: Path) -> dict:
+    """Return an image's packages and its variant of PyTorch, None without PyTorch."""
+    command = ["python", "-c", CONTENTS]
+    try:
+        return json.loads("".join(Client.execute(str(image), command, options=["--cleanenv"], stream=True, quiet=True)))
+    except subprocess.CalledProcessError as error:
+        raise UserError(f"{image}: cannot list its packages, exit code {error.returncode}") from None
+
+
+def base_arguments(base: str, mirror: str | None) -> dict[str, str]:
+    if base != "debootstrap":
+        return {"BOOTSTRAP": "docker", "FROM": base}
     if not shutil.which("debootstrap"):
         raise UserError("no debootstrap on PATH; install it, or name a base image that can be reached (--base)")
-    mirror = args.mirror or apt_mirror()
+    mirror = mirror or apt_mirror()
     if not mirror:
         raise UserError("no Debian mirror is known on this system; name one (--mirror)")
     return {"BOOTSTRAP": "debootstrap", "MIRROR": mirror}
@@ -137,88 +216,34 @@ def pip_configuration(folder: Path, certificates: str | None) -> tuple[Path, lis
     return config, sorted(folders)
 
 
-def build(name: str, options: list[str], arguments: dict[str, str]) -> None:
-    """Build one image under a temporary name, then write its record and give it its name."""
-    image = images.path(name)
-    image.parent.mkdir(exist_ok=True)
-    partial, log = image.with_suffix(".partial.sif"), image.with_suffix(".log")
-    print(f"{image.name}: building (log: {os.path.relpath(log)})", flush=True)
-    options = [*options, *(option for key, value in arguments.items() for option in ("--build-arg", f"{key}={value}"))]
-    begin = time.monotonic()
-    code = in_child(lambda: Client.build(f"{name}.def", str(partial), sudo=False, force=True, options=options), log)
-    seconds = time.monotonic() - begin
-    # The client returns nothing on failure, so the file tells.
-    if code or not partial.exists():
-        lines = list(dict.fromkeys(log.read_text(errors="replace").splitlines()))  # the client prints some twice
-        advice = "; --base debootstrap needs no image registry" if arguments.get("BOOTSTRAP") == "docker" else ""
-        raise UserError(f"{image.name}: the build failed: {' | '.join(lines[-3:])}{advice}; the whole log is {log}")
-    freeze = ["python", "-m", "pip", "--disable-pip-version-check", "freeze"]
-    result = Client.execute(str(partial), freeze, options=["--cleanenv"], return_result=True)
-    if result["return_code"]:
-        raise UserError(f"{image.name}: does not run: {result['message']}")
-    # The client gives a string, or a list of standard output and error where both were written.
-    packages = result["message"] if isinstance(result["message"], str) else "".join(result["message"][:1])
-    write_json(
-        image.with_suffix(".json"),
-        {
-            "image": image.name,
-            "sha256": sha256(partial),
-            "bytes": partial.stat().st_size,
-            "build_seconds": round(seconds, 1),
-            "built": datetime.now(UTC).isoformat(timespec="seconds"),
-            "from": Path(arguments["PARENT"]).name if name != "base" else arguments.get("FROM", "debootstrap"),
-            "packages": packages.split(),
-        },
-    )
-    partial.rename(image)
-    print(f"{image.name}: {image.stat().st_size / 1e6:.0f} MB in {seconds:.0f} s", flush=True)
+def gain_capabilities() -> None:
+    """Let a root whose capabilities are cut, as in a container, go on in a child process that has all of them.
 
-
-def in_child(function, log: Path) -> int:
-    """Call `function` in a child process in the definitions' folder, with its output in `log`; return the exit code.
-
-    A root whose capabilities are cut (as in a container) cannot run a %post section. Root of a new user namespace in
-    which every user is itself has all of them, so there the child gets such a namespace.
+    Apptainer needs them to run a %post section. The child is root of a new user namespace in which every user is
+    itself, which has all capabilities. Does nothing for others.
     """
-    cut = os.getuid() == 0 and bounding_set() != (1 << int(Path("/proc/sys/kernel/cap_last_cap").read_text()) + 1) - 1
-    unshared_read, unshared_write = os.pipe()
-    mapped_read, mapped_write = os.pipe()
+    status = Path("/proc/self/status").read_text()
+    bounding = next(line.split()[1] for line in status.splitlines() if line.startswith("CapBnd:"))
+    every = (1 << int(Path("/proc/sys/kernel/cap_last_cap").read_text()) + 1) - 1
+    if os.getuid() != 0 or int(bounding, 16) == every:
+        return
+    ours, theirs = socket.socketpair()
     child = os.fork()
     if child == 0:
-        try:
-            with open(log, "wb") as stream:
-                os.dup2(stream.fileno(), 1)
-                os.dup2(stream.fileno(), 2)
-            os.chdir(images.FOLDER)
-            if cut:
-                libc = ctypes.CDLL(None, use_errno=True)
-                if libc.unshare(CLONE_NEWUSER | CLONE_NEWNS):
-                    raise OSError(ctypes.get_errno(), "no user namespace for root with cut capabilities")
-                os.write(unshared_write, b".")
-                os.read(mapped_read, 1)
-                os.setresgid(0, 0, 0)
-                os.setresuid(0, 0, 0)
-            function()
-            sys.stdout.flush()  # the client prints what the build said on standard error
-        except BaseException as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-            os._exit(1)
-        os._exit(0)
-    os.close(unshared_write)
-    if cut and os.read(unshared_read, 1):  # nothing to read: the child ended
+        ours.close()
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.unshare(CLONE_NEWUSER | CLONE_NEWNS):
+            raise UserError(f"root lacks capabilities, and gets no user namespace: {os.strerror(ctypes.get_errno())}")
+        theirs.send(b"unshared")
+        theirs.recv(1)
+        return
+    theirs.close()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child gets it, too, and says so
+    if ours.recv(8):  # nothing to read: the child ended
         for kind in ("uid_map", "gid_map"):
             Path(f"/proc/{child}/{kind}").write_text("0 0 65536\n")
-        os.write(mapped_write, b".")
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    for end in (unshared_read, mapped_read, mapped_write):
-        os.close(end)
-    return code
-
-
-def bounding_set() -> int:
-    """The capabilities that this process and its children can ever have, as bits."""
-    status = Path("/proc/self/status").read_text()
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapBnd:")), 16)
+        ours.send(b".")
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 if __name__ == "__main__":

@@ -7,14 +7,28 @@ A step module defines `parser()` and `main(args)`, and ends with
 """
 
 import argparse
+import contextlib
+import errno
 import json
 import logging
 import os
+import stat
 import sys
 
 from lpc.images import running
 
 log = logging.getLogger("lpc")
+
+REMEDIES = {
+    errno.ENOSPC: "free space there",
+    errno.EDQUOT: "delete your files there, or ask for a larger quota",
+    errno.EFBIG: "raise the limit on a file's size (ulimit -f)",
+    errno.EROFS: "use a folder on a writable file system",
+    errno.EACCES: "check the permissions",
+    errno.EPERM: "check the permissions",
+    errno.EIO: "check the disk or the file server",
+}
+"""Remedies for errors of the file system, by their number."""
 
 
 class UserError(Exception):
@@ -58,7 +72,7 @@ def json_object(text: str) -> dict:
             with open(text[1:], encoding="utf-8") as stream:
                 text = stream.read()
         value = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # not only JSONDecodeError: also UnicodeDecodeError
         raise argparse.ArgumentTypeError(f"not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError("expected a JSON object")
@@ -75,29 +89,33 @@ def run(parser: argparse.ArgumentParser, main) -> None:
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
     args = parser.parse_args()
+    # Prompts and weights must not be writable by everyone, whatever the user's umask.
+    os.umask(os.umask(0o077) | stat.S_IWOTH)
     if spec_type := getattr(args, "spec_type", None):
         try:
             args.spec = spec_type.parse(args.spec, args.execution)
         except ValueError as error:
             fail(f"--spec: {error}; --help lists the keys", 1)
-    if image := running():
-        log.info("image %(image)s, SHA-256 %(sha256)s", image)
     try:
+        if image := running():
+            log.info("image %(image)s, SHA-256 %(sha256)s", image)
         main(args)
     except UserError as error:
         fail(str(error), 1)
     except Stopped as error:
         fail(str(error), 85)
     except OSError as error:
-        # Disk full, read-only folder, permission: the file system's own words name the file.
         what = f"{error.filename or 'input/output'}: {error.strerror or error}"
-        fail(f"{what}; free space or check permissions, then rerun", 1)
+        fail(f"{what}; {REMEDIES.get(error.errno, 'correct the cause')}, then rerun", 1)
     except KeyboardInterrupt:
         fail("interrupted; rerun to go on", 130)
 
 
 def fail(message: str, code: int) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    # The log may be on the full disk, too. The exit code must still be right.
+    with contextlib.suppress(OSError):
+        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     # Not sys.exit: threads of a library (data loaders, telemetry) must not keep a failed job alive.
-    sys.stdout.flush()
     os._exit(code)

@@ -6,6 +6,7 @@ Imports nothing beyond the standard library, since the Snakefile asks it for nam
 import hashlib
 import json
 import os
+import platform
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parents[2] / "containers"
@@ -13,12 +14,27 @@ FOLDER = Path(__file__).resolve().parents[2] / "containers"
 # image: the one it starts from
 PARENTS = {"base": None, "training": "base", "evaluation": "training", "reporting": "base"}
 
+CHOICE = {"base": "python:3.11-slim-bookworm", "variant": "cpu"}
+"""What the first image starts from, and the variant of PyTorch (cpu, cu128, rocm6.4), until `build.py` records both."""
 
-def version(name: str) -> str:
-    """12 hexadecimal digits of the SHA-256 of what makes the image: its definition, its pins, its parent's version."""
-    digest = hashlib.sha256()
-    if PARENTS[name]:
-        digest.update(version(PARENTS[name]).encode())
+
+def choice() -> dict[str, str] | None:
+    """Return the keys of CHOICE as `build.py` recorded them beside the images; None before its first build."""
+    file = FOLDER / "images/choice.json"
+    return _fields(file, CHOICE, "delete it and build the images again") if file.exists() else None
+
+
+def lineage(name: str) -> list[str]:
+    """Return the image and all that it starts from, first one first."""
+    return [*(lineage(PARENTS[name]) if PARENTS[name] else []), name]
+
+
+def version(name: str, base: str) -> str:
+    """Return 12 hexadecimal digits of the SHA-256 of all that the image is made of.
+
+    That is its definition, its pins and its parent's version; for the first image, also what it starts from.
+    """
+    digest = hashlib.sha256((version(PARENTS[name], base) if PARENTS[name] else base).encode())
     for suffix in (".def", ".txt"):
         file = FOLDER / f"{name}{suffix}"
         if file.exists():
@@ -26,13 +42,18 @@ def version(name: str) -> str:
     return digest.hexdigest()[:12]
 
 
-def path(name: str) -> Path:
-    """Where `containers/build.py` puts the image. Its name holds the version, as Snakemake compares names alone."""
-    return FOLDER / "images" / f"{name}-{version(name)}.sif"
+def path(name: str, chosen: dict[str, str] | None = None) -> Path:
+    """Return where `build.py` puts the image: <name>-<version>-<architecture>.sif, with PyTorch also its variant.
+
+    The name holds the version since Snakemake compares names alone, and the architecture since nodes may share a disk.
+    """
+    chosen = chosen or choice() or CHOICE
+    variant = f"-{chosen['variant']}" if "training" in lineage(name) else ""
+    return FOLDER / "images" / f"{name}-{version(name, chosen['base'])}-{platform.machine()}{variant}.sif"
 
 
 def running() -> dict | None:
-    """Name and digest of the image that this process runs in, {"image", "sha256"}; None outside of a container.
+    """Return name and digest of the image of this process, {"image", "sha256"}; None outside of a container.
 
     The digest was taken when the image was built; it is None where the record beside the image is missing.
     """
@@ -40,4 +61,16 @@ def running() -> dict | None:
     if not image:
         return None
     record = Path(image).with_suffix(".json")
-    return {"image": Path(image).name, "sha256": json.loads(record.read_text())["sha256"] if record.exists() else None}
+    digest = _fields(record, ["sha256"], "build that image again (--force)") if record.exists() else {"sha256": None}
+    return {"image": Path(image).name, **digest}
+
+
+def _fields(file: Path, names, remedy: str) -> dict:
+    """Read `names` of a JSON object."""
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        return {name: record[name] for name in names}
+    except (ValueError, TypeError, KeyError):
+        from lpc.cli import UserError  # it imports this module
+
+        raise UserError(f"{file}: must be a JSON object with {' and '.join(names)}; {remedy}") from None

@@ -1,17 +1,20 @@
-"""One trainer per run folder, also on network file systems and when its owner dies without a word.
+"""One trainer per run folder, also on network file systems and when its owner dies without releasing it.
 
 A killed Snakemake leaves its jobs running, and the next one submits them again; both would write the same checkpoints.
 
 The owner is the file `lock.<n>` with the highest n. It is never deleted: to release, the owner empties it; to acquire a
 lock that is free or whose owner is dead is to create `lock.<n+1>`. Creating a name by `link` is exclusive on every
 POSIX file system and on NFS, so of several processes that find the same owner dead, one wins. `flock` would not do: on
-many clusters it is local to a node or absent.
+many clusters it is local to a node or absent. Nor would the leases of the package filelock (4.2.11): they replace a
+dead owner's file by renameat2(RENAME_EXCHANGE), which NFS refuses, so the lock would never be free again there. They
+also cannot tell that a requeued SLURM job has ended on its earlier node.
 """
 
 import contextlib
 import json
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -19,19 +22,29 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from lpc import process
 from lpc.cli import UserError, fail
 
 log = logging.getLogger("lpc")
 
 BEAT = 20.0
-"""Seconds between an owner's signs of life, which are the lock file's modification times."""
+"""Seconds between refreshes of the lock file's modification time by its owner."""
 STALE = 180.0
-"""Seconds without one after which an owner on another machine counts as dead. NFS may show a time 60 s late."""
+"""Seconds without a refresh after which an owner on another machine counts as dead. NFS may show a time 60 s late."""
+OWNER = {
+    "host": str,
+    "machine": str,
+    "pid": int,
+    "start_time": str,
+    "slurm_job": str | None,
+    "slurm_step": str | None,
+}
+"""The content of a lock file."""
 
 
 @contextlib.contextmanager
 def lock(folder: str | Path, *, wait: float = 300.0, beat: float = BEAT, stale: float = STALE) -> Iterator[float]:
-    """Hold the lock of `folder`, which is created if needed. Yields the seconds that it waited for another owner.
+    """Hold the lock of `folder`, which is created if needed. Yield the seconds that it waited for another owner.
 
     Raises UserError, which names the owner, after `wait` seconds. They should exceed `stale`, so that a dead owner is
     told from a living one. Ends the process if the lock is lost, as by one that was suspended for longer than `stale`.
@@ -55,10 +68,14 @@ def _path(folder: Path, generation: int) -> Path:
     return folder / f"lock.{generation}"
 
 
+def _generations(folder: Path) -> list[int]:
+    found = (re.fullmatch(r"lock\.([1-9][0-9]*)", entry) for entry in os.listdir(folder))
+    return [int(match[1]) for match in found if match]
+
+
 def _newest(folder: Path) -> int:
-    """The highest generation; 0 if nobody ever held the lock."""
-    numbers = [entry.removeprefix("lock.") for entry in os.listdir(folder) if entry.startswith("lock.")]
-    return max((int(number) for number in numbers if number.isdigit()), default=0)
+    """Return the highest generation; 0 if nobody ever held the lock."""
+    return max(_generations(folder), default=0)
 
 
 def _acquire(folder: Path, wait: float, stale: float) -> tuple[int, float]:
@@ -87,16 +104,15 @@ def _living_owner(folder: Path, generation: int, stale: float) -> dict | None:
     """Who holds the lock; None if it was released or its owner is dead."""
     try:
         # Opening makes an NFS client ask the server for the file's present state; stat alone may answer from its cache.
-        with open(_path(folder, generation), encoding="utf-8") as stream:
-            text, seen = stream.read(), os.fstat(stream.fileno()).st_mtime
+        with open(_path(folder, generation), "rb") as stream:
+            content, seen = stream.read(), os.fstat(stream.fileno()).st_mtime
     except FileNotFoundError:
-        return None  # a newer owner has tidied it away; to create the next generation will fail
-    if not text:
+        return None  # a newer owner has deleted it; to create the next generation will fail
+    if not content:
         return None
-    owner = json.loads(text)
-    me = _me()
+    owner, me = _parse(_path(folder, generation), content), _me()
     if owner["machine"] == me["machine"]:
-        dead = _start_time(owner["pid"]) != owner["start_time"]
+        dead = process.start_time(owner["pid"]) != owner["start_time"]
     elif owner["slurm_job"] and (owner["slurm_job"], owner["slurm_step"]) == (me["slurm_job"], me["slurm_step"]):
         dead = True  # the same step of the same job on another node: SLURM requeues a job only after it has ended
     else:
@@ -107,27 +123,40 @@ def _living_owner(folder: Path, generation: int, stale: float) -> dict | None:
     return owner
 
 
+def _parse(path: Path, content: bytes) -> dict:
+    """Return the owner in a lock file; the keys are those of `_me`."""
+    try:
+        owner = json.loads(content)
+        valid = all(isinstance(owner[key], kind) for key, kind in OWNER.items())
+    except (ValueError, TypeError, KeyError, RecursionError):
+        valid = False
+    if not valid:
+        raise UserError(f"{path}: not a lock file, or torn; if no job uses its folder, delete the file, then rerun")
+    return owner
+
+
 def _create(folder: Path, generation: int) -> bool:
     """Try to become the owner of that generation."""
     temporary = folder / f".lock-{uuid.uuid4().hex}"
-    temporary.write_text(json.dumps(_me()), encoding="utf-8")
     try:
+        with open(temporary, "w", encoding="utf-8") as stream:
+            json.dump(_me(), stream)
+            stream.flush()
+            os.fsync(stream.fileno())  # a crash of the machine must not leave a lock that names no owner
         with contextlib.suppress(FileExistsError):
             os.link(temporary, _path(folder, generation))
         # Not the call's answer: NFS may lose it, repeat the call, and report that the name exists.
         if os.stat(temporary).st_nlink != 2:
             return False
     finally:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
     if _newest(folder) > generation:
         # We were slow: others took the lock and tidied away the generation that we have just created again.
         _path(folder, generation).unlink()
         return False
-    for entry in os.listdir(folder):
-        number = entry.removeprefix("lock.")
-        if entry.startswith("lock.") and number.isdigit() and int(number) < generation:
-            with contextlib.suppress(FileNotFoundError):
-                (folder / entry).unlink()
+    for older in _generations(folder):
+        if older < generation:
+            _path(folder, older).unlink(missing_ok=True)
     return True
 
 
@@ -138,7 +167,7 @@ def _beat(folder: Path, generation: int, beat: float, done: threading.Event) -> 
             os.utime(_path(folder, generation))
         except OSError as error:
             # The file server is away for a moment. If for long, others take over, which a later beat finds.
-            log.warning("%s: no sign of life could be left: %s", folder, error)
+            log.warning("%s: could not refresh the lock: %s", folder, error)
 
 
 def _check(folder: Path, generation: int) -> None:
@@ -154,26 +183,14 @@ def _check(folder: Path, generation: int) -> None:
 
 def _me() -> dict:
     """What tells this process from every other one that is or was."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return {
         "host": socket.gethostname(),
-        # Process numbers can be compared only within one boot of one machine, and one process namespace of it.
-        "machine": f"{boot} {os.readlink('/proc/self/ns/pid')}",
+        "machine": process.machine(),
         "pid": os.getpid(),
-        "start_time": _start_time(os.getpid()),
+        "start_time": process.start_time(os.getpid()),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "slurm_step": os.environ.get("SLURM_STEP_ID"),
     }
-
-
-def _start_time(pid: int) -> str | None:
-    """Ticks from boot to the start of a process, by which it differs from a later one of that number; None if dead."""
-    try:
-        # The second field, in parentheses, may hold spaces; the third is the state (Z: dead, but not yet collected).
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] in "ZX" else fields[19]
 
 
 def _file_system_time(folder: Path) -> float:

@@ -1,5 +1,6 @@
 """What the cluster tests share: Snakemake in a checkout with SLURM and Apptainer, and the wait for something."""
 
+import json
 import os
 import re
 import signal
@@ -9,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from lpc import images
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path("tests/cluster")
@@ -32,6 +35,12 @@ def wait_for(condition, what: str, seconds: float = 180.0):
             pytest.fail(f"waited {seconds:.0f} s in vain for {what}")
         time.sleep(0.3)
     return value
+
+
+def image_path(checkout: Path, name: str) -> Path:
+    """An image of the checkout, whose choice of base and variant is its own."""
+    folder = checkout / "containers/images"
+    return folder / images.path(name, json.loads((folder / "choice.json").read_text())).name
 
 
 class Cluster:

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 from cluster import HERE, POISON, REQUIRED, ROOT, Cluster, missing
 
-from lpc import images
 from lpc.lock import lock
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lpc"
@@ -74,25 +73,24 @@ def checkout(folder, apptainer) -> Path:
 def provide_images(copy: Path, apptainer: Path) -> None:
     cache, here = CACHE / "images", copy / "containers/images"
     here.mkdir()
-    wanted = {name: images.path(name).name for name in images.PARENTS}
-    for source in [*cache.iterdir(), *(ROOT / "containers/images").glob("*")]:
-        if source.suffix in (".sif", ".json") and source.with_suffix(".sif").name in wanted.values():
+    # Debian's packages, which the machine has anyway: whether a registry answers must not decide.
+    build = [sys.executable, "containers/build.py", "--base", "debootstrap"]
+    environment = {**os.environ, "PATH": f"{apptainer}:{os.environ['PATH']}"}
+    for folder in (ROOT / "containers/images", cache):
+        for source in [*folder.glob("*.sif"), *folder.glob("*.json")]:
             link(source, here / source.name)
-    lacking = [file for file in wanted.values() if not (here / file).exists()]
+    wanted = subprocess.run([*build, "--print"], cwd=copy, check=True, capture_output=True, text=True)
+    lacking = [file for file in wanted.stdout.split() if not Path(file).exists()]
+    if lacking and not REQUIRED:
+        missing(f"there is no {Path(lacking[0]).name} (make images)")
+    subprocess.run(build, cwd=copy, env=environment, check=True)  # also where none lacks: it writes the choice
     if lacking:
-        if not REQUIRED:
-            missing(f"there is no {lacking[0]} (make images)")
-        subprocess.run(
-            # Debian's packages, which the machine has anyway: whether a registry answers must not decide.
-            [sys.executable, "containers/build.py", "--base", "debootstrap"],
-            cwd=copy,
-            env={**os.environ, "PATH": f"{apptainer}:{os.environ['PATH']}"},
-            check=True,
-        )
         for source in [*cache.glob("*.sif"), *cache.glob("*.json")]:
             source.unlink()  # of other versions: each set is some gigabytes
-    for source in [*here.glob("*.sif"), *here.glob("*.json")]:
-        link(source, cache / source.name)
+        names = subprocess.run([*build, "--print"], cwd=copy, check=True, capture_output=True, text=True).stdout.split()
+        for image in map(Path, names):
+            for source in (image, image.with_suffix(".json"), here / "choice.json"):
+                link(source, cache / source.name)
 
 
 def link(source: Path, target: Path) -> None:

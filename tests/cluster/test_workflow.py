@@ -11,9 +11,8 @@ import time
 
 import pytest
 import yaml
-from cluster import HERE, POISON, wait_for
+from cluster import HERE, POISON, image_path, wait_for
 
-from lpc import images
 from lpc.files import parquet_metadata, read_json, sha256
 
 pytestmark = pytest.mark.timeout(2700)  # the first test builds the images
@@ -90,7 +89,7 @@ def test_training_is_one_task_with_two_gpus_and_a_process_for_each(cluster, demo
 def test_results_name_the_image_that_they_came_from(cluster, demo):
     made = {}
     for name in ("training", "evaluation", "reporting"):
-        image = cluster.checkout / "containers/images" / images.path(name).name
+        image = image_path(cluster.checkout, name)
         made[name] = {"image": image.name, "sha256": sha256(image)}
     results = cluster.checkout / RESULTS
     found = {}

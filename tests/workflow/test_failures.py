@@ -126,7 +126,7 @@ def test_full_disk(checkout):
     result = mounted(checkout, "size=200k", *arguments)
     output = result.stdout + result.stderr
     assert result.returncode == 1
-    assert "No space left on device; free space or check permissions, then rerun" in output
+    assert "No space left on device; its file system has " in output
 
 
 @needs_mount

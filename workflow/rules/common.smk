@@ -18,6 +18,7 @@ ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT / "src"))
 
 from lpc import environment, images, latents, objectives
+from lpc.cli import UserError
 from lpc.config import models, specs
 from lpc.config.keys import Role
 from lpc.config.load import ConfigError, resolve
@@ -106,7 +107,10 @@ def every_kind():
 
 def image(name):
     """The rule's container image. A run in containers stops before its first job where one is missing."""
-    path = images.path(name)
+    try:
+        path = images.path(name)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
     if in_containers and not path.exists():
         raise WorkflowError(f"{here(path)}: no such image; build the images with `make images` (docs/cluster.md)")
     return here(path)
