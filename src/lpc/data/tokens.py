@@ -1,12 +1,16 @@
 """From preference pairs to token ids and batches.
 
-Prompt and completion are tokenised apart and their ids joined, so that the boundary is the same for both completions
-and for generation, whatever a byte-pair merge would have done across it.
+A pair is rendered as a conversation by the model's own chat template. The prompt is the text that the template renders
+for generation; the completion is the rest of the conversation, up to the token that ends the assistant's turn. Both are
+tokenised apart and their ids joined, so that the boundary is the same for both completions and for generation, whatever
+a byte-pair merge would have done across it.
 """
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import jinja2
 import numpy as np
 import pyarrow as pa
 import torch
@@ -15,20 +19,27 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from lpc.cli import UserError
 from lpc.files import read_parquet
 
+# What the end of a turn is found with; short words, so that no template shortens or wraps them.
+PROBE = [{"role": "user", "content": "Hello"}]
+PROBE_COMPLETION = "world"
+
 
 def load_tokenizer(
-    folder: str | os.PathLike, *, chat_template: str | None = None, trust_remote_code: bool = False
+    folder: str | os.PathLike,
+    *,
+    chat_template: str | None = None,
+    chat_template_kwargs: dict | None = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint, with `chat_template` (Jinja text) in place of its own if given.
+    """Load the tokenizer of a checkpoint, with its chat settings (see `set_chat_template`).
 
-    Stops where there is no template or no end-of-sequence token: nothing could be trained to end.
+    Raises UserError where there is no template or no end-of-sequence token: nothing could be trained to end.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: no tokenizer can be loaded ({error})") from None
-    if chat_template is not None:
-        tokenizer.chat_template = chat_template
+    set_chat_template(tokenizer, chat_template, chat_template_kwargs)
     if tokenizer.chat_template is None:
         raise UserError(f"{folder}: its tokenizer has no chat template; set `chat_template` of this base")
     if tokenizer.eos_token_id is None:
@@ -36,13 +47,93 @@ def load_tokenizer(
     return tokenizer
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[list[dict]]) -> list[list[int]]:
-    """Token ids of chat prompts (lists of {"role", "content"}), ending where the assistant's turn begins.
+def set_chat_template(
+    tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None, kwargs: dict | None = None
+) -> None:
+    """Give a tokenizer `chat_template` (Jinja text) in place of its own, and `kwargs` as variables of the template.
+
+    The variables, such as {"enable_thinking": False}, become `set` statements at the start of the template. So they are
+    saved with the tokenizer, and whoever loads it later renders the same text. Giving them again changes nothing.
+    """
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    if not kwargs or tokenizer.chat_template is None:
+        return
+    if wrong := [name for name in kwargs if not name.isidentifier()]:
+        raise UserError(f"chat_template_kwargs: {wrong[0]!r} must be the name of a variable of the template")
+    # The line break after a statement is not rendered (trim_blocks), and leaves the template at the start of a line.
+    statements = "".join(f"{{% set {name} = {value!a} %}}\n" for name, value in sorted(kwargs.items()))
+    template = tokenizer.get_chat_template()
+    if not template.startswith(statements):
+        tokenizer.chat_template = statements + template
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict], completion: str | None = None) -> str:
+    """Render a prompt (list of {"role", "content"}) for generation; with `completion`, the text that the template
+    writes after it for the assistant's turn.
+
+    Raises UserError where the template fails, leaves out a system turn, or renders a conversation that does not begin
+    with the prompt: the model would be trained on other prompts than it is asked with.
+    """
+    try:
+        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        if completion is None:
+            return _with_system(prompt, messages)
+        turns = [*messages, {"role": "assistant", "content": completion}]
+        conversation = tokenizer.apply_chat_template(turns, tokenize=False)
+    except (jinja2.TemplateError, TypeError, KeyError, ValueError) as error:
+        raise UserError(
+            f"the chat template fails ({error}); correct `chat_template` of this base or the data"
+        ) from None
+    if not conversation.startswith(prompt):
+        same = next((i for i, (a, b) in enumerate(zip(prompt, conversation, strict=False)) if a != b), 0)
+        raise UserError(
+            f"the chat template renders a prompt that the conversation does not begin with ({prompt[same:][:40]!r} "
+            f"where the conversation has {conversation[same:][:40]!r}); correct `chat_template` of this base, or set "
+            "`chat_template_kwargs`"
+        )
+    return conversation[len(prompt) :]
+
+
+def _with_system(prompt: str, messages: list[dict]) -> str:
+    for message in messages:
+        if message["role"] == "system" and message["content"].strip() not in prompt:
+            raise UserError("the chat template leaves out the system turn; correct `chat_template` of this base")
+    return prompt
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> tuple[int, str]:
+    """Return the id of the token that ends the assistant's turn, and the text that the template writes after a
+    completion.
+
+    The token is the first added token of that text; EOS where the template writes none.
+    """
+    rest = render(tokenizer, PROBE, PROBE_COMPLETION)
+    _, found, tail = rest.rpartition(PROBE_COMPLETION)
+    if not found:
+        raise UserError("the chat template leaves out the assistant's turn; correct `chat_template` of this base")
+    added = tokenizer.added_tokens_decoder
+    ends = [token for token in tokenizer(tail, add_special_tokens=False)["input_ids"] if token in added]
+    return (ends[0] if ends else tokenizer.eos_token_id), tail
+
+
+def stop_tokens(tokenizer: PreTrainedTokenizerBase, configured: int | list[int] | None) -> int | list[int]:
+    """Return the ids that end generation: those that the model is configured with, EOS, and the end of a turn.
+
+    One id stays an int, as transformers writes it.
+    """
+    configured = [configured] if isinstance(configured, int) else configured or []
+    ids = sorted({*configured, tokenizer.eos_token_id, turn_end(tokenizer)[0]})
+    return ids[0] if len(ids) == 1 else ids
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[list[dict]]) -> list[list[int]]:
+    """Return token ids of chat prompts (lists of {"role", "content"}), ending where the assistant's turn begins.
 
     Exactly one BOS if the tokenizer uses one, whether the template writes it or not.
     """
-    texts = [tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True) for p in prompts]
-    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    texts = [_numbered(number, tokenizer, prompt) for number, prompt in enumerate(prompts)]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     bos = tokenizer.bos_token_id
     # What the tokenizer itself puts before a text tells whether it uses BOS; having one defined does not (Qwen).
     if bos is not None and tokenizer("")["input_ids"][:1] == [bos]:
@@ -50,11 +141,38 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[list[dict]]
     return ids
 
 
-def encode_completions(tokenizer: PreTrainedTokenizerBase, completions: list[str]) -> list[list[int]]:
-    """Token ids of completions, each with exactly one EOS at its end."""
-    eos = tokenizer.eos_token_id
-    ids = tokenizer(completions, add_special_tokens=False)["input_ids"]
-    return [row if row[-1:] == [eos] else [*row, eos] for row in ids]
+def encode_completions(
+    tokenizer: PreTrainedTokenizerBase, prompts: Iterable[list[dict]], completions: Iterable[str]
+) -> list[list[int]]:
+    """Return token ids of completions of chat prompts, as the template writes the assistant's turn.
+
+    Each ends with exactly one end-of-turn token (see `turn_end`); what the template writes after it is dropped.
+    """
+    end, tail = turn_end(tokenizer)
+    rows = enumerate(zip(prompts, completions, strict=True))
+    texts = [_numbered(number, tokenizer, prompt, completion) for number, (prompt, completion) in rows]
+    if end not in tokenizer(tail, add_special_tokens=False)["input_ids"]:
+        # The template writes no end; the white space after a turn would stand before EOS.
+        texts = [text.removesuffix(tail) + tail.rstrip() + tokenizer.eos_token for text in texts]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    return [_until_end(row, end) for row in ids]
+
+
+def _numbered(number: int, tokenizer: PreTrainedTokenizerBase, *turns) -> str:
+    try:
+        return render(tokenizer, *turns)
+    except UserError as error:
+        raise UserError(f"row {number}: {error}") from None
+
+
+def _until_end(ids: list[int], end: int) -> list[int]:
+    """`ids` up to the last `end`; a completion whose own text ends with it has it once."""
+    if end not in ids:
+        raise UserError("the chat template ends some turns with another token; correct `chat_template` of this base")
+    last = len(ids) - 1 - ids[::-1].index(end)
+    while last > 0 and ids[last - 1] == end:
+        last -= 1
+    return ids[: last + 1]
 
 
 @dataclass
@@ -98,9 +216,9 @@ def tokenize_pairs(
     """Tokenise a table of pairs (columns messages, chosen, rejected).
 
     A prompt keeps its last `max_prompt_length` tokens: its end holds the question and the assistant's turn; BOS stays.
-    A completion keeps its first `max_length` − prompt tokens, chosen and rejected alike, and loses its EOS with its
-    end. Rows whose two completions have the same ids after that teach nothing and would count as ties: dropped and
-    counted.
+    A completion keeps its first `max_length` − prompt tokens, chosen and rejected alike, and loses its end-of-turn
+    token with its end. Rows whose two completions have the same ids after that teach nothing and would count as ties:
+    dropped and counted.
     """
     if not 0 < max_prompt_length < max_length:
         raise UserError(
@@ -108,9 +226,10 @@ def tokenize_pairs(
             "or no token of a completion would be left"
         )
     bos = tokenizer.bos_token_id
-    prompts = encode_prompts(tokenizer, pairs["messages"].to_pylist())
-    chosen = encode_completions(tokenizer, pairs["chosen"].to_pylist())
-    rejected = encode_completions(tokenizer, pairs["rejected"].to_pylist())
+    messages = pairs["messages"].to_pylist()
+    prompts = encode_prompts(tokenizer, messages)
+    chosen = encode_completions(tokenizer, messages, pairs["chosen"].to_pylist())
+    rejected = encode_completions(tokenizer, messages, pairs["rejected"].to_pylist())
     kept = PairTokens(np.empty(0, np.int64), [], [], [], 0)
     rows = []
     for row, (prompt, good, bad) in enumerate(zip(prompts, chosen, rejected, strict=True)):

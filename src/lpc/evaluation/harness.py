@@ -17,7 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
+from lpc.data.tokens import set_chat_template
 from lpc.files import fingerprint
+from lpc.model.loading import stop_at_turn_end
 from lpc.model.policy import LatentPolicy
 
 
@@ -26,7 +28,8 @@ class LatentLM(HFLM):
     """A run's `model/` folder, or any checkpoint of transformers, as lm-eval sees it. One process, one device.
 
     pretrained: the folder. batch_size: sequences per forward pass. dtype, trust_remote_code: as for
-    `LatentPolicy.from_pretrained`. chat_template: used in place of the tokenizer's own. Others go to `HFLM`.
+    `LatentPolicy.from_pretrained`. chat_template, chat_template_kwargs: see
+    `lpc.data.tokens.set_chat_template`. Others go to `HFLM`.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class LatentLM(HFLM):
         dtype: str = "float32",
         trust_remote_code: bool = False,
         chat_template: str | None = None,
+        chat_template_kwargs: dict | None = None,
         **options,
     ) -> None:
         options.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
@@ -48,8 +52,9 @@ class LatentLM(HFLM):
             trust_remote_code=trust_remote_code,
             **options,
         )
-        if chat_template is not None:
-            self.tokenizer.chat_template = chat_template
+        set_chat_template(self.tokenizer, chat_template, chat_template_kwargs)
+        if self.tokenizer.chat_template is not None:
+            stop_at_turn_end(self.policy, self.tokenizer)
 
     @classmethod
     def of_base(cls, base: dict, model: str | None = None, *, batch_size: int) -> "LatentLM":
@@ -62,6 +67,7 @@ class LatentLM(HFLM):
             dtype=base["dtype"],
             trust_remote_code=base["trust_remote_code"],
             chat_template=base["chat_template"],
+            chat_template_kwargs=base.get("chat_template_kwargs"),
         )
 
     def _create_model(self, pretrained: str, dtype: str, trust_remote_code: bool, **_) -> None:

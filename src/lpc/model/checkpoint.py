@@ -25,6 +25,7 @@ def describe_base(
     revision: str | None,
     dtype: str,
     chat_template: str | None,
+    chat_template_kwargs: dict | None = None,
     trust_remote_code: bool,
 ) -> dict:
     """The content of base.json. Stops where the model could not be used later: no checkpoint, no tokenizer, no
@@ -37,7 +38,12 @@ def describe_base(
             folder = download(model, "model", revision, ["*.bin"])
         revision = folder.name
     weight_files(folder)
-    load_tokenizer(folder, chat_template=chat_template, trust_remote_code=trust_remote_code)
+    load_tokenizer(
+        folder,
+        chat_template=chat_template,
+        chat_template_kwargs=chat_template_kwargs,
+        trust_remote_code=trust_remote_code,
+    )
     return {
         "name": name,
         "path": str(folder),
@@ -45,6 +51,7 @@ def describe_base(
         "sha256": digest(folder),
         "parameters": count_parameters(folder, trust_remote_code),
         "chat_template": chat_template,
+        "chat_template_kwargs": chat_template_kwargs,
         "dtype": dtype,
         "trust_remote_code": trust_remote_code,
     }

@@ -2,7 +2,7 @@
 recorded.
 
 --spec: {"name", "model": name on the hub or local folder, "revision": of the hub or null, "dtype",
-"chat_template": Jinja text or null, "trust_remote_code"}
+"chat_template": Jinja text or null, "chat_template_kwargs": variables of the template or null, "trust_remote_code"}
 """
 
 from lpc import cli, files

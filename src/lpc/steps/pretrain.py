@@ -36,6 +36,7 @@ def main(args):
         "sha256": digest(Path(args.output)),
         "parameters": training["parameters"],
         "chat_template": None,
+        "chat_template_kwargs": None,
         "dtype": spec["dtype"],
         "trust_remote_code": False,
         "training": training,
