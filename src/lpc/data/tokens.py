@@ -117,6 +117,25 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> tuple[int, str]:
     return (ends[0] if ends else tokenizer.eos_token_id), tail
 
 
+def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the chat template takes a system turn. Raises UserError where it cannot be used at all: it fails,
+    renders nothing, or leaves out the question or the answer."""
+    questions = [[{"role": "user", "content": text}] for text in ("Hello", "What colour is the sky?")]
+    first, second = (render(tokenizer, question) for question in questions)
+    if not first or not second:
+        raise UserError("the chat template renders nothing; correct `chat_template` of this base")
+    if first == second:
+        raise UserError("the chat template leaves out the user's turn; correct `chat_template` of this base")
+    turn_end(tokenizer)
+    system = [{"role": "system", "content": "Be brief."}, *questions[0]]
+    try:
+        render(tokenizer, system)
+        render(tokenizer, system, "world")
+    except UserError:
+        return False
+    return True
+
+
 def stop_tokens(tokenizer: PreTrainedTokenizerBase, configured: int | list[int] | None) -> int | list[int]:
     """Return the ids that end generation: those that the model is configured with, EOS, and the end of a turn.
 

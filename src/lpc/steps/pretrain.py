@@ -37,6 +37,7 @@ def main(args):
         "parameters": training["parameters"],
         "chat_template": None,
         "chat_template_kwargs": None,
+        "system": True,
         "dtype": spec["dtype"],
         "trust_remote_code": False,
         "training": training,
