@@ -15,6 +15,7 @@ import gzip
 import json
 import math
 import re
+import unicodedata
 import zlib
 from collections.abc import Iterator
 from hashlib import sha256
@@ -215,8 +216,8 @@ def pair_row(record: object, default_source: str) -> dict:
 
 def _row(source: str, messages: list[dict], completions: list[dict]) -> dict:
     content = files.canonical([source, messages, completions])
-    # The same question with other white space around it is the same prompt, and belongs into the same split.
-    prompt = files.canonical([{**message, "content": message["content"].strip()} for message in messages])
+    # The same question in another Unicode form, or with other white space around it, belongs into the same split.
+    prompt = files.canonical([{**message, "content": _identity(message["content"])} for message in messages])
     return {
         "row_id": sha256(content.encode()).hexdigest(),
         "prompt_id": sha256(prompt.encode()).hexdigest(),
@@ -224,6 +225,11 @@ def _row(source: str, messages: list[dict], completions: list[dict]) -> dict:
         "messages": messages,
         "completions": completions,
     }
+
+
+def _identity(text: str) -> str:
+    """The form in which texts are compared: composed (NFC), without white space around it."""
+    return unicodedata.normalize("NFC", text).strip()
 
 
 def _object(value: object) -> dict:

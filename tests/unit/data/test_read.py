@@ -111,6 +111,21 @@ def test_white_space_around_a_prompt_makes_no_other_prompt():
     assert a["row_id"] != b["row_id"]
 
 
+def test_unicode_forms_of_a_prompt_make_no_other_prompt():
+    """Composed and decomposed letters look the same; what is trained stays as it was."""
+    a, b = scored_row(scored(instruction="café Å"), "-"), scored_row(scored(instruction="cafe\u0301 A\u030a "), "-")
+    assert a["prompt_id"] == b["prompt_id"]
+    assert b["messages"][0]["content"] == "cafe\u0301 A\u030a "
+    assert a["prompt_id"] != scored_row(scored(instruction="cafe A"), "-")["prompt_id"]
+
+
+def test_ids_of_ordinary_prompts_stay():
+    """Splits and pairs of earlier results go by these."""
+    row = scored_row(scored(), "-")
+    assert row["prompt_id"] == "4226e4b83c6ff5957b3a888957238a1a4d3519f4bfafcf664666aa02260adb56"
+    assert row["row_id"] == "b9378701b02bd3138f6d805fa07e4f317f15f5f56cfac8d2dc79fa8bcdcb5683"
+
+
 # Rows of chosen and rejected
 
 
