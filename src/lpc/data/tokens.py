@@ -6,8 +6,9 @@ tokenised apart and their ids joined, so that the boundary is the same for both 
 a byte-pair merge would have done across it.
 """
 
+import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import jinja2
@@ -146,12 +147,15 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase, configured: int | list[int] 
     return ids[0] if len(ids) == 1 else ids
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[list[dict]]) -> list[list[int]]:
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Iterable[list[dict]], first: int = 0
+) -> list[list[int]]:
     """Return token ids of chat prompts (lists of {"role", "content"}), ending where the assistant's turn begins.
 
-    Exactly one BOS if the tokenizer uses one, whether the template writes it or not.
+    Exactly one BOS if the tokenizer uses one, whether the template writes it or not. `first` is the number of the first
+    row, for messages.
     """
-    texts = [_numbered(number, tokenizer, prompt) for number, prompt in enumerate(prompts)]
+    texts = [_numbered(number, tokenizer, prompt) for number, prompt in enumerate(prompts, first)]
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     bos = tokenizer.bos_token_id
     # What the tokenizer itself puts before a text tells whether it uses BOS; having one defined does not (Qwen).
@@ -161,14 +165,15 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[list[di
 
 
 def encode_completions(
-    tokenizer: PreTrainedTokenizerBase, prompts: Iterable[list[dict]], completions: Iterable[str]
+    tokenizer: PreTrainedTokenizerBase, prompts: Iterable[list[dict]], completions: Iterable[str], first: int = 0
 ) -> list[list[int]]:
     """Return token ids of completions of chat prompts, as the template writes the assistant's turn.
 
     Each ends with exactly one end-of-turn token (see `turn_end`); what the template writes after it is dropped.
+    `first` is the number of the first row, for messages.
     """
     end, tail = turn_end(tokenizer)
-    rows = enumerate(zip(prompts, completions, strict=True))
+    rows = enumerate(zip(prompts, completions, strict=True), first)
     texts = [_numbered(number, tokenizer, prompt, completion) for number, (prompt, completion) in rows]
     if end not in tokenizer(tail, add_special_tokens=False)["input_ids"]:
         # The template writes no end; the white space after a turn would stand before EOS.
@@ -194,6 +199,36 @@ def _until_end(ids: list[int], end: int) -> list[int]:
     return ids[: last + 1]
 
 
+class Ragged:
+    """Arrays of different lengths, one behind the other in one array: 4 bytes a token, where a list of Python integers
+    takes 36.
+
+    ids [N] int32: the arrays, joined; offsets [n + 1] int64: where each begins. An item is a view of `ids`.
+    """
+
+    def __init__(self, ids: np.ndarray, offsets: np.ndarray):
+        self.ids, self.offsets = ids, offsets
+
+    @classmethod
+    def join(cls, rows: Iterable[list[int]]) -> "Ragged":
+        rows = list(rows)
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        ids = np.fromiter(itertools.chain.from_iterable(rows), np.int32, lengths.sum())
+        return cls(ids, np.concatenate([[0], np.cumsum(lengths)]))
+
+    @classmethod
+    def concatenate(cls, parts: list["Ragged"]) -> "Ragged":
+        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+        return cls(np.concatenate([part.ids for part in parts]), np.concatenate([[0], np.cumsum(lengths)]))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        i = range(len(self))[i]  # raises IndexError at the end, which ends a loop, and counts negative ones from there
+        return self.ids[self.offsets[i] : self.offsets[i + 1]]
+
+
 @dataclass
 class PairTokens(torch.utils.data.Dataset):
     """Tokenised pairs: int32 arrays per row, and the row's number in the table that they came from.
@@ -202,9 +237,9 @@ class PairTokens(torch.utils.data.Dataset):
     """
 
     rows: np.ndarray
-    prompts: list[np.ndarray]
-    chosen: list[np.ndarray]
-    rejected: list[np.ndarray]
+    prompts: Sequence[np.ndarray]
+    chosen: Sequence[np.ndarray]
+    rejected: Sequence[np.ndarray]
     dropped: int
     reference: np.ndarray | None = None
 
@@ -244,28 +279,38 @@ def tokenize_pairs(
             f"tokens.max_prompt_length ({max_prompt_length}): must be below tokens.max_length ({max_length}), "
             "or no token of a completion would be left"
         )
-    bos = tokenizer.bos_token_id
+    empty = Ragged.join([])
+    numbers, prompts, chosen, rejected = [], [empty], [empty], [empty]
+    for start in range(0, len(pairs), BATCH):
+        batch = _tokenize(pairs.slice(start, BATCH), tokenizer, start, max_length, max_prompt_length)
+        numbers += [number for number, *_ in batch]
+        for parts, column in zip((prompts, chosen, rejected), range(1, 4), strict=True):
+            parts.append(Ragged.join(row[column] for row in batch))
+    columns = map(Ragged.concatenate, (prompts, chosen, rejected))
+    return PairTokens(np.array(numbers, np.int64), *columns, dropped=len(pairs) - len(numbers))
+
+
+BATCH = 1000  # pairs that are Python lists at once
+
+
+def _tokenize(
+    pairs: pa.Table, tokenizer: PreTrainedTokenizerBase, first: int, max_length: int, max_prompt_length: int
+) -> list[tuple[int, list[int], list[int], list[int]]]:
+    """(row, prompt, chosen, rejected) of the pairs that are kept; `first` is the number of the first row."""
+    bos, kept = tokenizer.bos_token_id, []
     messages = pairs["messages"].to_pylist()
-    prompts = encode_prompts(tokenizer, messages)
-    chosen = encode_completions(tokenizer, messages, pairs["chosen"].to_pylist())
-    rejected = encode_completions(tokenizer, messages, pairs["rejected"].to_pylist())
-    kept = PairTokens(np.empty(0, np.int64), [], [], [], 0)
-    rows = []
-    for row, (prompt, good, bad) in enumerate(zip(prompts, chosen, rejected, strict=True)):
+    prompts = encode_prompts(tokenizer, messages, first)
+    chosen = encode_completions(tokenizer, messages, pairs["chosen"].to_pylist(), first)
+    rejected = encode_completions(tokenizer, messages, pairs["rejected"].to_pylist(), first)
+    for row, (prompt, good, bad) in enumerate(zip(prompts, chosen, rejected, strict=True), first):
         if len(prompt) > max_prompt_length:
             starts_with_bos = bos is not None and prompt[0] == bos
             tail = prompt[len(prompt) - max_prompt_length + starts_with_bos :]
             prompt = [bos, *tail] if starts_with_bos else tail
         room = max_length - len(prompt)
         good, bad = good[:room], bad[:room]
-        if good == bad:
-            kept.dropped += 1
-            continue
-        rows.append(row)
-        kept.prompts.append(np.array(prompt, np.int32))
-        kept.chosen.append(np.array(good, np.int32))
-        kept.rejected.append(np.array(bad, np.int32))
-    kept.rows = np.array(rows, np.int64)
+        if good != bad:
+            kept.append((row, prompt, good, bad))
     return kept
 
 

@@ -83,7 +83,5 @@ def test_an_empty_split_stops(rows, sizes, empty):
 
 @pytest.mark.parametrize("sizes", [{"validation": 5, "test": 5}, {"validation": 0, "test": 11}])
 def test_splits_as_large_as_the_data_stop(sizes):
-    with pytest.raises(
-        UserError, match=rf"test \({sizes['test']}\) and validation .* but the data has 10; make `split`"
-    ):
+    with pytest.raises(UserError, match=rf"test \({sizes['test']}\) and .* but the data has 10; make `split`"):
         split_prompts({"a": 5, "b": 5}, sizes, 0)

@@ -8,6 +8,7 @@ from tiny import CHAT_TEMPLATE, make_pairs, make_tokenizer
 
 from lpc.cli import UserError
 from lpc.data.tokens import (
+    Ragged,
     attach_reference,
     collate,
     encode_completions,
@@ -99,6 +100,37 @@ def test_pairs_that_became_equal_are_dropped_and_counted():
     rows = table(("a", "fox " * 30 + "dog", "fox " * 30 + "cat"), ("a", "dog", "cat"), ("a", "same", "same"))
     tokens = tokenize_pairs(rows, tokenizer, max_length=20, max_prompt_length=10)
     assert tokens.rows.tolist() == [1] and tokens.dropped == 2 and len(tokens) == 1
+
+
+def test_batches_of_any_size_give_the_same_tokens(monkeypatch):
+    pairs, tokenizer = make_pairs(23), make_tokenizer()
+    options = {"max_length": 24, "max_prompt_length": 12}
+    whole = tokenize_pairs(pairs, tokenizer, **options)
+    monkeypatch.setattr("lpc.data.tokens.BATCH", 4)
+    parts = tokenize_pairs(pairs, tokenizer, **options)
+    assert parts.rows.tolist() == whole.rows.tolist() and parts.dropped == whole.dropped
+    for name in ("prompts", "chosen", "rejected"):
+        assert [ids.tolist() for ids in getattr(parts, name)] == [ids.tolist() for ids in getattr(whole, name)]
+    messages = pairs["messages"].to_pylist()
+    messages[-1].append({"role": "user", "content": None})
+    tokenizer.chat_template = tokenizer.chat_template.replace("m.content", "m.content + ''")
+    pairs = pairs.set_column(4, "messages", pa.array(messages))
+    with pytest.raises(UserError, match="row 22: the chat template"):
+        tokenize_pairs(pairs, tokenizer, **options)
+
+
+def test_no_pairs_give_no_tokens():
+    tokens = tokenize_pairs(make_pairs(2).slice(0, 0), make_tokenizer(), max_length=24, max_prompt_length=12)
+    assert len(tokens) == len(tokens.prompts) == 0 and tokens.lengths().tolist() == []
+
+
+def test_ragged_items_count_from_either_end():
+    rows = [[1, 2], [], [3], [4, 5, 6]]
+    ragged = Ragged.concatenate([Ragged.join(rows[:2]), Ragged.join([]), Ragged.join(rows[2:])])
+    assert [row.tolist() for row in ragged] == rows and len(ragged) == 4
+    assert ragged[-1].tolist() == [4, 5, 6] and ragged.ids.dtype == np.int32
+    with pytest.raises(IndexError):
+        ragged[4]
 
 
 def test_collate_points_at_the_right_tokens():
