@@ -17,6 +17,7 @@ PAIRS = pa.schema(
         "prompt_id": pa.string(),
         "split": pa.string(),
         "source": pa.string(),
+        "group": pa.string(),
         "messages": MESSAGES,
         "chosen": pa.string(),
         "rejected": pa.string(),
@@ -66,7 +67,7 @@ def build(rows: Iterable[dict], *, ties: str, seed: int, drop_sources: list[str]
             pairs.append(
                 {
                     "pair_id": pair_id(row["row_id"], row["messages"], *texts),
-                    **{name: row[name] for name in ("prompt_id", "split", "source", "messages")},
+                    **{name: row[name] for name in ("prompt_id", "split", "source", "group", "messages")},
                     "chosen": texts[0],
                     "rejected": texts[1],
                     "chosen_score": chosen["score"],

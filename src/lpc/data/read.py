@@ -1,8 +1,8 @@
 """Preference data from the hub or from files, brought into one form.
 
-A row is a dict: row_id, prompt_id (SHA-256 of its content and of its prompt), source, messages (list of {role,
-content}, ending with the user's), completions (list of {model, response, score, aspects}; at least two). Rows come in
-two kinds:
+A row is a dict: row_id, prompt_id (SHA-256 of its content and of its prompt), source, group (or None), messages (list
+of {role, content}, ending with the user's), completions (list of {model, response, score, aspects}; at least two). Rows
+come in two kinds:
 
 - `ultrafeedback`: instruction and several scored completions, as in openbmb/UltraFeedback and argilla's copies.
 - `pairs`: chosen and rejected, either as whole dialogues ("\\n\\nHuman: …\\n\\nAssistant: …", as in
@@ -10,7 +10,8 @@ two kinds:
   `prompt`, which is text, a dialogue or a list of messages. Chosen comes first and scores 1, rejected 0: which is
   better is all that such data says.
 
-A column `system` is the system turn in both kinds.
+A column `system` is the system turn in both kinds. Rows may belong to groups, such as annotators or populations: the
+group of a row is the value of a column, or its prompt.
 """
 
 import codecs
@@ -44,6 +45,7 @@ ROWS = pa.schema(
         "prompt_id": pa.string(),
         "split": pa.string(),
         "source": pa.string(),
+        "group": pa.string(),
         "messages": MESSAGES,
         "completions": pa.list_(COMPLETION),
     }
@@ -165,13 +167,45 @@ def read(source: dict) -> tuple[list[dict], list[dict], int]:
         try:
             if isinstance(record, Malformed):
                 raise record
-            row = normalise(record, default)
+            row = with_group(normalise(record, default), record, source.get("group"))
         except Malformed as error:
             rejects.append({"file": file, "row": number, "reason": str(error), "columns": _columns(record)})
             continue
         copies += row["row_id"] in rows
         rows[row["row_id"]] = row
+    if rows and source.get("group") and all(row["group"] is None for row in rows.values()):
+        raise UserError(
+            f"group: no row has a value in column {source['group']!r}; correct `group` of this dataset (columns of the "
+            f"last row: {', '.join(_columns(record))})"
+        )
     return [rows[row_id] for row_id in sorted(rows)], rejects, copies
+
+
+PROMPT_GROUP = "prompt"
+"""Name of a group for which all rows of one prompt are a group, in place of a column."""
+
+
+def with_group(row: dict, record: dict, column: str | None) -> dict:
+    """Return a row with its group: the value of `column` in the record, its prompt_id, or None where there is none.
+
+    Equal judgements of two groups are two rows, so a group of its own is part of row_id. Raises Malformed.
+    """
+    if column is None:
+        return row
+    if column == PROMPT_GROUP:
+        return {**row, "group": row["prompt_id"]}
+    value = record.get(column)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # a column of integers in which some are missing
+    if value is None:
+        return row
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise Malformed("group is neither text nor a whole number")
+    try:
+        group = _text(str(value), "group")
+    except ValueError:
+        raise Malformed("group is a number of thousands of digits") from None
+    return {**row, "group": group, "row_id": sha256(files.canonical([row["row_id"], group]).encode()).hexdigest()}
 
 
 def _columns(record: object) -> list[str]:
@@ -311,6 +345,7 @@ def _row(source: str, messages: list[dict], completions: list[dict]) -> dict:
         "row_id": sha256(content.encode()).hexdigest(),
         "prompt_id": sha256(prompt.encode()).hexdigest(),
         "source": source,
+        "group": None,
         "messages": messages,
         "completions": completions,
     }

@@ -1,7 +1,8 @@
 """Bring a dataset into the cache, so that later steps need no network, and record its files. Local files are only
 recorded.
 
---spec: {"kind", "path": name on the hub or local file or folder, "revision": of the hub or null, "hub_split"}
+--spec: {"kind", "path": name on the hub or local file or folder, "revision": of the hub or null, "hub_split", "group":
+column of the rows' group, "prompt" or null}
 """
 
 from lpc import cli, files

@@ -41,8 +41,8 @@ def write(path, rows):
     return str(path)
 
 
-def source(path, kind="ultrafeedback"):
-    return describe_dataset(kind=kind, path=str(path), revision=None, hub_split="train")
+def source(path, kind="ultrafeedback", **options):
+    return describe_dataset(kind=kind, path=str(path), revision=None, hub_split="train", **options)
 
 
 # Rows of the UltraFeedback schema
@@ -266,6 +266,41 @@ def test_two_different_system_turns_are_refused():
     record = {"chosen": system + TURNS + said("a"), "rejected": system + TURNS + said("b"), "system": "be brief"}
     with pytest.raises(Malformed, match="the system column is not the system turn of the messages"):
         pair_row(record, "-")
+
+
+# Groups
+
+
+def test_a_row_has_the_group_of_its_column(tmp_path):
+    """Equal judgements of two annotators are two rows; a row without a value has no group."""
+    annotators = ["ann", "bob", 3, 3.0, None]
+    write(tmp_path / "a.jsonl", [scored(worker=worker) for worker in annotators])
+    rows, rejects, copies = read(source(tmp_path / "a.jsonl", group="worker"))
+    assert {row["group"] for row in rows} == {"ann", "bob", "3", None}
+    assert (len(rows), rejects, copies) == (4, [], 1)
+    assert len({row["prompt_id"] for row in rows}) == 1
+    assert scored_row(scored(), "-") in rows
+    assert pa.Table.from_pylist(rows, schema=ROWS)["group"].null_count == 1
+
+
+def test_rows_of_one_prompt_are_a_group(tmp_path):
+    records = [scored(i // 2, source=f"s{i}") for i in range(6)]
+    write(tmp_path / "a.jsonl", records)
+    rows, _, _ = read(source(tmp_path / "a.jsonl", group="prompt"))
+    assert all(row["group"] == row["prompt_id"] for row in rows)
+    assert {row["row_id"] for row in rows} == {scored_row(record, "-")["row_id"] for record in records}
+
+
+def test_a_group_that_is_not_there_is_named_and_one_of_another_type_is_malformed(tmp_path):
+    write(tmp_path / "a.jsonl", [scored(0), scored(1)])
+    with pytest.raises(
+        UserError, match=r"group: no row has a value in column 'worker'; correct .* source, instruction"
+    ):
+        read(source(tmp_path / "a.jsonl", group="worker"))
+    for i, value in enumerate([True, ["ann"], 0.5, " ", "\ud83d"]):
+        write(tmp_path / f"{i}.jsonl", [scored(0, worker="ann"), scored(1, worker=value)])
+        rows, rejects, _ = read(source(tmp_path / f"{i}.jsonl", group="worker"))
+        assert (len(rows), len(rejects)) == (1, 1) and "group" in rejects[0]["reason"]
 
 
 # Files
