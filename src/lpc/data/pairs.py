@@ -1,6 +1,7 @@
 """Preference pairs from rows: the best completion against a random other one."""
 
 import collections
+from collections.abc import Iterable
 from hashlib import sha256
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ PAIRS = pa.schema(
         "prompt_id": pa.string(),
         "split": pa.string(),
         "source": pa.string(),
+        "group": pa.string(),
         "messages": MESSAGES,
         "chosen": pa.string(),
         "rejected": pa.string(),
@@ -44,16 +46,15 @@ def pair_id(*content) -> str:
     return sha256(files.canonical(content).encode()).hexdigest()[:32]
 
 
-def build(rows: list[dict], *, ties: str, seed: int, drop_sources: list[str]) -> tuple[list[dict], dict[str, int]]:
+def build(rows: Iterable[dict], *, ties: str, seed: int, drop_sources: list[str]) -> tuple[list[dict], dict[str, int]]:
     """Pairs sorted by pair_id, and how many rows gave none, by reason.
 
     ties: what becomes of a pair whose scores are equal, "keep" (as the published binarisation does) or "drop". A pair
     of identical texts is always left out: nothing can be learned from it or measured on it.
     """
-    if unknown := sorted(set(drop_sources) - {row["source"] for row in rows}):
-        raise UserError(f"pairs.drop_sources: no row is from {', '.join(unknown)}; correct or remove it")
-    pairs, dropped = [], {"source": 0, "identical": 0, "tie": 0}
+    pairs, dropped, unknown = [], {"source": 0, "identical": 0, "tie": 0}, set(drop_sources)
     for row in rows:
+        unknown.discard(row["source"])
         chosen, rejected = choose(row, seed)
         if row["source"] in drop_sources:
             dropped["source"] += 1
@@ -66,7 +67,7 @@ def build(rows: list[dict], *, ties: str, seed: int, drop_sources: list[str]) ->
             pairs.append(
                 {
                     "pair_id": pair_id(row["row_id"], row["messages"], *texts),
-                    **{name: row[name] for name in ("prompt_id", "split", "source", "messages")},
+                    **{name: row[name] for name in ("prompt_id", "split", "source", "group", "messages")},
                     "chosen": texts[0],
                     "rejected": texts[1],
                     "chosen_score": chosen["score"],
@@ -76,6 +77,8 @@ def build(rows: list[dict], *, ties: str, seed: int, drop_sources: list[str]) ->
                     "flipped": False,
                 }
             )
+    if unknown:
+        raise UserError(f"pairs.drop_sources: no row is from {', '.join(sorted(unknown))}; correct or remove it")
     pairs.sort(key=lambda pair: pair["pair_id"])
     if empty := [name for name in SPLITS if all(pair["split"] != name for pair in pairs)]:
         raise UserError(

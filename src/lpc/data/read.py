@@ -1,20 +1,26 @@
 """Preference data from the hub or from files, brought into one form.
 
-A row is a dict: row_id, prompt_id (SHA-256 of its content and of its prompt), source, messages (list of {role,
-content}, ending with the user's), completions (list of {model, response, score, aspects}; at least two). Rows come in
-two kinds:
+A row is a dict: row_id, prompt_id (SHA-256 of its content and of its prompt), source, group (or None), messages (list
+of {role, content}, ending with the user's), completions (list of {model, response, score, aspects}; at least two). Rows
+come in two kinds:
 
 - `ultrafeedback`: instruction and several scored completions, as in openbmb/UltraFeedback and argilla's copies.
 - `pairs`: chosen and rejected, either as whole dialogues ("\\n\\nHuman: …\\n\\nAssistant: …", as in
-  Anthropic/hh-rlhf), as lists of messages (as in HuggingFaceH4/ultrafeedback_binarized), or as plain strings beside a
-  `prompt`. Chosen comes first and scores 1, rejected 0: which is better is all that such data says.
+  Anthropic/hh-rlhf), as lists of messages (as in HuggingFaceH4/ultrafeedback_binarized), or as completions beside a
+  `prompt`, which is text, a dialogue or a list of messages. Chosen comes first and scores 1, rejected 0: which is
+  better is all that such data says.
+
+A column `system` is the system turn in both kinds. Rows may belong to groups, such as annotators or populations: the
+group of a row is the value of a column, or its prompt.
 """
 
+import codecs
 import collections
 import gzip
 import json
 import math
 import re
+import unicodedata
 import zlib
 from collections.abc import Iterator
 from hashlib import sha256
@@ -39,6 +45,7 @@ ROWS = pa.schema(
         "prompt_id": pa.string(),
         "split": pa.string(),
         "source": pa.string(),
+        "group": pa.string(),
         "messages": MESSAGES,
         "completions": pa.list_(COMPLETION),
     }
@@ -85,27 +92,37 @@ def records(source: dict) -> Iterator[tuple[str, int, object]]:
 
 def _json_records(path: str) -> Iterator[tuple[int, object]]:
     try:
-        with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8") as stream:
+        with (gzip.open if path.endswith(".gz") else open)(path, "rb") as stream:
             for number, line in enumerate(stream, 1):
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 if line.strip():
-                    yield number, json.loads(line)
+                    yield number, _json(line)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; correct `path` of this dataset") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: not a complete gzip file ({error}); fetch or make it again") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: line {number} is not JSON ({error}); one JSON object a line is expected") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error}); convert it, or give it the suffix of its format") from None
+
+
+def _json(line: bytes) -> object:
+    """The value of a line; Malformed, returned and not raised, where it has none."""
+    try:
+        return json.loads(line.decode())
+    except UnicodeDecodeError:
+        return Malformed("not UTF-8 text")
+    except RecursionError:
+        return Malformed("nested too deeply")
+    except ValueError:  # of JSON, or an integer of thousands of digits
+        return Malformed("not JSON")
 
 
 def _parquet_records(path: str) -> Iterator[tuple[int, object]]:
     try:
-        batches = parquet.ParquetFile(path).iter_batches(batch_size=1000)
+        batches = parquet.ParquetFile(path).iter_batches(batch_size=256)
         yield from enumerate((record for batch in batches for record in batch.to_pylist()), 1)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; correct `path` of this dataset") from None
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path}: not a complete Parquet file ({error}); fetch or make it again") from None
 
 
@@ -122,8 +139,13 @@ def _hub_records(source: dict) -> Iterator[tuple[str, int, object]]:
     except (ValueError, FileNotFoundError) as error:
         raise UserError(f"{source['path']}: split {split!r} cannot be read ({error}); correct `hub_split`") from None
     number = 0
-    for number, record in enumerate(rows, 1):
-        yield source["path"], number, record
+    try:
+        for number, record in enumerate(rows, 1):
+            yield source["path"], number, record
+    except (datasets.exceptions.DatasetsError, pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(
+            f"{source['path']}: split {split!r} cannot be read after row {number} ({error}); download it again"
+        ) from None
     if number == 0:
         raise UserError(f"{source['path']}: split {split!r} holds no rows; correct `hub_split`")
 
@@ -135,7 +157,7 @@ def read(source: dict) -> tuple[list[dict], list[dict], int]:
     """(rows, rejects, copies) of a source.json.
 
     rows are sorted by row_id, and so independent of the order in the files; rejects are the malformed ones as
-    {file, row, reason}; copies counts rows left out because an equal one is there already.
+    {file, row, reason, columns}; copies counts rows left out because an equal one is there already.
     """
     # The name of rows that carry no source of their own: "hh-rlhf" for Anthropic/hh-rlhf and for data/hh-rlhf.jsonl.gz.
     default = source["path"].rstrip("/").rpartition("/")[2].partition(".jsonl")[0].removesuffix(".parquet")
@@ -143,13 +165,59 @@ def read(source: dict) -> tuple[list[dict], list[dict], int]:
     rows, rejects, copies = {}, [], 0
     for file, number, record in records(source):
         try:
-            row = normalise(record, default)
+            if isinstance(record, Malformed):
+                raise record
+            row = with_group(normalise(record, default), record, source.get("group"))
         except Malformed as error:
-            rejects.append({"file": file, "row": number, "reason": str(error)})
+            rejects.append({"file": file, "row": number, "reason": str(error), "columns": _columns(record)})
             continue
         copies += row["row_id"] in rows
         rows[row["row_id"]] = row
+    if rows and source.get("group") and all(row["group"] is None for row in rows.values()):
+        raise UserError(
+            f"group: no row has a value in column {source['group']!r}; correct `group` of this dataset (columns of the "
+            f"last row: {', '.join(_columns(record))})"
+        )
     return [rows[row_id] for row_id in sorted(rows)], rejects, copies
+
+
+PROMPT_GROUP = "prompt"
+"""Name of a group for which all rows of one prompt are a group, in place of a column."""
+
+
+def with_group(row: dict, record: dict, column: str | None) -> dict:
+    """Return a row with its group: the value of `column` in the record, its prompt_id, or None where there is none.
+
+    Equal judgements of two groups are two rows, so a group of its own is part of row_id. Raises Malformed.
+    """
+    if column is None:
+        return row
+    if column == PROMPT_GROUP:
+        return {**row, "group": row["prompt_id"]}
+    value = record.get(column)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # a column of integers in which some are missing
+    if value is None:
+        return row
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise Malformed("group is neither text nor a whole number")
+    try:
+        group = _text(str(value), "group")
+    except ValueError:
+        raise Malformed("group is a number of thousands of digits") from None
+    return {**row, "group": group, "row_id": sha256(files.canonical([row["row_id"], group]).encode()).hexdigest()}
+
+
+def _columns(record: object) -> list[str]:
+    """Names of the columns of a row, for a message: few, short and printable."""
+    names = list(record)[:20] if isinstance(record, dict) else []
+    return [str(name).encode("ascii", "backslashreplace").decode()[:40] for name in names]
+
+
+SHAPES = (
+    "`pairs` reads chosen and rejected as dialogues of Human and Assistant, as lists of messages, or as completions "
+    "beside a prompt; `ultrafeedback` reads instruction and completions with response and overall_score"
+)
 
 
 def check_share(rows: int, rejects: list[dict], allowed: float) -> dict[str, int]:
@@ -158,9 +226,10 @@ def check_share(rows: int, rejects: list[dict], allowed: float) -> dict[str, int
     if not rows or len(rejects) > allowed * (rows + len(rejects)):
         counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
         first = rejects[0]
+        columns = f", with columns {', '.join(first['columns'])}" if first["columns"] else ""
         raise UserError(
             f"{len(rejects)} of {rows + len(rejects)} rows are malformed ({counts}; the first is row {first['row']} of "
-            f"{first['file']}); mend them, correct `kind`, or raise `max_rejected_rows` (now {allowed})"
+            f"{first['file']}{columns}); {SHAPES}; correct them or `kind`, or raise `max_rejected_rows` (now {allowed})"
         )
     return reasons
 
@@ -175,10 +244,10 @@ def scored_row(record: object, default_source: str) -> dict:
         raise Malformed("fewer than two completions")
     return _row(
         _source(record, default_source),
-        [{"role": "user", "content": instruction}],
+        _with_system(record, [{"role": "user", "content": instruction}]),
         [
             {
-                "model": completion["model"] if isinstance(completion.get("model"), str) else None,
+                "model": _model(completion.get("model")),
                 "response": _text(_field(completion, "response"), "response"),
                 "score": _score(_field(completion, "overall_score")),
                 "aspects": _aspects(completion.get("annotations")),
@@ -192,16 +261,7 @@ def pair_row(record: object, default_source: str) -> dict:
     """A row with a chosen and a rejected completion. Raises Malformed."""
     prompts, responses = [], []
     for name in ("chosen", "rejected"):
-        dialogue = _field(record, name)
-        if isinstance(dialogue, str) and "prompt" not in record:
-            dialogue = _dialogue(dialogue, name)
-        elif isinstance(dialogue, str):
-            prompt = record["prompt"]
-            prompt = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
-            dialogue = [*prompt, {"role": "assistant", "content": dialogue}]
-        elif isinstance(dialogue, list) and len(dialogue) == 1 and isinstance(record.get("prompt"), list):
-            dialogue = [*record["prompt"], *dialogue]
-        *prompt, last = _messages(dialogue, name)
+        *prompt, last = _messages(_whole(record, name), name)
         prompts.append(prompt)
         responses.append(last["content"])
     if prompts[0] != prompts[1]:
@@ -210,20 +270,90 @@ def pair_row(record: object, default_source: str) -> dict:
         {"model": None, "response": response, "score": score, "aspects": None}
         for response, score in zip(responses, (1.0, 0.0), strict=True)
     ]
-    return _row(_source(record, default_source), prompts[0], completions)
+    return _row(_source(record, default_source), _with_system(record, prompts[0]), completions)
+
+
+def _whole(record: object, name: str) -> list:
+    """The dialogue that ends with the completion `name`, from the prompt on; its messages are not checked yet."""
+    value, prompt = _field(record, name), record.get("prompt")
+    if isinstance(value, str) and not value.startswith("\n\nHuman:") and prompt is not None:
+        turns = _prompt(prompt)
+        # In a dialogue, the space after "Assistant:" is none of the completion.
+        value = value.strip() if isinstance(prompt, str) and _is_dialogue(prompt) else value
+        return [*turns, {"role": "assistant", "content": value}]
+    if isinstance(value, str):
+        dialogue = _dialogue(value, name)
+    elif not isinstance(value, list):
+        raise Malformed(f"{name} is neither text nor messages")
+    elif prompt is not None and value and _object(value[0]).get("role") == "assistant":
+        return [*_prompt(prompt), *value]
+    else:
+        dialogue = value
+    if prompt is not None and not _agree(prompt, _messages(dialogue, name)[:-1]):
+        raise Malformed(f"the prompt is not that of {name}")
+    return dialogue
+
+
+def _is_dialogue(prompt: str) -> bool:
+    ends = prompt.rstrip().endswith("\n\nAssistant:") and "\n\nHuman:" in f"\n\n{prompt}"
+    return prompt.startswith("\n\nHuman:") or ends
+
+
+def _prompt(prompt: object) -> list:
+    """The messages of a column `prompt`: a list of them, a dialogue that may end in "Assistant:", or a user's text."""
+    if isinstance(prompt, list):
+        return prompt
+    if not isinstance(prompt, str):
+        raise Malformed("prompt is neither text nor messages")
+    if not _is_dialogue(prompt):
+        return [{"role": "user", "content": prompt}]
+    turns = _dialogue("\n\n" + prompt.lstrip("\n"), "prompt")
+    return turns[:-1] if turns[-1] == {"role": "assistant", "content": ""} else turns
+
+
+def _agree(prompt: object, messages: list[dict]) -> bool:
+    """Whether a column `prompt` says what the messages before the completion say, or one of the user's turns."""
+    turns = _prompt(prompt)
+    if isinstance(prompt, str) and not _is_dialogue(prompt):
+        users = [message["content"] for message in messages if message["role"] == "user"]
+        return _identity(prompt) in map(_identity, users)
+    said = [(_field(turn, "role"), _identity(_text(_field(turn, "content"), "message in prompt"))) for turn in turns]
+    return said == [(message["role"], _identity(message["content"])) for message in messages]
+
+
+def _with_system(record: dict, messages: list[dict]) -> list[dict]:
+    """`messages` after the turn of a column `system`, which must not contradict their own. Refuses pictures."""
+    for name in ("image", "images"):
+        if record.get(name):
+            raise Malformed(f"{name} cannot be used, only text")
+    system = record.get("system")
+    if system is None or (isinstance(system, str) and not system.strip()):
+        return messages
+    turn = {"role": "system", "content": _text(system, "system")}
+    if messages[0]["role"] != "system":
+        return [turn, *messages]
+    if _identity(messages[0]["content"]) != _identity(system):
+        raise Malformed("the system column is not the system turn of the messages")
+    return messages
 
 
 def _row(source: str, messages: list[dict], completions: list[dict]) -> dict:
     content = files.canonical([source, messages, completions])
-    # The same question with other white space around it is the same prompt, and belongs into the same split.
-    prompt = files.canonical([{**message, "content": message["content"].strip()} for message in messages])
+    # The same question in another Unicode form, or with other white space around it, belongs into the same split.
+    prompt = files.canonical([{**message, "content": _identity(message["content"])} for message in messages])
     return {
         "row_id": sha256(content.encode()).hexdigest(),
         "prompt_id": sha256(prompt.encode()).hexdigest(),
         "source": source,
+        "group": None,
         "messages": messages,
         "completions": completions,
     }
+
+
+def _identity(text: str) -> str:
+    """The form in which texts are compared: composed (NFC), without white space around it."""
+    return unicodedata.normalize("NFC", text).strip()
 
 
 def _object(value: object) -> dict:
@@ -251,9 +381,16 @@ def _text(value: object, name: str) -> str:
 
 
 def _score(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise Malformed("score is not a number")
-    return float(value)
+    try:
+        if not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        pass
+    raise Malformed("score is not a number")
+
+
+def _model(value: object) -> str | None:
+    return _text(value, "model") if isinstance(value, str) and value.strip() else None
 
 
 def _source(record: dict, default: str) -> str:
@@ -271,7 +408,7 @@ def _aspects(annotations: object) -> dict | None:
         rating = aspect.get("Rating") if isinstance(aspect, dict) else None
         try:
             ratings[name] = float(rating)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             ratings[name] = None  # "N/A": the annotator saw nothing to rate
         if ratings[name] is not None and not math.isfinite(ratings[name]):
             ratings[name] = None

@@ -15,6 +15,12 @@ def split_prompts(rows: dict[str, int], sizes: dict[str, int], seed: int) -> dic
     a salted hash, each that still fits; so a split misses its size by less than the rows of one prompt, if there are
     enough prompts. The salt matters: data sets exist whose prompts were themselves selected by an unsalted hash.
     """
+    total = sum(rows.values())
+    if sum(sizes.values()) >= total:
+        raise UserError(
+            f"split: test ({sizes['test']}) and validation ({sizes['validation']}) must leave rows for training, but "
+            f"the data has {total}; make `split` of this dataset smaller"
+        )
     order = sorted(rows, key=lambda prompt_id: sha256(f"lpc split {seed} {prompt_id}".encode()).digest())
     assigned = {}
     for name in ("test", "validation"):
@@ -29,7 +35,7 @@ def split_prompts(rows: dict[str, int], sizes: dict[str, int], seed: int) -> dic
         filled[name] += rows[prompt_id]
     if empty := [name for name in SPLITS if not filled[name]]:
         raise UserError(
-            f"split {' and '.join(empty)}: no rows left, with {sum(rows.values())} rows of {len(rows)} prompts and "
+            f"split {' and '.join(empty)}: no rows left, with {total} rows of {len(rows)} prompts and "
             f"sizes {sizes}; change `split` of this dataset"
         )
     return assigned

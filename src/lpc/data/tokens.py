@@ -1,12 +1,17 @@
 """From preference pairs to token ids and batches.
 
-Prompt and completion are tokenised apart and their ids joined, so that the boundary is the same for both completions
-and for generation, whatever a byte-pair merge would have done across it.
+A pair is rendered as a conversation by the model's own chat template. The prompt is the text that the template renders
+for generation; the completion is the rest of the conversation, up to the token that ends the assistant's turn. Both are
+tokenised apart and their ids joined, so that the boundary is the same for both completions and for generation, whatever
+a byte-pair merge would have done across it.
 """
 
+import itertools
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import jinja2
 import numpy as np
 import pyarrow as pa
 import torch
@@ -14,20 +19,27 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lpc.cli import UserError
 
+# What the end of a turn is found with; short words, so that no template shortens or wraps them.
+PROBE = [{"role": "user", "content": "Hello"}]
+PROBE_COMPLETION = "world"
+
 
 def load_tokenizer(
-    folder: str | os.PathLike, *, chat_template: str | None = None, trust_remote_code: bool = False
+    folder: str | os.PathLike,
+    *,
+    chat_template: str | None = None,
+    chat_template_kwargs: dict | None = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint, with `chat_template` (Jinja text) in place of its own if given.
+    """Load the tokenizer of a checkpoint, with its chat settings (see `set_chat_template`).
 
-    Stops where there is no template or no end-of-sequence token: nothing could be trained to end.
+    Raises UserError where there is no template or no end-of-sequence token: nothing could be trained to end.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: no tokenizer can be loaded ({error})") from None
-    if chat_template is not None:
-        tokenizer.chat_template = chat_template
+    set_chat_template(tokenizer, chat_template, chat_template_kwargs)
     if tokenizer.chat_template is None:
         raise UserError(f"{folder}: its tokenizer has no chat template; set `chat_template` of this base")
     if tokenizer.eos_token_id is None:
@@ -35,13 +47,115 @@ def load_tokenizer(
     return tokenizer
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[list[dict]]) -> list[list[int]]:
-    """Token ids of chat prompts (lists of {"role", "content"}), ending where the assistant's turn begins.
+def set_chat_template(
+    tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None, kwargs: dict | None = None
+) -> None:
+    """Give a tokenizer `chat_template` (Jinja text) in place of its own, and `kwargs` as variables of the template.
 
-    Exactly one BOS if the tokenizer uses one, whether the template writes it or not.
+    The variables, such as {"enable_thinking": False}, become `set` statements at the start of the template. So they are
+    saved with the tokenizer, and whoever loads it later renders the same text. Giving them again changes nothing.
     """
-    texts = [tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True) for p in prompts]
-    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    if not kwargs or tokenizer.chat_template is None:
+        return
+    if wrong := [name for name in kwargs if not name.isidentifier()]:
+        raise UserError(f"chat_template_kwargs: {wrong[0]!r} must be the name of a variable of the template")
+    # The line break after a statement is not rendered (trim_blocks), and leaves the template at the start of a line.
+    statements = "".join(f"{{% set {name} = {value!a} %}}\n" for name, value in sorted(kwargs.items()))
+    template = tokenizer.get_chat_template()
+    if not template.startswith(statements):
+        tokenizer.chat_template = statements + template
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict], completion: str | None = None) -> str:
+    """Render a prompt (list of {"role", "content"}) for generation; with `completion`, the text that the template
+    writes after it for the assistant's turn.
+
+    Raises UserError where the template fails, leaves out a system turn, or renders a conversation that does not begin
+    with the prompt: the model would be trained on other prompts than it is asked with.
+    """
+    try:
+        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        if completion is None:
+            return _with_system(prompt, messages)
+        turns = [*messages, {"role": "assistant", "content": completion}]
+        conversation = tokenizer.apply_chat_template(turns, tokenize=False)
+    except (jinja2.TemplateError, TypeError, KeyError, ValueError) as error:
+        raise UserError(
+            f"the chat template fails ({error}); correct `chat_template` of this base or the data"
+        ) from None
+    if not conversation.startswith(prompt):
+        same = next((i for i, (a, b) in enumerate(zip(prompt, conversation, strict=False)) if a != b), 0)
+        raise UserError(
+            f"the chat template renders a prompt that the conversation does not begin with ({prompt[same:][:40]!r} "
+            f"where the conversation has {conversation[same:][:40]!r}); correct `chat_template` of this base, or set "
+            "`chat_template_kwargs`"
+        )
+    return conversation[len(prompt) :]
+
+
+def _with_system(prompt: str, messages: list[dict]) -> str:
+    for message in messages:
+        if message["role"] == "system" and message["content"].strip() not in prompt:
+            raise UserError("the chat template leaves out the system turn; correct `chat_template` of this base")
+    return prompt
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> tuple[int, str]:
+    """Return the id of the token that ends the assistant's turn, and the text that the template writes after a
+    completion.
+
+    The token is the first added token of that text; EOS where the template writes none.
+    """
+    rest = render(tokenizer, PROBE, PROBE_COMPLETION)
+    _, found, tail = rest.rpartition(PROBE_COMPLETION)
+    if not found:
+        raise UserError("the chat template leaves out the assistant's turn; correct `chat_template` of this base")
+    added = tokenizer.added_tokens_decoder
+    ends = [token for token in tokenizer(tail, add_special_tokens=False)["input_ids"] if token in added]
+    return (ends[0] if ends else tokenizer.eos_token_id), tail
+
+
+def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the chat template takes a system turn. Raises UserError where it cannot be used at all: it fails,
+    renders nothing, or leaves out the question or the answer."""
+    questions = [[{"role": "user", "content": text}] for text in ("Hello", "What colour is the sky?")]
+    first, second = (render(tokenizer, question) for question in questions)
+    if not first or not second:
+        raise UserError("the chat template renders nothing; correct `chat_template` of this base")
+    if first == second:
+        raise UserError("the chat template leaves out the user's turn; correct `chat_template` of this base")
+    turn_end(tokenizer)
+    system = [{"role": "system", "content": "Be brief."}, *questions[0]]
+    try:
+        render(tokenizer, system)
+        render(tokenizer, system, "world")
+    except UserError:
+        return False
+    return True
+
+
+def stop_tokens(tokenizer: PreTrainedTokenizerBase, configured: int | list[int] | None) -> int | list[int]:
+    """Return the ids that end generation: those that the model is configured with, EOS, and the end of a turn.
+
+    One id stays an int, as transformers writes it.
+    """
+    configured = [configured] if isinstance(configured, int) else configured or []
+    ids = sorted({*configured, tokenizer.eos_token_id, turn_end(tokenizer)[0]})
+    return ids[0] if len(ids) == 1 else ids
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Iterable[list[dict]], first: int = 0
+) -> list[list[int]]:
+    """Return token ids of chat prompts (lists of {"role", "content"}), ending where the assistant's turn begins.
+
+    Exactly one BOS if the tokenizer uses one, whether the template writes it or not. `first` is the number of the first
+    row, for messages.
+    """
+    texts = [_numbered(number, tokenizer, prompt) for number, prompt in enumerate(prompts, first)]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     bos = tokenizer.bos_token_id
     # What the tokenizer itself puts before a text tells whether it uses BOS; having one defined does not (Qwen).
     if bos is not None and tokenizer("")["input_ids"][:1] == [bos]:
@@ -49,11 +163,69 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[list[dict]]
     return ids
 
 
-def encode_completions(tokenizer: PreTrainedTokenizerBase, completions: list[str]) -> list[list[int]]:
-    """Token ids of completions, each with exactly one EOS at its end."""
-    eos = tokenizer.eos_token_id
-    ids = tokenizer(completions, add_special_tokens=False)["input_ids"]
-    return [row if row[-1:] == [eos] else [*row, eos] for row in ids]
+def encode_completions(
+    tokenizer: PreTrainedTokenizerBase, prompts: Iterable[list[dict]], completions: Iterable[str], first: int = 0
+) -> list[list[int]]:
+    """Return token ids of completions of chat prompts, as the template writes the assistant's turn.
+
+    Each ends with exactly one end-of-turn token (see `turn_end`); what the template writes after it is dropped.
+    `first` is the number of the first row, for messages.
+    """
+    end, tail = turn_end(tokenizer)
+    rows = enumerate(zip(prompts, completions, strict=True), first)
+    texts = [_numbered(number, tokenizer, prompt, completion) for number, (prompt, completion) in rows]
+    if end not in tokenizer(tail, add_special_tokens=False)["input_ids"]:
+        # The template writes no end; the white space after a turn would stand before EOS.
+        texts = [text.removesuffix(tail) + tail.rstrip() + tokenizer.eos_token for text in texts]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    return [_until_end(row, end) for row in ids]
+
+
+def _numbered(number: int, tokenizer: PreTrainedTokenizerBase, *turns) -> str:
+    try:
+        return render(tokenizer, *turns)
+    except UserError as error:
+        raise UserError(f"row {number}: {error}") from None
+
+
+def _until_end(ids: list[int], end: int) -> list[int]:
+    """`ids` up to the last `end`; a completion whose own text ends with it has it once."""
+    if end not in ids:
+        raise UserError("the chat template ends some turns with another token; correct `chat_template` of this base")
+    last = len(ids) - 1 - ids[::-1].index(end)
+    while last > 0 and ids[last - 1] == end:
+        last -= 1
+    return ids[: last + 1]
+
+
+class Ragged:
+    """Arrays of different lengths, one behind the other in one array: 4 bytes a token, where a list of Python integers
+    takes 36.
+
+    ids [N] int32: the arrays, joined; offsets [n + 1] int64: where each begins. An item is a view of `ids`.
+    """
+
+    def __init__(self, ids: np.ndarray, offsets: np.ndarray):
+        self.ids, self.offsets = ids, offsets
+
+    @classmethod
+    def join(cls, rows: Iterable[list[int]]) -> "Ragged":
+        rows = list(rows)
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        ids = np.fromiter(itertools.chain.from_iterable(rows), np.int32, lengths.sum())
+        return cls(ids, np.concatenate([[0], np.cumsum(lengths)]))
+
+    @classmethod
+    def concatenate(cls, parts: list["Ragged"]) -> "Ragged":
+        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+        return cls(np.concatenate([part.ids for part in parts]), np.concatenate([[0], np.cumsum(lengths)]))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        i = range(len(self))[i]  # raises IndexError at the end, which ends a loop, and counts negative ones from there
+        return self.ids[self.offsets[i] : self.offsets[i + 1]]
 
 
 @dataclass
@@ -64,9 +236,9 @@ class PairTokens(torch.utils.data.Dataset):
     """
 
     rows: np.ndarray
-    prompts: list[np.ndarray]
-    chosen: list[np.ndarray]
-    rejected: list[np.ndarray]
+    prompts: Sequence[np.ndarray]
+    chosen: Sequence[np.ndarray]
+    rejected: Sequence[np.ndarray]
     dropped: int
     reference: np.ndarray | None = None
 
@@ -97,36 +269,47 @@ def tokenize_pairs(
     """Tokenise a table of pairs (columns messages, chosen, rejected).
 
     A prompt keeps its last `max_prompt_length` tokens: its end holds the question and the assistant's turn; BOS stays.
-    A completion keeps its first `max_length` − prompt tokens, chosen and rejected alike, and loses its EOS with its
-    end. Rows whose two completions have the same ids after that teach nothing and would count as ties: dropped and
-    counted.
+    A completion keeps its first `max_length` − prompt tokens, chosen and rejected alike, and loses its end-of-turn
+    token with its end. Rows whose two completions have the same ids after that teach nothing and would count as ties:
+    dropped and counted.
     """
     if not 0 < max_prompt_length < max_length:
         raise UserError(
             f"tokens.max_prompt_length ({max_prompt_length}): must be below tokens.max_length ({max_length}), "
             "or no token of a completion would be left"
         )
-    bos = tokenizer.bos_token_id
-    prompts = encode_prompts(tokenizer, pairs["messages"].to_pylist())
-    chosen = encode_completions(tokenizer, pairs["chosen"].to_pylist())
-    rejected = encode_completions(tokenizer, pairs["rejected"].to_pylist())
-    kept = PairTokens(np.empty(0, np.int64), [], [], [], 0)
-    rows = []
-    for row, (prompt, good, bad) in enumerate(zip(prompts, chosen, rejected, strict=True)):
+    empty = Ragged.join([])
+    numbers, prompts, chosen, rejected = [], [empty], [empty], [empty]
+    for start in range(0, len(pairs), BATCH):
+        batch = _tokenize(pairs.slice(start, BATCH), tokenizer, start, max_length, max_prompt_length)
+        numbers += [number for number, *_ in batch]
+        for parts, column in zip((prompts, chosen, rejected), range(1, 4), strict=True):
+            parts.append(Ragged.join(row[column] for row in batch))
+    columns = map(Ragged.concatenate, (prompts, chosen, rejected))
+    return PairTokens(np.array(numbers, np.int64), *columns, dropped=len(pairs) - len(numbers))
+
+
+BATCH = 1000  # pairs that are Python lists at once
+
+
+def _tokenize(
+    pairs: pa.Table, tokenizer: PreTrainedTokenizerBase, first: int, max_length: int, max_prompt_length: int
+) -> list[tuple[int, list[int], list[int], list[int]]]:
+    """(row, prompt, chosen, rejected) of the pairs that are kept; `first` is the number of the first row."""
+    bos, kept = tokenizer.bos_token_id, []
+    messages = pairs["messages"].to_pylist()
+    prompts = encode_prompts(tokenizer, messages, first)
+    chosen = encode_completions(tokenizer, messages, pairs["chosen"].to_pylist(), first)
+    rejected = encode_completions(tokenizer, messages, pairs["rejected"].to_pylist(), first)
+    for row, (prompt, good, bad) in enumerate(zip(prompts, chosen, rejected, strict=True), first):
         if len(prompt) > max_prompt_length:
             starts_with_bos = bos is not None and prompt[0] == bos
             tail = prompt[len(prompt) - max_prompt_length + starts_with_bos :]
             prompt = [bos, *tail] if starts_with_bos else tail
         room = max_length - len(prompt)
         good, bad = good[:room], bad[:room]
-        if good == bad:
-            kept.dropped += 1
-            continue
-        rows.append(row)
-        kept.prompts.append(np.array(prompt, np.int32))
-        kept.chosen.append(np.array(good, np.int32))
-        kept.rejected.append(np.array(bad, np.int32))
-    kept.rows = np.array(rows, np.int64)
+        if good != bad:
+            kept.append((row, prompt, good, bad))
     return kept
 
 

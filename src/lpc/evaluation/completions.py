@@ -9,11 +9,12 @@ from lpc.model.policy import LatentPolicy
 
 
 def answer(policy: LatentPolicy, tokenizer: PreTrainedTokenizerBase, prompt, **options) -> str:
-    """The completion of one prompt (token ids), without special tokens. `options`: those of `LatentPolicy.generate`,
-    such as `code`, `max_new_tokens` and `do_sample`."""
+    """The completion of one prompt (token ids), without special tokens, up to one of the policy's stop tokens.
+
+    `options`: those of `LatentPolicy.generate`, such as `code`, `max_new_tokens` and `do_sample`.
+    """
     ids = torch.tensor([list(map(int, prompt))], device=policy.device)
-    end = tokenizer.eos_token_id
-    output = policy.generate(ids, torch.ones_like(ids), eos_token_id=end, pad_token_id=end, **options)
+    output = policy.generate(ids, torch.ones_like(ids), pad_token_id=tokenizer.eos_token_id, **options)
     return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
 
 

@@ -17,6 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
+from lpc.data.tokens import set_chat_template
+from lpc.model.loading import stop_at_turn_end
 from lpc.model.policy import LatentPolicy
 
 
@@ -25,7 +27,8 @@ class LatentLM(HFLM):
     """A run's `model/` folder, or any checkpoint of transformers, as lm-eval sees it. One process, one device.
 
     pretrained: the folder. batch_size: sequences per forward pass. dtype, trust_remote_code, inference: as for
-    `LatentPolicy.from_pretrained`. chat_template: used in place of the tokenizer's own. Others go to `HFLM`.
+    `LatentPolicy.from_pretrained`. chat_template, chat_template_kwargs: see `lpc.data.tokens.set_chat_template`. Others
+    go to `HFLM`.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class LatentLM(HFLM):
         trust_remote_code: bool = False,
         chat_template: str | None = None,
         inference: dict | None = None,
+        chat_template_kwargs: dict | None = None,
         **options,
     ) -> None:
         self._inference = inference
@@ -49,8 +53,9 @@ class LatentLM(HFLM):
             trust_remote_code=trust_remote_code,
             **options,
         )
-        if chat_template is not None:
-            self.tokenizer.chat_template = chat_template
+        set_chat_template(self.tokenizer, chat_template, chat_template_kwargs)
+        if self.tokenizer.chat_template is not None:
+            stop_at_turn_end(self.policy, self.tokenizer)
 
     @classmethod
     def of_base(
@@ -65,6 +70,7 @@ class LatentLM(HFLM):
             dtype=base["dtype"],
             trust_remote_code=base["trust_remote_code"],
             chat_template=base["chat_template"],
+            chat_template_kwargs=base["chat_template_kwargs"],
             inference=inference,
         )
 

@@ -1,21 +1,31 @@
 """Base models found on disk or brought into the hub's cache, checked and recorded."""
 
+import math
 import os
 from pathlib import Path
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from lpc import files
 from lpc.cli import UserError
 from lpc.data.hub import download
-from lpc.data.tokens import load_tokenizer
+from lpc.data.tokens import (
+    PROBE,
+    PROBE_COMPLETION,
+    check_chat_template,
+    encode_completions,
+    encode_prompts,
+    load_tokenizer,
+)
+from lpc.model.policy import LOADING_INFO, check_loading
 from lpc.paths import is_local
 
 # What a checkpoint is loaded from. Some repositories hold the same weights in several formats: one is enough.
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.py"]
 # Never a pickle, which may run code when it is read.
 WEIGHTS = ("model.safetensors.index.json", "model.safetensors")
+BLOCK = 2**22  # numbers that are checked at once
 
 
 def describe_base(
@@ -25,10 +35,14 @@ def describe_base(
     revision: str | None,
     dtype: str,
     chat_template: str | None,
+    chat_template_kwargs: dict | None = None,
     trust_remote_code: bool,
 ) -> dict:
-    """The content of base.json. Stops where the model could not be used later: no checkpoint, no tokenizer, no
-    template."""
+    """Return the content of base.json: where the model is, what it is, and how its chats are written.
+
+    `system` says whether the chat template takes a system turn. Raises UserError where the model could not be used
+    later: weights missing, not finite or of another shape, no tokenizer, or a chat template that does not fit.
+    """
     if is_local(model):
         folder, revision = Path(model), None
     else:
@@ -37,14 +51,25 @@ def describe_base(
             folder = download(model, "model", revision, ["*.bin"])
         revision = folder.name
     weight_files(folder)
-    load_tokenizer(folder, chat_template=chat_template, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(
+        folder,
+        chat_template=chat_template,
+        chat_template_kwargs=chat_template_kwargs,
+        trust_remote_code=trust_remote_code,
+    )
+    system = check_chat_template(tokenizer)
+    network = load_on_meta(folder, trust_remote_code)
+    check_vocabulary(folder, network, tokenizer)
+    check_finite(folder)
     return {
         "name": name,
         "path": str(folder),
         "revision": revision,
         "sha256": digest(folder),
-        "parameters": count_parameters(folder, trust_remote_code),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "chat_template": chat_template,
+        "chat_template_kwargs": chat_template_kwargs,
+        "system": system,
         "dtype": dtype,
         "trust_remote_code": trust_remote_code,
     }
@@ -61,7 +86,11 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder}: no model checkpoint (it has none of {', '.join(WEIGHTS)}; pickles are not read); {cure}"
         )
     if weights.suffix == ".json":
-        shards = sorted(set(files.read_json(weights)["weight_map"].values()))
+        index = files.read_json(weights)
+        shards = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(shards, dict) or not shards or not all(isinstance(shard, str) for shard in shards.values()):
+            raise UserError(f"{weights}: must have a `weight_map` from weights to files; {cure}")
+        shards = sorted(set(shards.values()))
         if missing := [shard for shard in shards if not os.path.isfile(folder / shard)]:
             raise UserError(
                 f"{folder}: {len(missing)} of {len(shards)} shards are missing, {missing[0]} first; fetch them"
@@ -75,12 +104,55 @@ def digest(folder: Path) -> str:
     return files.fingerprint({file.name: files.sha256(file) for file in weight_files(folder)})
 
 
-def count_parameters(folder: Path, trust_remote_code: bool) -> int:
-    """Parameters of a causal language model, from its configuration alone: no memory is taken."""
+def load_on_meta(folder: Path, trust_remote_code: bool) -> PreTrainedModel:
+    """Load a causal language model without memory for its weights, which must be all there, and nothing else.
+
+    Raises UserError where transformers cannot load it, and where tensors are missing, of another shape, or unexpected.
+    """
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            device_map="meta",
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            use_safetensors=True,
+            **LOADING_INFO,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: no causal language model that transformers can load ({error})") from None
-    return sum(parameter.numel() for parameter in model.parameters())
+    check_loading(folder, loading)
+    return model
+
+
+def check_finite(folder: Path) -> None:
+    """Raise UserError where a weight is NaN or infinite. Reads tensors block by block: memory stays small."""
+    for file in weight_files(folder):
+        with safe_open(file, "pt") as weights:
+            for name in weights.keys():  # noqa: SIM118
+                tensor = weights.get_slice(name)
+                shape = tensor.get_shape()
+                whole = weights.get_tensor(name)[None] if not shape else None
+                step = max(1, BLOCK // max(1, math.prod(shape[1:])))
+                blocks = [whole] if whole is not None else (tensor[i : i + step] for i in range(0, shape[0], step))
+                if not all(block.float().isfinite().all() for block in blocks if block.numel()):
+                    raise UserError(f"{file}: {name} holds NaN or infinite weights; fetch or convert the model again")
+
+
+def check_vocabulary(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError where the tokenizer gives ids beyond the model's embeddings.
+
+    Added tokens that no chat contains (such as a placeholder of pictures) may lie beyond them.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    added = set(tokenizer.added_tokens_decoder)
+    prompts = [PROBE, [*PROBE, {"role": "assistant", "content": PROBE_COMPLETION}, *PROBE]]
+    used = {token for token in tokenizer.get_vocab().values() if token not in added}
+    used.update(*encode_prompts(tokenizer, prompts), *encode_completions(tokenizer, [PROBE], [PROBE_COMPLETION]))
+    if max(used) >= rows:
+        token = tokenizer.convert_ids_to_tokens(max(used))
+        raise UserError(
+            f"{folder}: the tokenizer's token {token!r} has id {max(used)}, but the model has {rows} embeddings; "
+            "resize them with `resize_token_embeddings`, or use the tokenizer of this model"
+        )

@@ -6,7 +6,7 @@ import sys
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from lpc.data.tokens import load_tokenizer
+from lpc.data.tokens import load_tokenizer, stop_tokens
 from lpc.files import read_json
 from lpc.model.policy import LatentPolicy
 
@@ -16,13 +16,26 @@ def load_run(
 ) -> tuple[LatentPolicy, PreTrainedTokenizerBase]:
     """The policy, in float32, and its tokenizer.
 
-    base: path of base.json, whose chat template and trust settings apply. model: the run's `model/`; None
-    loads the base model itself. inference: as for `LatentPolicy.from_pretrained`.
+    base: path of base.json, whose chat and trust settings apply. model: the run's `model/`; None loads the base model
+    itself. inference: as for `LatentPolicy.from_pretrained`.
     """
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # a log file is no terminal
     record = read_json(base)
     folder = record["path"] if model is None else model
     trust = record["trust_remote_code"]
-    tokenizer = load_tokenizer(folder, chat_template=record["chat_template"], trust_remote_code=trust)
-    return LatentPolicy.from_pretrained(folder, trust_remote_code=trust, inference=inference), tokenizer
+    tokenizer = load_tokenizer(
+        folder,
+        chat_template=record["chat_template"],
+        chat_template_kwargs=record["chat_template_kwargs"],
+        trust_remote_code=trust,
+    )
+    policy = LatentPolicy.from_pretrained(folder, trust_remote_code=trust, inference=inference)
+    stop_at_turn_end(policy, tokenizer)
+    return policy, tokenizer
+
+
+def stop_at_turn_end(policy: LatentPolicy, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make the policy's generation end at the token that ends a turn, too; it is saved with the policy."""
+    config = policy.backbone.generation_config
+    config.eos_token_id = stop_tokens(tokenizer, config.eos_token_id)

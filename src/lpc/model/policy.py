@@ -281,18 +281,45 @@ def load_backbone(
             f"{folder}: no checkpoint (config.json is missing); name the folder of a transformers checkpoint"
         )
     try:
-        backbone = AutoModelForCausalLM.from_pretrained(
+        backbone, loading = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             device_map=device_map,
             local_files_only=True,
             use_safetensors=True,
+            **LOADING_INFO,
         )
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise UserError(f"{folder}: cannot be loaded as a causal language model ({error})") from None
+    check_loading(folder, loading)
     check_architecture(backbone)
     return backbone
+
+
+LOADING_INFO = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+"""Options of `from_pretrained` for what `check_loading` reads; mismatched sizes are for it to refuse."""
+
+
+def check_loading(folder: Path, loading: dict) -> None:
+    """Raise UserError unless a checkpoint's tensors are exactly the model's. `loading`: the info of transformers.
+
+    transformers itself goes on: with random weights in place of missing ones, and without unexpected ones.
+    """
+    mismatched = [
+        f"{name} {list(found)} instead of {list(wanted)}" for name, found, wanted in loading["mismatched_keys"]
+    ]
+    for what, names in (
+        ("missing", loading["missing_keys"]),
+        ("of another shape", mismatched),
+        ("unexpected", loading["unexpected_keys"]),
+    ):
+        if names := sorted(names):
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise UserError(
+                f"{folder}: weights that are {what} for the architecture in config.json: {', '.join(names[:3])}{more}; "
+                "use a checkpoint and a config.json that belong together"
+            )
 
 
 @torch.no_grad()

@@ -67,7 +67,8 @@ def encode(tokenizer, rows: list[dict], max_length: int, max_prompt_length: int)
     for row, prompt in zip(rows, encode_prompts(tokenizer, [row["messages"] for row in rows]), strict=True):
         if len(prompt) > max_prompt_length:
             prompt = prompt[:1] + prompt[len(prompt) - max_prompt_length + 1 :]
-        completions = encode_completions(tokenizer, [completion["response"] for completion in row["completions"]])
+        responses = [completion["response"] for completion in row["completions"]]
+        completions = encode_completions(tokenizer, [row["messages"]] * len(responses), responses)
         encoded += [(prompt + completion)[:max_length] for completion in completions]
     return encoded
 

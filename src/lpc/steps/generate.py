@@ -9,6 +9,7 @@ import torch
 from lpc import cli
 from lpc.data.tokens import encode_prompts, load_tokenizer
 from lpc.evaluation.completions import answer
+from lpc.model.loading import stop_at_turn_end
 from lpc.model.policy import LatentPolicy
 from lpc.scoring import to_device
 
@@ -28,6 +29,7 @@ def main(args):
     prompts = args.prompts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     policy = to_device(LatentPolicy.from_pretrained(args.model))
     tokenizer = load_tokenizer(args.model)
+    stop_at_turn_end(policy, tokenizer)
     if args.code is not None and (policy.latent is None or not policy.latent.has_codes):
         raise cli.UserError(f"--code: {args.model} has no codes to force")
     torch.manual_seed(args.seed)

@@ -17,7 +17,9 @@ def parser():
 
 def main(args):
     spec = args.spec
-    rows = files.read_parquet(args.rows).to_pylist()
+    # A thousand rows are Python objects at once: all of them would take several times the memory of the table.
+    batches = files.read_parquet(args.rows).to_batches(max_chunksize=1000)
+    rows = (row for batch in batches for row in batch.to_pylist())
     built, dropped = pairs.build(rows, ties=spec.ties, seed=spec.seed, drop_sources=spec.drop_sources)
     summary = {"spec": spec.tracked(), "dropped": dropped, "splits": pairs.describe(built)}
     metadata = {**files.parquet_metadata(args.rows), "pairs": spec.tracked()}

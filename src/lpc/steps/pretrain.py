@@ -32,6 +32,8 @@ def main(args):
         "sha256": digest(Path(args.output)),
         "parameters": training["parameters"],
         "chat_template": None,
+        "chat_template_kwargs": {},
+        "system": True,
         "dtype": spec.dtype,
         "trust_remote_code": False,
         "training": training,

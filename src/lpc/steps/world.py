@@ -27,7 +27,7 @@ def main(args):
         io.TextIOWrapper(packed, encoding="utf-8") as stream,
     ):
         stream.writelines(json.dumps(row) + "\n" for row in rows)
-    record = {"kind": "world", "path": args.output, "files": [args.output], "revision": None}
+    record = {"kind": "world", "path": args.output, "files": [args.output], "revision": None, "group": None}
     files.write_json(args.source, {**record, "sha256": {args.output: files.sha256(args.output)}})
 
 

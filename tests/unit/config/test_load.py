@@ -116,7 +116,10 @@ def test_training_of_a_recipe_overrides_single_keys():
             {"recipes__dpo__latent": {"information_weight": 1}, "training__micro_batch_size": 1},
             ["recipes.dpo.latent.information_weight: requires micro_batch_size > 1"],
         ),
-        ({"recipes__dpo__latent": {"gamma": {"until": 0}}}, ["recipes.dpo.latent.gamma.until: 0 is out of range, must be more than 0"]),
+        (
+            {"recipes__dpo__latent": {"gamma": {"until": 0}}},
+            ["latent.gamma.until: 0 is out of range, must be more than 0"],
+        ),
         ({"recipes__dpo__latent": {"kind": "mlp", "free_bits": 1}}, ["recipes.dpo.latent.free_bits: unknown key"]),
         ({"experiments__main__bases": ["tinny"]}, ["experiments.main.bases[0]: tinny is not", "did you mean tiny?"]),
         ({"experiments__main__noise": ["flip"]}, ["experiments.main.noise[0]: flip is not defined under noise"]),
@@ -133,7 +136,10 @@ def test_training_of_a_recipe_overrides_single_keys():
             {"evaluation__benchmarks__tasks__x": {"metric": "acc", "data": {"test": "./no.jsonl"}}},
             ["evaluation.benchmarks.tasks.x.data.test: ./no.jsonl: no such file"],
         ),
-        ({"experiments__main__seeds": [2**70]}, ["seeds[0]: 1180591620717411303424 is out of range, must be less than"]),
+        (
+            {"experiments__main__seeds": [2**70]},
+            ["seeds[0]: 1180591620717411303424 is out of range, must"],
+        ),
         ({"experiments__train": {}}, ["experiments.train: train is the name of a rule of the workflow"]),
         ({"project": "x\n"}, ["project: invalid name"]),
         ({"training": 3}, ["training: 3 is an integer, expected a section of keys"]),

@@ -11,6 +11,7 @@ def pairs(n=1000, train=0.8):
             "pair_id": f"id {i}",
             "prompt_id": f"prompt {i}",
             "split": "train" if i < n * train else "test",
+            "group": f"group {i % 3}",
             "messages": [
                 {"role": "user", "content": "first"},
                 {"role": "assistant", "content": "a"},
@@ -52,7 +53,7 @@ def test_a_flip_swaps_everything_that_belongs_to_a_completion():
                 assert noisy[a + field] == clean[b + field]
         assert noisy["messages"][:-1] == clean["messages"][:-1]
         assert noisy["messages"][-1] == {"role": "user", "content": clean["messages"][-1]["content"] + " [FLIP]"}
-        assert noisy["prompt_id"] == clean["prompt_id"]
+        assert (noisy["prompt_id"], noisy["group"]) == (clean["prompt_id"], clean["group"])
         assert noisy["pair_id"] != clean["pair_id"]
 
 

@@ -12,7 +12,7 @@ import pytest
 from lpc.cli import UserError
 from lpc.data.hub import describe_dataset
 from lpc.data.read import read
-from lpc.model.checkpoint import count_parameters, describe_base, weight_files
+from lpc.model.checkpoint import describe_base, load_on_meta, weight_files
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OPTIONS = {"dtype": "float32", "chat_template": None, "trust_remote_code": False}
@@ -161,4 +161,4 @@ def test_a_folder_that_is_no_checkpoint(tmp_path, checkpoint):
 def test_a_model_that_is_no_causal_language_model(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "nonesuch"}))
     with pytest.raises(UserError, match="no causal language model"):
-        count_parameters(tmp_path, trust_remote_code=False)
+        load_on_meta(tmp_path, trust_remote_code=False)

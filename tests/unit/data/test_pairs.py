@@ -73,6 +73,11 @@ def test_ties_are_kept_or_dropped_by_the_rule():
     assert all(pair["chosen_score"] > pair["rejected_score"] for pair in left)
 
 
+def test_a_pair_has_the_group_of_its_row():
+    (a, b), _ = made([{**row([2, 1], 0), "group": "ann"}, row([2, 1], 1)])
+    assert {a["group"], b["group"]} == {"ann", None}
+
+
 def test_identical_texts_give_no_pair():
     pairs, dropped = made([row([2, 1], 0, texts=["same", "same"]), row([2, 1], 1)])
     assert len(pairs) == dropped["identical"] == 1

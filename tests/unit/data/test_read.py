@@ -41,8 +41,8 @@ def write(path, rows):
     return str(path)
 
 
-def source(path, kind="ultrafeedback"):
-    return describe_dataset(kind=kind, path=str(path), revision=None, hub_split="train")
+def source(path, kind="ultrafeedback", **options):
+    return describe_dataset(kind=kind, path=str(path), revision=None, hub_split="train", **options)
 
 
 # Rows of the UltraFeedback schema
@@ -111,6 +111,21 @@ def test_white_space_around_a_prompt_makes_no_other_prompt():
     assert a["row_id"] != b["row_id"]
 
 
+def test_unicode_forms_of_a_prompt_make_no_other_prompt():
+    """Composed and decomposed letters look the same; what is trained stays as it was."""
+    a, b = scored_row(scored(instruction="café Å"), "-"), scored_row(scored(instruction="cafe\u0301 A\u030a "), "-")
+    assert a["prompt_id"] == b["prompt_id"]
+    assert b["messages"][0]["content"] == "cafe\u0301 A\u030a "
+    assert a["prompt_id"] != scored_row(scored(instruction="cafe A"), "-")["prompt_id"]
+
+
+def test_ids_of_ordinary_prompts_stay():
+    """Splits and pairs of earlier results go by these."""
+    row = scored_row(scored(), "-")
+    assert row["prompt_id"] == "4226e4b83c6ff5957b3a888957238a1a4d3519f4bfafcf664666aa02260adb56"
+    assert row["row_id"] == "b9378701b02bd3138f6d805fa07e4f317f15f5f56cfac8d2dc79fa8bcdcb5683"
+
+
 # Rows of chosen and rejected
 
 
@@ -129,6 +144,10 @@ def said(text):
     return [{"role": "assistant", "content": text}]
 
 
+DIALOGUE = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: how?"
+MESSAGES = {"chosen": TURNS + said("well\n\nas you see"), "rejected": TURNS + said("no")}
+
+
 @pytest.mark.parametrize(
     "record",
     [
@@ -141,8 +160,29 @@ def said(text):
         },
         {"prompt": TURNS, "chosen": "well\n\nas you see", "rejected": "no"},
         {"prompt": TURNS, "chosen": said("well\n\nas you see"), "rejected": said("no")},
+        {"prompt": DIALOGUE, "chosen": " well\n\nas you see", "rejected": "no"},
+        {"prompt": DIALOGUE + "\n\nAssistant: ", "chosen": " well\n\nas you see", "rejected": " no"},
+        {"prompt": DIALOGUE.strip() + "\n\nAssistant:", "chosen": "well\n\nas you see", "rejected": "no"},
+        {"prompt": DIALOGUE, "chosen": said("well\n\nas you see"), "rejected": said("no")},
+        {**HH, "prompt": DIALOGUE},
+        {**HH, "prompt": None, "images": [], "image": None, "system": " "},
+        {**MESSAGES, "prompt": "how? "},
+        {**MESSAGES, "prompt": TURNS},
     ],
-    ids=["dialogues", "messages", "prompt and text", "prompt and messages"],
+    ids=[
+        "dialogues",
+        "messages",
+        "prompt and text",
+        "prompt and messages",
+        "dialogue and text",
+        "dialogue that ends in Assistant and text",
+        "dialogue without breaks before",
+        "dialogue and messages",
+        "dialogue and dialogues",
+        "no prompt, no images, no system",
+        "last question and messages",
+        "prompt and whole messages",
+    ],
 )
 def test_pairs_in_every_form_are_the_same_row(record):
     row = pair_row(record, "name")
@@ -173,8 +213,21 @@ def test_plain_strings_beside_a_prompt():
         ({"chosen": 5}, "chosen is neither text nor messages"),
         ({"chosen": []}, "chosen does not alternate between user and assistant"),
         ({"chosen": ["hi"]}, "not an object"),
-        ({"prompt": ""}, "empty message in chosen"),
-        ({"prompt": None}, "missing field content"),
+        ({"prompt": ""}, "the prompt is not that of chosen"),
+        ({"prompt": "hi", "chosen": ""}, "empty message in chosen"),
+        ({"prompt": 3, "chosen": "a"}, "prompt is neither text nor messages"),
+        ({"prompt": 3}, "prompt is neither text nor messages"),
+        ({"prompt": [3]}, "not an object"),
+        ({"prompt": "hello"}, "the prompt is not that of chosen"),
+        ({"prompt": TURNS[:1]}, "the prompt is not that of chosen"),
+        (
+            {"prompt": "hello", "chosen": TURNS + said("a"), "rejected": TURNS + said("b")},
+            "the prompt is not that of chosen",
+        ),
+        ({"prompt": "pre\n\nHuman: hi\n\nAssistant:", "chosen": "a"}, "prompt is no dialogue of Human and Assistant"),
+        ({"images": [{"bytes": "…"}]}, "images cannot be used, only text"),
+        ({"image": "a.png"}, "image cannot be used, only text"),
+        ({"system": ["be kind"]}, "system is not text"),
     ],
 )
 def test_malformed_pairs_by_reason(changes, reason):
@@ -186,6 +239,68 @@ def test_a_system_message_may_lead():
     system = [{"role": "system", "content": "be kind"}]
     row = pair_row({"chosen": system + TURNS + said("a"), "rejected": system + TURNS + said("b")}, "-")
     assert row["messages"] == system + TURNS
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"prompt": "hi", "chosen": "a", "rejected": "b"},
+        {"prompt": TURNS[:1], "chosen": said("a"), "rejected": said("b")},
+        {"chosen": TURNS[:1] + said("a"), "rejected": TURNS[:1] + said("b")},
+        {
+            "chosen": [{"role": "system", "content": "be kind "}, *TURNS[:1], *said("a")],
+            "rejected": [{"role": "system", "content": "be kind "}, *TURNS[:1], *said("b")],
+        },
+        {"instruction": "hi", "completions": [{"response": text, "overall_score": 1} for text in "ab"]},
+    ],
+)
+def test_a_system_column_is_the_system_turn(record):
+    normalise = scored_row if "instruction" in record else pair_row
+    row = normalise({**record, "system": "be kind"}, "-")
+    assert [message["role"] for message in row["messages"]] == ["system", "user"]
+    assert row["messages"][0]["content"].strip() == "be kind"
+
+
+def test_two_different_system_turns_are_refused():
+    system = [{"role": "system", "content": "be kind"}]
+    record = {"chosen": system + TURNS + said("a"), "rejected": system + TURNS + said("b"), "system": "be brief"}
+    with pytest.raises(Malformed, match="the system column is not the system turn of the messages"):
+        pair_row(record, "-")
+
+
+# Groups
+
+
+def test_a_row_has_the_group_of_its_column(tmp_path):
+    """Equal judgements of two annotators are two rows; a row without a value has no group."""
+    annotators = ["ann", "bob", 3, 3.0, None]
+    write(tmp_path / "a.jsonl", [scored(worker=worker) for worker in annotators])
+    rows, rejects, copies = read(source(tmp_path / "a.jsonl", group="worker"))
+    assert {row["group"] for row in rows} == {"ann", "bob", "3", None}
+    assert (len(rows), rejects, copies) == (4, [], 1)
+    assert len({row["prompt_id"] for row in rows}) == 1
+    assert scored_row(scored(), "-") in rows
+    assert pa.Table.from_pylist(rows, schema=ROWS)["group"].null_count == 1
+
+
+def test_rows_of_one_prompt_are_a_group(tmp_path):
+    records = [scored(i // 2, source=f"s{i}") for i in range(6)]
+    write(tmp_path / "a.jsonl", records)
+    rows, _, _ = read(source(tmp_path / "a.jsonl", group="prompt"))
+    assert all(row["group"] == row["prompt_id"] for row in rows)
+    assert {row["row_id"] for row in rows} == {scored_row(record, "-")["row_id"] for record in records}
+
+
+def test_a_group_that_is_not_there_is_named_and_one_of_another_type_is_malformed(tmp_path):
+    write(tmp_path / "a.jsonl", [scored(0), scored(1)])
+    with pytest.raises(
+        UserError, match=r"group: no row has a value in column 'worker'; correct .* source, instruction"
+    ):
+        read(source(tmp_path / "a.jsonl", group="worker"))
+    for i, value in enumerate([True, ["ann"], 0.5, " ", "\ud83d"]):
+        write(tmp_path / f"{i}.jsonl", [scored(0, worker="ann"), scored(1, worker=value)])
+        rows, rejects, _ = read(source(tmp_path / f"{i}.jsonl", group="worker"))
+        assert (len(rows), len(rejects)) == (1, 1) and "group" in rejects[0]["reason"]
 
 
 # Files
@@ -224,15 +339,57 @@ def test_rows_without_a_source_take_the_name_of_the_data(tmp_path):
 def test_malformed_rows_are_listed_and_fatal_above_the_share(tmp_path):
     path = write(tmp_path / "a.jsonl", [scored(0), scored(1, completions=[]), scored(2), with_completion(response="")])
     rows, rejects, _ = read(source(path))
+    columns = ["source", "instruction", "models", "completions"]
     assert rejects == [
-        {"file": path, "row": 2, "reason": "no completions"},
-        {"file": path, "row": 4, "reason": "empty response"},
+        {"file": path, "row": 2, "reason": "no completions", "columns": columns},
+        {"file": path, "row": 4, "reason": "empty response", "columns": columns},
     ]
     assert check_share(len(rows), rejects, 0.5) == {"empty response": 1, "no completions": 1}
     with pytest.raises(UserError, match=r"2 of 4 rows are malformed \(1 empty response, 1 no completions; .*row 2 of"):
         check_share(len(rows), rejects, 0.49)
+    with pytest.raises(UserError, match=r"a\.jsonl, with columns source, instruction, .*; `pairs` reads chosen and"):
+        check_share(len(rows), rejects, 0.1)
     with pytest.raises(UserError, match="2 of 2 rows"):
         check_share(0, rejects, 1.0)  # nothing left is an error, whatever is allowed
+
+
+LINES = {
+    "not JSON": [b'{"instruction": ', b"[1, 2", b'{"a": ' + b"1" * 5000 + b"}", b"nonsense", b'"\xef\xbb\xbf"]'],
+    "not UTF-8 text": [b'{"instruction": "\xff"}', b"\x00\xd8"],
+    "nested too deeply": [b"[" * 100_000 + b"]" * 100_000],
+    "not an object": [b"[]", b"3", b"null"],
+    "score is not a number": [
+        json.dumps(with_completion(overall_score=score)).encode() for score in (10**400, -(10**400), float("-inf"))
+    ],
+    "response is not valid Unicode": [json.dumps(with_completion(response="\ud83d")).encode()],
+    "model is not valid Unicode": [json.dumps(with_completion(model="\ud83d")).encode()],
+    "system is not valid Unicode": [json.dumps(scored(system="\ud83d")).encode()],
+}
+
+
+@pytest.mark.parametrize("reason", LINES)
+def test_a_broken_line_is_one_reject_with_its_number(tmp_path, reason):
+    good, bad = json.dumps(scored()).encode(), LINES[reason]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join([b"\xef\xbb\xbf" + good, b"", *bad]) + b"\r\n")
+    rows, rejects, _ = read(source(tmp_path / "a.jsonl"))
+    assert rows == [scored_row(scored(), "-")]
+    assert [(reject["row"], reject["reason"]) for reject in rejects] == [(i + 3, reason) for i in range(len(bad))]
+
+
+def test_a_rating_of_hundreds_of_digits_is_no_rating():
+    annotations = {"honesty": {"Rating": 10**400}, "helpfulness": {"Rating": "3"}}
+    row = scored_row(with_completion(annotations=annotations), "-")
+    assert row["completions"][2]["aspects"]["honesty"] is None
+
+
+def test_names_of_columns_in_a_message_are_few_and_printable(tmp_path):
+    record = {"\ud83d" + "x" * 100: 1, **{f"column {i}": 2 for i in range(50)}}
+    write(tmp_path / "a.jsonl", [record])
+    rows, rejects, _ = read(source(tmp_path / "a.jsonl"))
+    assert len(rejects[0]["columns"]) == 20 and max(map(len, rejects[0]["columns"])) == 40
+    with pytest.raises(UserError, match=r"with columns \\ud83dx+, column 0, ") as error:
+        check_share(len(rows), rejects, 1.0)
+    str(error.value).encode()
 
 
 def damaged(tmp_path, what):
@@ -248,10 +405,6 @@ def damaged(tmp_path, what):
             path.write_bytes(b"")
         case "no rows parquet":
             parquet.write_table(pa.table({"instruction": pa.array([], pa.string())}), path)
-        case "garbled jsonl":
-            write(path, [scored(), '{"instruction": '])
-        case "packed jsonl":
-            path.write_bytes(content)
         case "cut parquet":
             parquet.write_table(pa.Table.from_pylist([scored(i) for i in range(50)]), path)
             path.write_bytes(path.read_bytes()[:-100])
@@ -265,14 +418,12 @@ def damaged(tmp_path, what):
     [
         ("cut jsonl.gz", "not a complete gzip file"),
         ("plain jsonl.gz", "not a complete gzip file"),
-        ("flipped byte jsonl.gz", "not a complete gzip file|not UTF-8|is not JSON"),
+        ("flipped byte jsonl.gz", "not a complete gzip file"),
         ("empty jsonl", "holds no rows"),
         ("empty jsonl.gz", "holds no rows"),
         ("empty parquet", "not a complete Parquet file"),
         ("no rows parquet", "holds no rows"),
         ("cut parquet", "not a complete Parquet file"),
-        ("garbled jsonl", "line 2 is not JSON"),
-        ("packed jsonl", "not UTF-8 text"),
         ("missing jsonl", "no such file"),
         ("data csv", "no such file"),
     ],

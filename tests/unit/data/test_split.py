@@ -72,7 +72,6 @@ def test_prompts_selected_by_their_own_hash_fill_every_split():
 @pytest.mark.parametrize(
     ("rows", "sizes", "empty"),
     [
-        ({"a": 5, "b": 5}, {"validation": 5, "test": 5}, "train"),
         ({"a": 5, "b": 5, "c": 5}, {"validation": 4, "test": 5}, "validation"),
         ({"a": 5, "b": 5, "c": 5}, {"validation": 5, "test": 0}, "test"),
     ],
@@ -80,3 +79,9 @@ def test_prompts_selected_by_their_own_hash_fill_every_split():
 def test_an_empty_split_stops(rows, sizes, empty):
     with pytest.raises(UserError, match=f"split {empty}: no rows"):
         split_prompts(rows, sizes, 0)
+
+
+@pytest.mark.parametrize("sizes", [{"validation": 5, "test": 5}, {"validation": 0, "test": 11}])
+def test_splits_as_large_as_the_data_stop(sizes):
+    with pytest.raises(UserError, match=rf"test \({sizes['test']}\) and .* but the data has 10; make `split`"):
+        split_prompts({"a": 5, "b": 5}, sizes, 0)

@@ -8,11 +8,13 @@ from tiny import CHAT_TEMPLATE, make_pairs, make_tokenizer
 
 from lpc.cli import UserError
 from lpc.data.tokens import (
+    Ragged,
     collate,
     encode_completions,
     encode_prompts,
     load_tokenizer,
     tokenize_pairs,
+    turn_end,
 )
 
 PROMPT = [{"role": "user", "content": "the fox"}]
@@ -53,20 +55,13 @@ def test_no_bos_where_the_tokenizer_uses_none():
     assert tokenizer.bos_token_id not in encode_prompts(tokenizer, [PROMPT])[0]
 
 
-def test_exactly_one_eos_at_the_end():
-    tokenizer = make_tokenizer()
-    for text in ("the fox", "the fox</s>"):
-        ids = encode_completions(tokenizer, [text])[0]
-        assert ids[-1] == tokenizer.eos_token_id and ids.count(tokenizer.eos_token_id) == 1
-
-
 def test_the_prompt_ends_where_the_assistant_begins():
     """The ids of a prompt are a prefix of nothing else: prompt + completion decode to the rendered dialogue."""
     tokenizer = make_tokenizer()
     prompt = encode_prompts(tokenizer, [PROMPT])[0]
     assert tokenizer.decode(prompt).endswith("<|assistant|>")
-    text = tokenizer.decode(prompt + encode_completions(tokenizer, ["dog"])[0], skip_special_tokens=False)
-    assert text.replace(" ", "") == "<|user|>thefox<|end|><|assistant|>dog</s>"
+    text = tokenizer.decode(prompt + encode_completions(tokenizer, [PROMPT], ["dog"])[0])
+    assert text.replace(" ", "") == "<|user|>thefox<|end|><|assistant|>dog<|end|>"
 
 
 def test_a_merge_across_the_boundary_cannot_happen():
@@ -88,12 +83,12 @@ def test_prompts_are_cut_from_the_left_and_keep_bos():
 
 
 def test_completions_are_cut_from_the_right_alike_and_never_vanish():
-    """Chosen and rejected get the same room; a cut completion has no EOS, since its end is not there."""
+    """Chosen and rejected get the same room; a cut completion has no end of its turn, since its end is not there."""
     tokenizer = make_tokenizer()
     rows = table(("fox " * 50, "dog " * 50, "cat " * 50))
     tokens = tokenize_pairs(rows, tokenizer, max_length=16, max_prompt_length=12)
     assert len(tokens.prompts[0]) == 12 and len(tokens.chosen[0]) == len(tokens.rejected[0]) == 4
-    assert tokenizer.eos_token_id not in tokens.chosen[0].tolist() + tokens.rejected[0].tolist()
+    assert turn_end(tokenizer)[0] not in tokens.chosen[0].tolist() + tokens.rejected[0].tolist()
     with pytest.raises(UserError, match="no token of a completion would be left"):
         tokenize_pairs(rows, tokenizer, max_length=16, max_prompt_length=16)
 
@@ -103,6 +98,37 @@ def test_pairs_that_became_equal_are_dropped_and_counted():
     rows = table(("a", "fox " * 30 + "dog", "fox " * 30 + "cat"), ("a", "dog", "cat"), ("a", "same", "same"))
     tokens = tokenize_pairs(rows, tokenizer, max_length=20, max_prompt_length=10)
     assert tokens.rows.tolist() == [1] and tokens.dropped == 2 and len(tokens) == 1
+
+
+def test_batches_of_any_size_give_the_same_tokens(monkeypatch):
+    pairs, tokenizer = make_pairs(23), make_tokenizer()
+    options = {"max_length": 24, "max_prompt_length": 12}
+    whole = tokenize_pairs(pairs, tokenizer, **options)
+    monkeypatch.setattr("lpc.data.tokens.BATCH", 4)
+    parts = tokenize_pairs(pairs, tokenizer, **options)
+    assert parts.rows.tolist() == whole.rows.tolist() and parts.dropped == whole.dropped
+    for name in ("prompts", "chosen", "rejected"):
+        assert [ids.tolist() for ids in getattr(parts, name)] == [ids.tolist() for ids in getattr(whole, name)]
+    messages = pairs["messages"].to_pylist()
+    messages[-1].append({"role": "user", "content": None})
+    tokenizer.chat_template = tokenizer.chat_template.replace("m.content", "m.content + ''")
+    pairs = pairs.set_column(4, "messages", pa.array(messages))
+    with pytest.raises(UserError, match="row 22: the chat template"):
+        tokenize_pairs(pairs, tokenizer, **options)
+
+
+def test_no_pairs_give_no_tokens():
+    tokens = tokenize_pairs(make_pairs(2).slice(0, 0), make_tokenizer(), max_length=24, max_prompt_length=12)
+    assert len(tokens) == len(tokens.prompts) == 0 and tokens.lengths().tolist() == []
+
+
+def test_ragged_items_count_from_either_end():
+    rows = [[1, 2], [], [3], [4, 5, 6]]
+    ragged = Ragged.concatenate([Ragged.join(rows[:2]), Ragged.join([]), Ragged.join(rows[2:])])
+    assert [row.tolist() for row in ragged] == rows and len(ragged) == 4
+    assert ragged[-1].tolist() == [4, 5, 6] and ragged.ids.dtype == np.int32
+    with pytest.raises(IndexError):
+        ragged[4]
 
 
 def test_collate_points_at_the_right_tokens():
@@ -125,15 +151,15 @@ def test_collate_points_at_the_right_tokens():
     assert batch["index"].tolist() == [4, 9] and batch["tokens"].tolist() == [7, 4]
 
 
-@pytest.mark.parametrize("pad", ["<pad>", "</s>"])
-def test_a_pad_token_equal_to_eos_changes_nothing(pad):
-    """EOS stays a label although padding may have its id: nothing here looks at pad ids."""
+@pytest.mark.parametrize("pad", ["<pad>", "<|end|>"])
+def test_a_pad_token_equal_to_the_end_of_a_turn_changes_nothing(pad):
+    """The end stays a label although padding may have its id: nothing here looks at pad ids."""
     tokenizer = make_tokenizer()
     tokenizer.pad_token = pad
     tokens = tokenize_pairs(make_pairs(4), tokenizer, max_length=64, max_prompt_length=32)
     batch = collate([tokens[i] for i in range(4)])
     ends = batch["labels"][torch.cumsum(torch.cat([batch["chosen_tokens"], batch["rejected_tokens"]]), 0) - 1]
-    assert (ends == tokenizer.eos_token_id).all()
+    assert (ends == turn_end(tokenizer)[0]).all()
 
 
 def test_sorted_batches_cover_every_pair_once_longest_first():

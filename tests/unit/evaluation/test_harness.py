@@ -175,7 +175,7 @@ def test_too_long_a_context_loses_its_beginning_alone(latent_folder):
 
 def test_z_of_a_chat_prompt_is_the_one_of_training(tmp_path):
     """A template that ends in a new line: lm-eval scores that new line, but z is computed after it, as in training."""
-    lm = load(save(tmp_path), chat_template="{% for m in messages %}[{{ m.content }}]{% endfor %}{{ '\n\n' }}")
+    lm = load(save(tmp_path), chat_template="{% for m in messages %}[{{ m.content }}]{{ '\n\n' }}{% endfor %}")
     messages = [{"role": "user", "content": "the quick brown"}]
     prompt = lm.apply_chat_template(messages)
     assert prompt.endswith("]\n\n")

@@ -58,7 +58,7 @@ def test_it_learns_and_loads_in_plain_transformers(rows, trained):
     assert summary["parameters"] == model.num_parameters()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     (ids,) = encode_prompts(tokenizer, [rows[0]["messages"]])
-    ids += encode_completions(tokenizer, [rows[0]["completions"][0]["response"]])[0]
+    ids += encode_completions(tokenizer, [rows[0]["messages"]], [rows[0]["completions"][0]["response"]])[0]
     batch = torch.tensor([ids])
     with torch.no_grad():
         assert model(input_ids=batch, labels=batch).loss < 0.75 * summary["first_loss"]

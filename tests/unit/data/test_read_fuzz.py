@@ -1,0 +1,121 @@
+"""Whatever a file holds, reading it gives rows, rejects with reasons, or one line of the project's own."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lpc import files
+from lpc.cli import UserError
+from lpc.data.hub import describe_dataset
+from lpc.data.read import ROWS, check_share, read
+
+budget = settings(
+    max_examples=100,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+text = st.sampled_from(["hi", "", " ", "\n\nHuman: a\n\nAssistant: b", "\n\nHuman: a\n\nAssistant:", "\ud800", "\x00é"])
+text |= st.text(max_size=5)
+scalar = st.none() | st.booleans() | st.integers() | st.floats() | st.just(10**400) | text
+value = st.recursive(scalar, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3))
+message = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "system"]) | value, "content": text | value}
+)
+messages = st.lists(message | value, max_size=4)
+QUESTION = {"role": "user", "content": "q"}
+GOOD, BAD = ({"role": "assistant", "content": text} for text in "ab")
+COMPLETIONS = [
+    {"model": "m", "response": text, "overall_score": 1, "annotations": {"honesty": {"Rating": "3"}}} for text in "ab"
+]
+RECORDS = [
+    {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
+    {"chosen": [QUESTION, GOOD], "rejected": [QUESTION, BAD], "prompt": "q", "system": "s"},
+    {"chosen": [GOOD], "rejected": [BAD], "prompt": [QUESTION], "source": "t"},
+    {"chosen": "a", "rejected": "b", "prompt": "q", "images": [], "worker": 3, "source": "s"},
+    {"instruction": "q", "completions": COMPLETIONS, "source": "s", "system": None, "worker": "w"},
+]
+
+
+def places(record):
+    """Every way to an element of nested lists and objects."""
+    items = record.items() if isinstance(record, dict) else enumerate(record) if isinstance(record, list) else ()
+    for key, inner in items:
+        yield [key]
+        yield from ([key, *rest] for rest in places(inner))
+
+
+@st.composite
+def nearly(draw):
+    """A row that would be read, with up to two elements replaced."""
+    record = json.loads(json.dumps(draw(st.sampled_from(RECORDS))))
+    for _ in range(draw(st.integers(0, 2))):
+        *way, last = draw(st.sampled_from(list(places(record))))
+        inner = record
+        for key in way:
+            inner = inner[key]
+        inner[last] = draw(scalar | value | messages)
+    return record
+
+
+kinds = st.sampled_from(["pairs", "ultrafeedback"])
+
+
+def check(path, kind, group):
+    try:
+        source = describe_dataset(kind=kind, path=str(path), revision=None, hub_split="train", group=group)
+        rows, rejects, _ = read(source)
+        files.write_parquet(path.with_name("rows.out"), pa.Table.from_pylist(rows, schema=ROWS))
+        assert all(reject["reason"] and reject["row"] for reject in rejects)
+        files.write_json(path.with_name("rejects.out"), rejects)
+        check_share(len(rows), rejects, 0.5)
+    except UserError as error:
+        str(error).encode()
+        return None
+    return rows
+
+
+@budget
+@given(st.lists(nearly() | value, max_size=4), kinds, st.sampled_from([None, "prompt", "worker"]))
+def test_rows_of_any_values(tmp_path, records, kind, group):
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)))
+    check(path, kind, group)
+
+
+@budget
+@given(st.lists(st.binary(max_size=30) | nearly().map(lambda record: json.dumps(record).encode()), max_size=4), kinds)
+def test_lines_of_any_bytes(tmp_path, lines, kind):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    check(path, kind, None)
+
+
+@budget
+@given(st.binary(max_size=60), st.sampled_from(["a.jsonl.gz", "a.parquet"]), kinds)
+def test_files_of_any_bytes(tmp_path, content, name, kind):
+    (tmp_path / name).write_bytes(content)
+    check(tmp_path / name, kind, None)
+
+
+@budget
+@given(st.integers(4, 400), st.binary(min_size=1, max_size=4), kinds)
+def test_damaged_parquet(tmp_path, place, damage, kind):
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"prompt": ["hi", "you"], "chosen": ["a", "b"], "rejected": ["c", "d"]}), path)
+    content = path.read_bytes()
+    place %= len(content) - len(damage)
+    path.write_bytes(content[:place] + damage + content[place + len(damage) :])
+    check(path, kind, None)
+
+
+def test_the_rows_that_the_fuzzer_starts_from_are_read(tmp_path):
+    """Otherwise nothing but refusals would be tested."""
+    for kind, records in (("pairs", RECORDS[:4]), ("ultrafeedback", RECORDS[4:])):
+        (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
+        assert len(check(tmp_path / "a.jsonl", kind, None)) == len(records)
