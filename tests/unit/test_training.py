@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from tiny import make_backbone, make_pairs, make_tokenizer
 
+from lpc import objectives
 from lpc.cli import UserError
 from lpc.data.tokens import attach_reference, tokenize_pairs
 from lpc.evaluation import preference
@@ -56,14 +57,16 @@ def tokenised(count: int = 48, reference_of=None):
     return tokens, statistics
 
 
-def run(folder: Path, name: str = "dpo", latent: dict | None = None, tokens=None, seed: int = 0, **training):
+def run(
+    folder: Path, objective: str | dict = "dpo", latent: dict | None = None, tokens=None, seed: int = 0, **training
+):
     policy = LatentPolicy(make_backbone())
     if latent is not None:
         policy.latent = build_latent(latent, 32, seed)
     trainer = train(
         policy,
         tokens or tokenised()[0],
-        objective=OBJECTIVES[name],
+        objective=objectives.parse(OBJECTIVES[objective] if isinstance(objective, str) else objective),
         training=TRAINING | training,
         seed=seed,
         checkpoints=folder / "checkpoints",
@@ -80,6 +83,16 @@ def test_the_first_loss_is_known_and_training_learns(tmp_path, name, expected, l
     assert lines[0]["objective"] == pytest.approx(expected, rel=0.01 if latent else 1e-5)
     assert lines[-1]["objective"] < 0.8 * lines[0]["objective"] and lines[-1]["accuracy"] > 0.9
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_loss_holds_what_the_objective_adds_to_it(tmp_path):
+    """One batch of all pairs, at the start: mean −log π / tokens of the chosen completions, of the reference still."""
+    tokens, _ = tokenised()
+    nll = np.mean([-logp / len(ids) for logp, ids in zip(tokens.reference[:, 0], tokens.chosen, strict=True)])
+    settings = {"name": "dpo", "nll_weight": 0.5}
+    _, lines = run(tmp_path, settings, tokens=tokens, batch_size=48, epochs=1)
+    assert lines[0]["loss"] - lines[0]["objective"] == pytest.approx(0.5 * nll, rel=1e-5)
+    assert lines[0]["objective"] == pytest.approx(np.log(2), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["lpc", "mlp"])
@@ -168,7 +181,7 @@ def test_a_dead_posterior_is_noticed_at_once(tmp_path):
         train(
             policy,
             tokenised()[0],
-            objective=OBJECTIVES["dpo"],
+            objective=objectives.parse(OBJECTIVES["dpo"]),
             training=TRAINING,
             seed=0,
             checkpoints=tmp_path / "c",
@@ -264,7 +277,7 @@ def test_more_processes_than_started_are_refused(tmp_path):
         train(
             LatentPolicy(make_backbone()),
             tokenised()[0],
-            objective=OBJECTIVES["dpo"],
+            objective=objectives.parse(OBJECTIVES["dpo"]),
             training=TRAINING,
             seed=0,
             checkpoints=tmp_path,
