@@ -158,9 +158,8 @@ def run(args, case: str) -> dict:
 
     folder = tempfile.mkdtemp()
     if library == "lpc":
-        from lpc import objectives, training
+        from lpc import latents, objectives, training
         from lpc.data.tokens import PairTokens
-        from lpc.model.controls import build_latent
         from lpc.model.policy import LatentPolicy
 
         rows = {side: [row.astype(np.int32) for row in values] for side, values in ids.items()}
@@ -179,7 +178,7 @@ def run(args, case: str) -> dict:
             for layer in model.model.layers:
                 layer.compile()
         if option == ["latent"]:
-            policy.latent = build_latent({"kind": "lpc"}, shape["hidden"], 0)
+            policy.latent = latents.build(latents.parse({}), shape["hidden"], 0)
         arguments = training.training_arguments(settings, seed=0, output_dir=Path(folder), processes=1)
         trainer = training.PreferenceTrainer(
             policy, arguments, pairs, objectives.parse({"name": objective}), Path(folder) / "log"

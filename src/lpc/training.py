@@ -24,7 +24,6 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from lpc.cli import UserError
 from lpc.data.tokens import MODEL_INPUTS, PairTokens, collate
 from lpc.files import read_json, write_json, write_text
-from lpc.model.latent import latent_cost
 from lpc.model.noise import counter_uniform
 from lpc.model.policy import LatentPolicy
 from lpc.objectives.base import Objective
@@ -103,7 +102,7 @@ class PreferenceTrainer(Trainer):
         losses, chosen_rewards, rejected_rewards = self.objective.evaluate(chosen, rejected, inputs)
         total = losses + self.objective.regularization(chosen, inputs)
         if step is not None:
-            total = total + latent_cost(latent.config, step, progress)
+            total = total + latent.cost(step, progress)
         if self.check_first_loss:
             self._check_first_loss(losses)
         self._count(total.detach(), losses.detach(), chosen_rewards, rejected_rewards, step, encoded.h_x, inputs)
@@ -129,7 +128,7 @@ class PreferenceTrainer(Trainer):
             self.check_gradients = False
             self._check_posterior()
         latent = self.policy.latent
-        if latent is not None and self.state.global_step < latent.config.latent_first * self.state.max_steps:
+        if latent is not None and self.state.global_step < latent.settings.latent_first * self.state.max_steps:
             # No gradient, not one of 0: the optimizer passes these weights over and keeps no moments of them.
             self.policy.backbone.zero_grad(set_to_none=True)
         return loss
@@ -137,11 +136,11 @@ class PreferenceTrainer(Trainer):
     def _check_posterior(self) -> None:
         """A posterior without gradient is cut off from the graph: the run would train without its latent."""
         latent = self.policy.latent
-        if not hasattr(latent, "posterior"):
+        if latent is None or not latent.has_posterior:
             return
-        config = latent.config
-        kl_is_free = config.kl_weight == 0 or config.kl_warmup > 0 or config.free_bits > 0
-        if kl_is_free and config.gamma["start"] == 1:
+        settings = latent.settings
+        kl_is_free = settings.kl_weight == 0 or settings.kl_warmup > 0 or settings.free_bits > 0
+        if kl_is_free and settings.gamma.start == 1:
             return  # its gradient comes later, or never
         gradients = [p.grad for p in latent.posterior.parameters()]
         sharded_away = any(g is not None and g.numel() == 0 for g in gradients)
@@ -151,31 +150,28 @@ class PreferenceTrainer(Trainer):
     # ---- parameter groups
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """AdamW with groups: the backbone with and without weight decay, as Trainer makes them; the latent's networks
-        and its codebook, each with its own learning rate and no decay (which would pull the codes together)."""
+        """AdamW with groups: the backbone with and without weight decay, as Trainer makes them; those of the latent,
+        each with its own learning rate and no decay (which would pull the codes together)."""
         model = self.model if model is None else model
         decayed = set(self.get_decay_parameter_names(model))
-        groups: dict[str, list] = {"decay": [], "no_decay": [], "latent": [], "codebook": []}
+        decay, no_decay, own = [], [], {}  # the latent's, by its own names for them
         for name, parameter in model.named_parameters():
-            if "latent." in name:
-                groups["codebook" if name.endswith("codebook") else "latent"].append(parameter)
+            if "latent." in name and "backbone." not in name:
+                own[name.partition("latent.")[2]] = parameter
             else:
-                groups["decay" if name in decayed else "no_decay"].append(parameter)
-        rates = dict.fromkeys(groups, self.args.learning_rate)
-        latent = self.policy.latent
-        if latent is not None:
-            rates["latent"] = latent.config.learning_rate or self.args.learning_rate
-            rates["codebook"] = latent.config.codebook_learning_rate or rates["latent"]
-        decay = {"decay": self.args.weight_decay}
+                (decay if name in decayed else no_decay).append(parameter)
+        rate = self.args.learning_rate
+        groups = [
+            {"params": decay, "lr": rate, "weight_decay": self.args.weight_decay},
+            {"params": no_decay, "lr": rate, "weight_decay": 0.0},
+        ]
+        if own:
+            groups += [
+                {"params": [own[name] for name in names], "lr": own_rate, "weight_decay": 0.0}
+                for names, own_rate in self.policy.latent.parameter_groups(rate)
+            ]
         optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-        self.optimizer = optimizer_class(
-            [
-                {"params": parameters, "lr": rates[name], "weight_decay": decay.get(name, 0.0)}
-                for name, parameters in groups.items()
-                if parameters
-            ],
-            **options,
-        )
+        self.optimizer = optimizer_class([group for group in groups if group["params"]], **options)
         return self.optimizer
 
     # ---- logging
@@ -228,8 +224,8 @@ class PreferenceTrainer(Trainer):
         if "grad_norm" in logs:
             record["grad_norm"] = logs["grad_norm"]
         latent = self.policy.latent
-        if hasattr(latent, "gamma"):
-            record["gamma"] = latent.gamma((self.state.global_step - 1) / max(1, self.state.max_steps - 1))
+        if latent is not None:
+            record |= latent.schedules((self.state.global_step - 1) / max(1, self.state.max_steps - 1))
         if "mean_prior" in means:
             record["mean_prior_perplexity"] = torch.special.entr(means.pop("mean_prior")).sum().exp().item()
             for network in ("prior", "posterior"):

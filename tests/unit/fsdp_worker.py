@@ -6,15 +6,15 @@ from tiny import make_backbone, make_pairs, make_tokenizer
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from lpc import latents
 from lpc.data.tokens import MODEL_INPUTS, collate, tokenize_pairs
-from lpc.model.controls import build_latent
 from lpc.model.noise import counter_uniform
 from lpc.model.policy import LatentPolicy
 
 
 def policy() -> LatentPolicy:
     result = LatentPolicy(make_backbone())
-    result.latent = build_latent({"kind": "lpc", "codes": 6}, 32, seed=0)
+    result.latent = latents.build(latents.parse({"kind": "lpc", "codes": 6}), 32, seed=0)
     return result
 
 

@@ -1,6 +1,5 @@
 """Training: the loss and its checks, exact resume, several processes, checkpoints that cannot be mistaken."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -15,14 +14,12 @@ import safetensors.torch
 import torch
 from tiny import make_backbone, make_pairs, make_tokenizer
 
-from lpc import objectives
+from lpc import latents, objectives
 from lpc.cli import UserError
 from lpc.data.tokens import attach_reference, tokenize_pairs
 from lpc.evaluation import preference
 from lpc.evaluation.preference import prompt_states, reference_logps
 from lpc.files import canonical, sha256, write_json, write_parquet
-from lpc.model.controls import build_latent
-from lpc.model.latent import LatentConfig
 from lpc.model.policy import LatentPolicy
 from lpc.training import Checkpointing, EpochSampler, PreferenceTrainer, complete_checkpoints, train
 
@@ -40,7 +37,7 @@ TRAINING = {
     "logging_steps": 1,
     "save_minutes": 60,
 }
-LATENT = dataclasses.asdict(LatentConfig(codes=6, learning_rate=1e-3))
+LATENT = latents.parse({"codes": 6, "learning_rate": 1e-3}).model_dump()
 OBJECTIVES = {
     "dpo": {"name": "dpo", "beta": 0.1},
     "ipo": {"name": "ipo", "tau": 0.1},
@@ -62,7 +59,7 @@ def run(
 ):
     policy = LatentPolicy(make_backbone())
     if latent is not None:
-        policy.latent = build_latent(latent, 32, seed)
+        policy.latent = latents.build(latents.parse(latent), 32, seed)
     trainer = train(
         policy,
         tokens or tokenised()[0],
@@ -98,7 +95,7 @@ def test_the_loss_holds_what_the_objective_adds_to_it(tmp_path):
 @pytest.mark.parametrize("kind", ["lpc", "mlp"])
 def test_the_backbone_waits_for_the_latent(tmp_path, monkeypatch, kind):
     """latent_first 0.5 of 6 steps: the backbone is the base's for three steps, with no moments kept, then learns."""
-    latent = LATENT | {"kind": kind, "latent_first": 0.5}
+    latent = {"kind": kind, "codes": 6, "learning_rate": 1e-3, "latent_first": 0.5}
     base = {name: p.clone() for name, p in make_backbone().named_parameters()}
     moved = []
 
@@ -143,7 +140,7 @@ def test_log_lines_hold_what_a_person_needs(tmp_path):
     _, lines = run(tmp_path, latent=LATENT)
     keys = {"loss", "objective", "kl", "chosen_reward", "rejected_reward", "margin", "accuracy", "gamma", "z_norm"}
     keys |= {"h_norm", "grad_norm", "learning_rate", "prior_perplexity", "posterior_perplexity", "memory_gib"}
-    keys |= {"mean_prior_perplexity", "tokens_per_second", "epoch", "step"}
+    keys |= {"mean_prior_perplexity", "tokens_per_second", "epoch", "step", "temperature"}
     assert set(lines[0]) == keys
     assert [line["gamma"] for line in lines] == pytest.approx([i / 5 for i in range(6)])
     for line in lines:
@@ -174,7 +171,7 @@ def test_a_latent_that_starts_too_large_is_noticed_at_once(tmp_path):
 def test_a_dead_posterior_is_noticed_at_once(tmp_path):
     """A posterior whose parameters are frozen by mistake."""
     policy = LatentPolicy(make_backbone())
-    policy.latent = build_latent(LATENT, 32, 0)
+    policy.latent = latents.build(latents.parse(LATENT), 32, 0)
     for parameter in policy.latent.posterior.parameters():
         parameter.requires_grad_(False)
     with pytest.raises(UserError, match="no gradient reaches the posterior"):
