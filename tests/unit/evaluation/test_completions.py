@@ -18,12 +18,13 @@ from lpc.model.policy import LatentPolicy
 from lpc.steps import completions as step
 
 TOKENS = {"max_length": 64, "max_prompt_length": 32}
+SHARP = {"codes": 4, "logit_scale": 20.0}
 SPEC = {"tokens": TOKENS, "precision": "float32", "prompts": 3, "codes": 2, "max_new_tokens": 6, "seed": 0}
 
 
-def policy_of(codebook_std: float = 3.0, **settings) -> LatentPolicy:
+def policy_of(codebook_std: float = 3.0, kind: str = "lpc") -> LatentPolicy:
     """Codes so large that each says something else, and a prior that is sure."""
-    latent = latents.build(latents.parse({"codes": 4, "logit_scale": 20.0, **settings}), 32, seed=1)
+    latent = latents.build(latents.parse({"kind": kind, **(SHARP if kind == "lpc" else {})}), 32, seed=1)
     if latent.has_codes:
         torch.nn.init.normal_(latent.codebook, std=codebook_std, generator=torch.Generator().manual_seed(2))
     return LatentPolicy(make_backbone(), latent).eval()
