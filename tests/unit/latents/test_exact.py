@@ -10,7 +10,8 @@ from tiny import in_float64, make_backbone, make_pairs, make_tokenizer
 from lpc import latents, objectives
 from lpc.cli import UserError
 from lpc.data.tokens import MODEL_INPUTS, collate, tokenize_pairs
-from lpc.evaluation.preference import another_prompt, score_pairs
+from lpc.evaluation.diagnostics import latent_diagnostics
+from lpc.evaluation.preference import another_prompt, pair_latents, score_pairs
 from lpc.latents.exact import ExactSettings
 from lpc.latents.parts.mixture import marginal_loss, mixture_rewards
 from lpc.model.policy import LatentPolicy
@@ -204,6 +205,19 @@ def test_pairs_are_scored_by_the_mixture():
     policy.latent = latents.build(ExactSettings(codes=5, inference="mode"), 32, seed=1)
     by_mode = score_pairs(policy, tokens, prompt_ids, objective, batch_size=5, precision="float32")
     assert by_mode.keys() == found.keys()
+
+
+def test_diagnostics_need_no_posterior():
+    """What a posterior alone can tell is None; the rest is that of the prior."""
+    policy = make_policy(dtype=torch.float32).eval()
+    tokens = tokenize_pairs(make_pairs(40), make_tokenizer(), max_length=64, max_prompt_length=32)
+    found = pair_latents(policy, tokens, batch_size=8, precision="float32")
+    assert found.keys() == {"z", "h_x", "prior"} and found["prior"].shape == (40, 5)
+    sources = [f"source-{i % 3}" for i in range(40)]
+    prompts = [str(i) for i in range(40)]
+    measures = latent_diagnostics(found["prior"], None, found["z"], found["h_x"], sources, prompt_id=prompts, seed=0)
+    assert {name for name, value in measures.items() if value is None} == {"kl", "posterior_perplexity"}
+    assert measures["codes"] == 5 and 1 < measures["prior_perplexity"] <= 5
 
 
 @pytest.mark.parametrize("inference", ["mixture", "sample"])
