@@ -252,14 +252,15 @@ def test_gradient_checkpointing_does_not_change_the_run(tmp_path):
     assert [x["loss"] for x in plain] == pytest.approx([x["loss"] for x in checkpointed], rel=1e-6)
 
 
-def test_bfloat16_follows_float32(tmp_path):
+@pytest.mark.parametrize("latent", [LATENT, EXACT])
+def test_bfloat16_follows_float32(tmp_path, latent):
     """Autocast training needs its reference in the same precision; then it learns alike."""
     tokens, _ = tokenised()
     policy = LatentPolicy(make_backbone())
     tokens.reference, _ = reference_logps(
         policy, tokens, np.ones(len(tokens), bool), batch_size=16, precision="bfloat16"
     )
-    _, lines = run(tmp_path, latent=LATENT, tokens=tokens, precision="bfloat16")
+    _, lines = run(tmp_path, latent=latent, tokens=tokens, precision="bfloat16")
     assert lines[0]["objective"] == pytest.approx(np.log(2), rel=0.01) and lines[-1]["accuracy"] > 0.9
 
 
