@@ -9,6 +9,7 @@ import importlib
 
 import numpy as np
 import objective_checks
+import test_code_logps
 import test_logps
 import test_policy
 import test_step
@@ -18,6 +19,7 @@ from tiny import in_float64, make_backbone, make_pairs, make_tokenizer
 from lpc import latents, objectives
 from lpc.data.tokens import MODEL_INPUTS, collate, tokenize_pairs
 from lpc.latents.lpc import LPCSettings
+from lpc.model.code_logps import code_logps
 from lpc.model.logps import token_logps
 from lpc.model.noise import counter_uniform
 from lpc.model.policy import LatentPolicy
@@ -49,6 +51,10 @@ def logps_rows():
         expected = test_logps.naive(hidden.double(), weight.double(), labels, None, None, 1.0)
         actual = token_logps(hidden, weight, labels, chunk=64)
         yield f"chunked log-probabilities, {str(dtype)[6:]}", "full float64 logits", worst(actual, expected)
+        codes = test_code_logps.randn(8, 64).to(dtype)
+        expected = test_code_logps.naive_codes(hidden.double(), weight.double(), labels, codes.double())
+        actual = code_logps(hidden, weight, labels, codes, chunk=64)
+        yield f"under 8 codes at once, {str(dtype)[6:]}", "full float64 logits", worst(actual, expected)
     # As TRL and transformers would have it, whose softmax adds up a long row less exactly.
     hidden, weight, labels, _ = test_logps.problem(40, 256, 128_256, spread=0.3)
     hidden, weight = hidden.float(), weight.float()

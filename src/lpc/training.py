@@ -101,10 +101,20 @@ class PreferenceTrainer(Trainer):
         chosen, rejected, step, encoded = model(progress=progress, noise=noise, **tensors)
         losses, chosen_rewards, rejected_rewards = self.objective.evaluate(chosen, rejected, inputs)
         total = losses + self.objective.regularization(chosen, inputs)
+        checked = losses
+        if latent is not None and latent.marginal:
+            rewards = chosen_rewards, rejected_rewards
+            losses, *_ = latent.marginalise(step, losses, *rewards)
+            total, chosen_rewards, rejected_rewards = latent.marginalise(step, total, *rewards)
+            if self.check_first_loss:
+                # Its codes may start as far apart as they like: what must equal the reference is the policy without.
+                with torch.no_grad():
+                    chosen, rejected, *_ = model(progress=progress, plain=True, **tensors)
+                    checked, *_ = self.objective.evaluate(chosen, rejected, inputs)
         if step is not None:
             total = total + latent.cost(step, progress)
         if self.check_first_loss:
-            self._check_first_loss(losses)
+            self._check_first_loss(checked)
         self._count(total.detach(), losses.detach(), chosen_rewards, rejected_rewards, step, encoded.h_x, inputs)
         # Data-parallel wrappers average gradients over processes, hence the mean over this one's part of the batch.
         return total.sum() * self.args.world_size / self.batch_size

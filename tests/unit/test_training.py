@@ -38,6 +38,8 @@ TRAINING = {
     "save_minutes": 60,
 }
 LATENT = latents.parse({"codes": 6, "learning_rate": 1e-3}).model_dump()
+EXACT = latents.parse({"kind": "exact", "codes": 6, "learning_rate": 1e-3}).model_dump()
+VOLATILE = {"tokens_per_second": None, "memory_gib": None}  # in lines of the log: of the clock and the machine
 OBJECTIVES = {
     "dpo": {"name": "dpo", "beta": 0.1},
     "ipo": {"name": "ipo", "tau": 0.1},
@@ -74,7 +76,7 @@ def run(
 
 
 @pytest.mark.parametrize("name,expected", [("dpo", np.log(2)), ("ipo", 25.0)])
-@pytest.mark.parametrize("latent", [None, LATENT])
+@pytest.mark.parametrize("latent", [None, LATENT, EXACT])
 def test_the_first_loss_is_known_and_training_learns(tmp_path, name, expected, latent):
     _, lines = run(tmp_path, name, latent)
     assert lines[0]["objective"] == pytest.approx(expected, rel=0.01 if latent else 1e-5)
@@ -92,7 +94,7 @@ def test_the_loss_holds_what_the_objective_adds_to_it(tmp_path):
     assert lines[0]["objective"] == pytest.approx(np.log(2), rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["lpc", "mlp"])
+@pytest.mark.parametrize("kind", ["lpc", "exact", "mlp"])
 def test_the_backbone_waits_for_the_latent(tmp_path, monkeypatch, kind):
     """latent_first 0.5 of 6 steps: the backbone is the base's for three steps, with no moments kept, then learns."""
     latent = {"kind": kind, "codes": 6, "learning_rate": 1e-3, "latent_first": 0.5}
@@ -168,6 +170,48 @@ def test_a_latent_that_starts_too_large_is_noticed_at_once(tmp_path):
         run(tmp_path, latent=LATENT | {"init_std": 3.0})
 
 
+def test_codes_of_an_exact_latent_may_start_large(tmp_path):
+    """Its first loss is checked on the policy without them, and so is the reference."""
+    latent = EXACT | {"init_std": 3.0}
+    trainer, lines = run(tmp_path / "a", latent=latent)
+    assert trainer.totals["first_loss"] == pytest.approx(np.log(2), rel=1e-5)
+    assert abs(lines[0]["objective"] / np.log(2) - 1) > 0.01
+    tokens, _ = tokenised(reference_of=make_backbone(seed=1))
+    with pytest.raises(UserError, match=r"first batch: the dpo loss is .* where a policy equal to its reference"):
+        run(tmp_path / "b", latent=latent, tokens=tokens)
+
+
+def test_log_lines_of_an_exact_latent(tmp_path):
+    """−log Σ p exp(−ℓ) is the mean loss under the posterior plus its KL to the prior; no schedule, no bound."""
+    _, lines = run(tmp_path, latent=EXACT | {"init_std": 1.0})
+    assert "gamma" not in lines[0] and "temperature" not in lines[0]
+    for line in lines:
+        assert line["loss"] == line["objective"]
+        assert 1 <= line["posterior_perplexity"] <= 6.001 and 0 < line["kl"] < np.log(6)
+
+
+def test_an_exact_run_goes_on_bit_equal(tmp_path, monkeypatch):
+    """Stopped and saved after step 3 of 6, and run again: the losses and weights of the unbroken run."""
+    latent = EXACT | {"latent_first": 0.4}
+    whole, expected = run(tmp_path / "a", latent=latent)
+    on_step_end = Checkpointing.on_step_end
+
+    def stop(self, args, state, control, **kwargs):
+        self.signalled = "SIGTERM" if state.global_step == 3 else None
+        return on_step_end(self, args, state, control, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpointing, "on_step_end", stop)
+        stopped, _ = run(tmp_path / "b", latent=latent)
+    assert stopped is None
+    resumed, lines = run(tmp_path / "b", latent=latent)
+    assert resumed.totals["resumed_from"] == [3]
+    for a, b in zip(expected, lines, strict=True):
+        assert a | VOLATILE == b | VOLATILE
+    for name, value in whole.policy.state_dict().items():
+        assert torch.equal(value, resumed.policy.state_dict()[name]), name
+
+
 def test_a_dead_posterior_is_noticed_at_once(tmp_path):
     """A posterior whose parameters are frozen by mistake."""
     policy = LatentPolicy(make_backbone())
@@ -191,7 +235,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         run(tmp_path, "ipo", learning_rate=1e30, max_grad_norm=0.0, epochs=4)
 
 
-@pytest.mark.parametrize("latent", [None, LATENT])
+@pytest.mark.parametrize("latent", [None, LATENT, EXACT])
 def test_micro_batches_do_not_change_the_run(tmp_path, latent):
     """The global batch is what counts: 16 pairs at once, or 4 times 4."""
     tokens, _ = tokenised()
@@ -208,14 +252,15 @@ def test_gradient_checkpointing_does_not_change_the_run(tmp_path):
     assert [x["loss"] for x in plain] == pytest.approx([x["loss"] for x in checkpointed], rel=1e-6)
 
 
-def test_bfloat16_follows_float32(tmp_path):
+@pytest.mark.parametrize("latent", [LATENT, EXACT])
+def test_bfloat16_follows_float32(tmp_path, latent):
     """Autocast training needs its reference in the same precision; then it learns alike."""
     tokens, _ = tokenised()
     policy = LatentPolicy(make_backbone())
     tokens.reference, _ = reference_logps(
         policy, tokens, np.ones(len(tokens), bool), batch_size=16, precision="bfloat16"
     )
-    _, lines = run(tmp_path, latent=LATENT, tokens=tokens, precision="bfloat16")
+    _, lines = run(tmp_path, latent=latent, tokens=tokens, precision="bfloat16")
     assert lines[0]["objective"] == pytest.approx(np.log(2), rel=0.01) and lines[-1]["accuracy"] > 0.9
 
 
@@ -335,8 +380,7 @@ def assert_same_run(a: Path, b: Path):
     """Bit-equal weights and log lines, but for the clock and the memory."""
     for name in ("model.safetensors", "latent.safetensors"):
         assert sha256(a / "model" / name) == sha256(b / "model" / name), name
-    volatile = {"tokens_per_second", "memory_gib"}
-    strip = lambda lines: [{k: v for k, v in line.items() if k not in volatile} for line in lines]  # noqa: E731
+    strip = lambda lines: [line | VOLATILE for line in lines]  # noqa: E731
     assert strip(lines_of(a)) == strip(lines_of(b)) and lines_of(a)
 
 

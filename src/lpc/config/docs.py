@@ -13,6 +13,7 @@ from typing import Any
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from lpc import latents
 from lpc.config import specs
 from lpc.config.faults import sections
 from lpc.config.keys import Role, Section, role_of
@@ -93,8 +94,7 @@ def _row(having: list[type[Section]], name: str, path: str, only: bool = False) 
     fields = {_tag(kind): kind.model_fields[name] for kind in having}
     first = fields[_tag(having[0])]
     if name in _TAGS and len(having) > 1:
-        # The kind that a section has where it names none is the one with a default.
-        default = next((_default(field) for field in fields.values() if not field.is_required()), "required")
+        default = f"`{latents.DEFAULT}`" if latents.DEFAULT in fields else "required"
         meaning = "; ".join(
             f"`{tag}`: {field.description or _title(kind)}"
             for (tag, field), kind in zip(fields.items(), having, strict=True)
@@ -150,7 +150,8 @@ def _tag(kind: type[Section]) -> str:
 
 
 def _title(kind: type[Section]) -> str:
-    return getattr(kind, "title", kind.__name__)
+    """The name of a kind in tables."""
+    return getattr(latents.KINDS.get(_tag(kind), kind), "title", kind.__name__)
 
 
 def _default(field: Any) -> str:

@@ -54,11 +54,11 @@ def distinct(prompt_id) -> np.ndarray:
 def latent_diagnostics(prior, posterior, z, h_x, source, *, prompt_id=None, seed: int) -> dict:
     """Diagnostics of a run's latent over N pairs, as written to `latents.json`.
 
-    prior, posterior: [N, K] probabilities of the codes, or None for a latent without codes. z, h_x: [N, d]. source:
-    [N] names. prompt_id: [N]; pairs of one prompt share prior, z, h_x and source, and count once in all but `kl` and
-    the posterior's perplexity (a prompt in both halves of a cross-validated probe would be read from memory). None:
-    every pair is a prompt of its own. Entropies in nats. A measure that does not exist for the input (no codes, one
-    source) is None.
+    prior, posterior: [N, K] probabilities of the codes, or None for a latent without codes, or without a posterior. z,
+    h_x: [N, d]. source: [N] names. prompt_id: [N]; pairs of one prompt share prior, z, h_x and source, and count once
+    in all but `kl` and the posterior's perplexity (a prompt in both halves of a cross-validated probe would be read
+    from memory). None: every pair is a prompt of its own. Entropies in nats. A measure that does not exist for the
+    input (no codes, one source) is None.
     """
     z, h_x, source = np.asarray(z, np.float64), np.asarray(h_x, np.float64), np.asarray(source)
     for name, value in {"prior": prior, "posterior": posterior, "z": z, "h_x": h_x}.items():
@@ -90,18 +90,21 @@ def code_measures(prior, posterior, source, first) -> dict:
     keys = ["codes", "kl", "mutual_information", "prior_perplexity", "mean_prior_perplexity", "posterior_perplexity"]
     if prior is None:
         return dict.fromkeys([*keys, "dead_codes", "nmi_code_source"])
-    p, q = np.asarray(prior, np.float64), np.asarray(posterior, np.float64)
-    # p is a softmax in float32: a code can underflow to 0 where the posterior does not.
-    kl = np.sum(q * (np.log(np.maximum(q, 1e-38)) - np.log(np.maximum(p, 1e-38))), axis=1)
+    p, kl, posterior_perplexity = np.asarray(prior, np.float64), None, None
+    if posterior is not None:
+        q = np.asarray(posterior, np.float64)
+        # p is a softmax in float32: a code can underflow to 0 where the posterior does not.
+        kl = np.sum(q * (np.log(np.maximum(q, 1e-38)) - np.log(np.maximum(p, 1e-38))), axis=1)
+        kl, posterior_perplexity = float(kl.mean()), float(np.exp(entropy(q).mean()))
     p = p[first]
     mean = p.mean(axis=0)
     values = [
         p.shape[1],
-        float(kl.mean()),
+        kl,
         mutual_information(p),
         float(np.exp(entropy(p).mean())),
         float(np.exp(entropy(mean))),
-        float(np.exp(entropy(q).mean())),
+        posterior_perplexity,
     ]
     several = len(set(source.tolist())) > 1
     return {

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from lpc.data.tokens import PairTokens
+from lpc.latents.parts.mixture import mixture_rewards
 from lpc.model.policy import LatentPolicy
 from lpc.objectives.base import Objective
 from lpc.scoring import encoded_batches, prompt_states
@@ -27,11 +28,12 @@ def score_pairs(
     batch_size: int,
     precision: str,
 ) -> dict[str, np.ndarray]:
-    """Rewards of every pair, float64 [n] each: `chosen_reward`, `rejected_reward`, with z from the prior.
+    """Rewards of every pair, float64 [n] each: `chosen_reward`, `rejected_reward`, with z from the prior, or of the
+    mixture of all codes where the latent is one.
 
-    For latent policies also diagnostics that are never results: `…_zero` (z = 0), `…_shuffled` (z of another prompt),
-    and, where there is a posterior, `…_posterior` (z from the posterior, which sees who won) and `…_posterior_swapped`
-    (from the posterior shown the completions the wrong way round).
+    For latent policies also diagnostics that are never results: `…_zero` (z = 0), `…_shuffled` (z, or the prior over
+    codes, of another prompt), and, where there is a posterior, `…_posterior` (z from the posterior, which sees who won)
+    and `…_posterior_swapped` (from the posterior shown the completions the wrong way round).
     """
     latent = policy.latent
     variants = [""] if latent is None else ["", "_zero", "_shuffled"]
@@ -40,22 +42,32 @@ def score_pairs(
     rewards = {
         side + variant: np.empty(len(tokens)) for variant in variants for side in ("chosen_reward", "rejected_reward")
     }
+    of_prior: dict[str, torch.Tensor] = {}
     if latent is not None:
         with torch.no_grad():
             states = prompt_states(policy, tokens, batch_size=batch_size, precision=precision)
-            z_prior = policy.prior_z(states, tokens.prompts)
-        z_other = z_prior[another_prompt(prompt_ids, seed=0)]
-    for positions, batch, encoded in encoded_batches(policy, tokens, batch_size, precision, "rewards"):
-        for variant in variants:
-            if variant == "_zero" or latent is None:
-                z = None
-            elif variant in ("", "_shuffled"):
-                z = (z_prior if variant == "" else z_other)[positions]
+            if latent.is_mixture:
+                own = latent.prior_logits(states).log_softmax(-1)
             else:
-                ends = [encoded.h_chosen, encoded.h_rejected]
-                with torch.no_grad(), torch.autocast(policy.device.type, enabled=False):
-                    z = latent.posterior_z(*(ends if variant == "_posterior" else ends[::-1]))
-            _, chosen, rejected = objective.evaluate(*policy.pair_logps(encoded, z), batch)
+                own = policy.prior_z(states, tokens.prompts)
+        of_prior = {"": own, "_shuffled": own[another_prompt(prompt_ids, seed=0)]}
+    for positions, batch, encoded in encoded_batches(policy, tokens, batch_size, precision, "rewards"):
+        if latent is not None and latent.is_mixture:
+            with torch.no_grad():
+                logps = policy.code_pair_logps(encoded, latent.codebook)
+            _, *under_codes = objective.evaluate(*logps, batch)
+        for variant in variants:
+            if variant in of_prior and latent.is_mixture:
+                chosen, rejected = mixture_rewards(of_prior[variant][positions], *under_codes)
+            else:
+                z = None
+                if variant in of_prior:
+                    z = of_prior[variant][positions]
+                elif variant.startswith("_posterior"):
+                    ends = [encoded.h_chosen, encoded.h_rejected]
+                    with torch.no_grad(), torch.autocast(policy.device.type, enabled=False):
+                        z = latent.posterior_z(*(ends if variant == "_posterior" else ends[::-1]))
+                _, chosen, rejected = objective.evaluate(*policy.pair_logps(encoded, z), batch)
             rewards["chosen_reward" + variant][positions] = chosen.double().cpu().numpy()
             rewards["rejected_reward" + variant][positions] = rejected.double().cpu().numpy()
     return rewards
@@ -68,13 +80,14 @@ def accuracy(chosen: np.ndarray, rejected: np.ndarray) -> float:
 
 @torch.no_grad()
 def pair_latents(policy: LatentPolicy, tokens: PairTokens, *, batch_size: int, precision: str) -> dict[str, np.ndarray]:
-    """Per pair, float32: `z` [n, d] from the prior, `h_x` [n, d], and for latents with codes `prior`, `posterior` [n,
-    K]."""
+    """Per pair, float32: `z` [n, d] from the prior, `h_x` [n, d], and for latents with codes `prior` [n, K], and
+    `posterior` [n, K] where it is a network."""
     states = prompt_states(policy, tokens, batch_size=batch_size, precision=precision)
     result = {"h_x": states.cpu().numpy(), "z": policy.prior_z(states, tokens.prompts).float().cpu().numpy()}
     latent = policy.latent
     if latent.has_codes:
         result["prior"] = latent.prior_logits(states).softmax(-1).cpu().numpy()
+    if latent.has_codes and latent.has_posterior:
         result["posterior"] = np.empty_like(result["prior"])
         for positions, _, encoded in encoded_batches(policy, tokens, batch_size, precision, "posterior"):
             with torch.autocast(policy.device.type, enabled=False):

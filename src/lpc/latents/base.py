@@ -77,6 +77,9 @@ class Latent:
     has_posterior: ClassVar[bool] = False
     """Whether training draws z from a posterior too, a network named `posterior`, which sees both completions."""
 
+    marginal: ClassVar[bool] = False
+    """Whether a pair's loss is that of every code of `codebook` [K, d], weighed (`marginalise`), and not of one z."""
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Latent:
         # nn.Module joins the bases here, not in the class statement, which would import torch with the settings.
         return object.__new__(_as_module(cls))
@@ -95,6 +98,11 @@ class Latent:
         """Uniform numbers per prompt that `infer` wants; 0 unless it samples."""
         return 0
 
+    @property
+    def is_mixture(self) -> bool:
+        """Whether pairs are scored under every code, weighed by the prior, in place of one z."""
+        return False
+
     def forward(
         self, h_x: Tensor, h_chosen: Tensor, h_rejected: Tensor, *, progress: float, noise: Tensor | None = None
     ) -> LatentStep:
@@ -103,6 +111,15 @@ class Latent:
         h_x, h_chosen, h_rejected [B, d]: last hidden states at the end of the prompt, of prompt + chosen and of
         prompt + rejected. `progress` in [0, 1] is the share of training done. noise [B, 2, `noise_size`]: uniform in
         (0, 1), for prior and posterior; None where that size is 0.
+        """
+        raise NotImplementedError
+
+    def marginalise(
+        self, step: LatentStep, losses: Tensor, chosen_rewards: Tensor, rejected_rewards: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return `(losses, chosen_rewards, rejected_rewards)` [B] of those under each code [B, K]; where `marginal`.
+
+        Also sets what `step` then knows: the posterior of the codes, and its KL to the prior.
         """
         raise NotImplementedError
 

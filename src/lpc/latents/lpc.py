@@ -5,31 +5,23 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import model_validator
-
-from lpc.config.keys import Integer, Role, fault, key
+from lpc.config.keys import Role, key
 from lpc.latents.base import LatentStep
+from lpc.latents.codes import Codes, CodesSettings
 from lpc.latents.variational import Variational, VariationalSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class LPCSettings(VariationalSettings):
+class LPCSettings(CodesSettings, VariationalSettings):
     kind: Literal["lpc"] = "lpc"
-    codes: Integer = key(64, "K, the size of the codebook", ge=2)
     information_weight: float = key(
         0.0,
         "reward for I(code; prompt) = H(mean p) − mean H(p) of the prior, over the pairs that a device takes at once: "
         "many small micro-batches underestimate it",
         ge=0,
     )
-    codebook_init: Literal["normal", "kmeans"] = key(
-        "normal",
-        "`kmeans`: codes start as centroids of the base's prompts and the prior as the nearest of them, with "
-        "`logit_scale` the root mean square of its centred logits; needs `standardize`",
-    )
-    codebook_learning_rate: float | None = key(None, "peak, of the codes; null: as `latent.learning_rate`", gt=0)
     temperature: float = key(1.0, "of the Gumbel-softmax", gt=0)
     temperature_end: float | None = key(None, "at the end of training; null: constant", gt=0)
     straight_through: bool = key(False, "z of one code for each sample, with the gradient of its softmax")
@@ -41,40 +33,21 @@ class LPCSettings(VariationalSettings):
     def compares_pairs(self) -> bool:
         return self.information_weight > 0
 
-    @model_validator(mode="after")
-    def _clusters_are_standardised(self) -> LPCSettings:
-        if self.codebook_init == "kmeans" and not self.standardize:
-            raise fault("codebook_init", "kmeans needs standardize: true, or clusters are of raw features")
-        return self
 
-
-class LPC(Variational):
+class LPC(Codes, Variational):
     """K codes, a prior over them from the prompt, a posterior from both completions."""
 
     title: ClassVar[str] = "LPC"
     Settings: ClassVar[type[LPCSettings]] = LPCSettings
-    has_codes: ClassVar[bool] = True
     settings: LPCSettings
 
     def __init__(self, settings: LPCSettings, features: int):
-        import torch
-        from torch import nn
-
         super().__init__(settings, features)
-        self.codebook = nn.Parameter(torch.randn(settings.codes, features) * settings.init_std)
         self.make_networks(settings.codes)
 
     @property
     def noise_size(self) -> int:
         return self.settings.codes if self.settings.gumbel_noise else 0
-
-    @property
-    def draw_size(self) -> int:
-        return self.settings.codes if self.settings.inference == "sample" else 0
-
-    def prior_logits(self, h_x: Tensor) -> Tensor:
-        """Equation 9 before the softmax: [B, d] to [B, K]."""
-        return self.prior_outputs(h_x)
 
     def posterior_logits(self, h_chosen: Tensor, h_rejected: Tensor) -> Tensor:
         """Equation 8 before the softmax: [B, d] twice to [B, K]. It sees which completion won: never for a result."""
@@ -130,31 +103,5 @@ class LPC(Variational):
             cost = cost - self.settings.information_weight * code_information(step.prior_logits)
         return cost
 
-    def infer(self, h_x: Tensor, uniform: Tensor | None = None) -> Tensor:
-        """z [B, d] from the prior alone: `mean` Σ p_k e_k, `mode` the strongest code, or a `sample`d code."""
-        logits = self.prior_logits(h_x)
-        if self.settings.inference == "mean":
-            return logits.softmax(-1) @ self.codebook
-        if self.settings.inference == "sample":
-            logits = logits - (-uniform.log()).log()  # Gumbel-max: the largest falls on code k with probability p_k
-        return self.codebook[logits.argmax(-1)]
-
     def posterior_z(self, h_chosen: Tensor, h_rejected: Tensor) -> Tensor:
         return self.posterior_logits(h_chosen, h_rejected).softmax(-1) @ self.codebook
-
-    def force(self, code: int, batch: int) -> Tensor:
-        if not 0 <= code < self.settings.codes:
-            raise ValueError(f"code {code}: this latent has codes 0 to {self.settings.codes - 1}")
-        return self.codebook[code].expand(batch, -1)
-
-    def parameter_groups(self, learning_rate: float) -> list[tuple[list[str], float]]:
-        ((names, rate),) = super().parameter_groups(learning_rate)
-        names.remove("codebook")
-        return [(names, rate), (["codebook"], self.settings.codebook_learning_rate or rate)]
-
-    def start_from(self, statistics: dict[str, Tensor], seed: int) -> None:
-        from lpc.latents.parts.clusters import start_from_clusters
-
-        super().start_from(statistics, seed)
-        if self.settings.codebook_init == "kmeans":
-            start_from_clusters(self, statistics["prompt.sample"], seed)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field
-
-from lpc.config.keys import Integer, Role, Section, Seed, Share, key
-from lpc.latents.base import Latent, LatentSettings, LatentStep
+from lpc.config.keys import Section, Share, key
+from lpc.latents.base import LatentStep
+from lpc.latents.prior import Prior, PriorSettings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,44 +20,27 @@ class Gamma(Section):
     until: float = key(1.0, "share of training at which it has reached its end", gt=0, le=1)
 
 
-class VariationalSettings(LatentSettings):
+class VariationalSettings(PriorSettings):
     kl_weight: float = key(0.05, "λ, weight of the KL term", ge=0)
     kl_warmup: Share = key(0.0, "share of training over which λ rises from 0")
     free_bits: float = key(0.0, "nats of a pair's KL that cost nothing", ge=0)
-    width: Annotated[Integer, Field(ge=1)] | None = key(
-        None, "hidden units of the MLPs; null: the backbone's hidden size"
-    )
-    standardize: bool = key(False, "MLP inputs by mean and deviation of the base's hidden states")
-    logit_scale: float = key(1.0, "scale of the MLPs' last layer at the start", gt=0)
     gumbel_noise: bool = key(True, "samples of prior and posterior, or their means")
     gamma: Gamma = key(Gamma(), "schedule of the weight of the prior in z")
-    inference_seed: Seed = key(0, "of `sample`", role=Role.INFERENCE)
-    detach: bool = key(False, "no gradient of prior and posterior into the backbone")
-
-    @property
-    def needs_statistics(self) -> bool:
-        return self.standardize
 
 
-class Variational(Latent):
+class Variational(Prior):
     has_posterior: ClassVar[bool] = True
     settings: VariationalSettings
-    prior: nn.Module
     posterior: nn.Module
 
     def make_networks(self, outputs: int) -> None:
         """Set prior and posterior, MLPs with `outputs` numbers a prompt, and what standardises their inputs."""
         from lpc.latents.parts.networks import Standardizer, two_layer_mlp
 
-        features, width = self.features, self.settings.width or self.features
-        self.prior = two_layer_mlp(features, width, outputs, self.settings.logit_scale)
-        self.posterior = two_layer_mlp(2 * features, width, outputs, self.settings.logit_scale)
-        self.prompt_standardizer = Standardizer(features)
-        self.completion_standardizer = Standardizer(features)
-
-    def prior_outputs(self, h_x: Tensor) -> Tensor:
-        """Return the prior network's outputs of the prompt, h_x [B, d]."""
-        return self.prior(self.prompt_standardizer(h_x))
+        self.make_prior(outputs)
+        width = self.settings.width or self.features
+        self.posterior = two_layer_mlp(2 * self.features, width, outputs, self.settings.logit_scale)
+        self.completion_standardizer = Standardizer(self.features)
 
     def posterior_outputs(self, h_chosen: Tensor, h_rejected: Tensor) -> Tensor:
         """Return the posterior network's outputs of both completions, [B, d] each, the chosen one first."""

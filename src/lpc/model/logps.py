@@ -15,11 +15,11 @@ CHUNK_LOGITS = 2**25
 """Of one chunk, unless told: 128 MiB in float32, which is 261 tokens at a vocabulary of 128,256."""
 
 
-def _chunk(weight: Tensor) -> int:
+def default_chunk(weight: Tensor) -> int:
     return max(1, CHUNK_LOGITS // len(weight))
 
 
-def _chunk_logits(
+def chunk_logits(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None, chunk: int
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
     """For each chunk of n tokens: which they are, their hidden states in the weights' type, their logits [n, V] in
@@ -47,7 +47,7 @@ def _chunk_logits(
         yield part, states, logits, product
 
 
-def _log_normaliser(logits: Tensor) -> tuple[Tensor, Tensor]:
+def log_normaliser(logits: Tensor) -> tuple[Tensor, Tensor]:
     """(logsumexp [n], sum of exp(logits − max) [n]) of logits [n, V], destroying `logits`: it then holds
     exp(logits − max).
 
@@ -70,9 +70,9 @@ class _TokenLogps(torch.autograd.Function):
         logps = hidden.new_empty(len(labels), dtype=torch.promote_types(dtype, torch.float32))
         normalisers = torch.empty_like(logps)
         ctx.kept = None
-        for part, states, logits, product in _chunk_logits(hidden, low_weight, low_bias, scale, softcap, chunk):
+        for part, states, logits, product in chunk_logits(hidden, low_weight, low_bias, scale, softcap, chunk):
             chosen = logits.gather(-1, labels[part, None]).squeeze(-1)
-            normalisers[part], total = _log_normaliser(logits)
+            normalisers[part], total = log_normaliser(logits)
             logps[part] = chosen - normalisers[part]
             # With a soft cap the backward pass needs the logits themselves.
             if len(labels) <= chunk and softcap is None:
@@ -96,7 +96,7 @@ class _TokenLogps(torch.autograd.Function):
             (piece, total), ctx.kept = ctx.kept, None
             pieces = [piece]
         else:
-            pieces, total = _chunk_logits(hidden, low_weight, low_bias, ctx.scale, ctx.softcap, ctx.chunk), None
+            pieces, total = chunk_logits(hidden, low_weight, low_bias, ctx.scale, ctx.softcap, ctx.chunk), None
         for part, states, logits, product in pieces:
             # The derivative of the capped logit in the raw one, from the capped value itself.
             slope = None if ctx.softcap is None else 1 - (logits / ctx.softcap) ** 2
@@ -147,7 +147,7 @@ def token_logps(
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
     with torch.autocast(kind, enabled=False):
-        return _TokenLogps.apply(hidden, weight, bias, labels, softcap, scale, chunk or _chunk(weight), dtype)
+        return _TokenLogps.apply(hidden, weight, bias, labels, softcap, scale, chunk or default_chunk(weight), dtype)
 
 
 @torch.no_grad()
@@ -164,8 +164,8 @@ def greedy_logps(
     """As `token_logps`, without gradient, and with [N] bool: is the label the most likely token (greedy decoding)?"""
     logps = hidden.new_empty(len(labels), dtype=torch.promote_types(weight.dtype, torch.float32))
     is_argmax = torch.empty_like(labels, dtype=torch.bool)
-    for part, _, logits, _ in _chunk_logits(hidden, weight, bias, scale, softcap, chunk or _chunk(weight)):
+    for part, _, logits, _ in chunk_logits(hidden, weight, bias, scale, softcap, chunk or default_chunk(weight)):
         is_argmax[part] = logits.argmax(dim=-1) == labels[part]
         chosen = logits.gather(-1, labels[part, None]).squeeze(-1)
-        logps[part] = chosen - _log_normaliser(logits)[0]
+        logps[part] = chosen - log_normaliser(logits)[0]
     return logps, is_argmax

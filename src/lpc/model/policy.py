@@ -17,6 +17,7 @@ from lpc.data.tokens import MODEL_INPUTS, collate
 from lpc.latents.base import Latent, LatentStep
 from lpc.latents.parts.draws import prompt_uniform
 from lpc.model import packing
+from lpc.model.code_logps import code_logps
 from lpc.model.logps import greedy_logps, token_logps
 
 LATENT_CONFIG = "latent.json"
@@ -199,29 +200,33 @@ class LatentPolicy(nn.Module):
 
     def pair_logps(self, encoded: Encoded, z: Tensor | None) -> tuple[Tensor, Tensor]:
         """Sums over completion tokens of log π(y | x, z), (chosen [B], rejected [B]), given z [B, d] or none."""
-        pairs = len(encoded.h_x)
-        z_tokens = None if z is None else z[encoded.token_rows % pairs]
-        logps = self.token_logps(encoded.tokens, encoded.labels, z_tokens)
-        # Into a padded matrix, then a row sum: index_add would sum in any order on a GPU, and no run would repeat.
-        padded = logps.new_zeros(2 * pairs, encoded.length)
-        padded = padded.index_put((encoded.token_rows, encoded.token_columns), logps)
-        sums = padded.sum(-1)
-        return sums[:pairs], sums[pairs:]
+        z_tokens = None if z is None else z[encoded.token_rows % len(encoded.h_x)]
+        return _completion_sums(encoded, self.token_logps(encoded.tokens, encoded.labels, z_tokens))
+
+    def code_pair_logps(self, encoded: Encoded, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """As `pair_logps` under each of the codes [K, d], (chosen [B, K], rejected [B, K]), by one pass of the head."""
+        head = self.head
+        logps = code_logps(
+            encoded.tokens, head.weight, encoded.labels, codes, head.bias, softcap=self.softcap, scale=self.scale
+        )
+        return _completion_sums(encoded, logps)
 
     def forward(
-        self, *, progress: float, noise: Tensor | None = None, **batch
+        self, *, progress: float, noise: Tensor | None = None, plain: bool = False, **batch
     ) -> tuple[Tensor, Tensor, LatentStep | None, Encoded]:
         """A training step's forward pass: (chosen_logps [B], rejected_logps [B], latent step or None, hidden states).
 
-        Everything happens in this one call because data-parallel wrappers only see calls of the root module.
+        With a latent that is `marginal`, log-probabilities are those under each code, [B, K]. `plain` leaves the latent
+        out. Everything happens in this one call because data-parallel wrappers only see calls of the root module.
         """
         encoded = self.encode(**batch)
-        step = None
-        if self.latent is not None:
-            with torch.autocast(encoded.h_x.device.type, enabled=False):
-                step = self.latent(encoded.h_x, encoded.h_chosen, encoded.h_rejected, progress=progress, noise=noise)
-        chosen, rejected = self.pair_logps(encoded, None if step is None else step.z)
-        return chosen, rejected, step, encoded
+        if self.latent is None or plain:
+            return *self.pair_logps(encoded, None), None, encoded
+        with torch.autocast(encoded.h_x.device.type, enabled=False):
+            step = self.latent(encoded.h_x, encoded.h_chosen, encoded.h_rejected, progress=progress, noise=noise)
+        if self.latent.marginal:
+            return *self.code_pair_logps(encoded, self.latent.codebook), step, encoded
+        return *self.pair_logps(encoded, step.z), step, encoded
 
     # ---- generation
 
@@ -264,6 +269,16 @@ class LatentPolicy(nn.Module):
             return self.backbone.generate(input_ids=input_ids, attention_mask=attention_mask, **options)
         finally:
             handle.remove()
+
+
+def _completion_sums(encoded: Encoded, logps: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums over completions, (chosen [B, …], rejected [B, …]), of log-probabilities of their tokens [N, …]."""
+    pairs = len(encoded.h_x)
+    # Into a padded matrix, then a sum of each row: index_add would sum in any order on a GPU, and no run would repeat.
+    padded = logps.new_zeros(2 * pairs, encoded.length, *logps.shape[1:])
+    padded = padded.index_put((encoded.token_rows, encoded.token_columns), logps)
+    sums = padded.sum(1)
+    return sums[:pairs], sums[pairs:]
 
 
 def load_backbone(

@@ -55,14 +55,16 @@ class Objective(Section):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return `(losses, chosen_rewards, rejected_rewards)` [B] of sums of log-probabilities [B].
 
-        `batch` gives the reference, `reference_chosen_logps` and `reference_rejected_logps` [B], and the lengths of
-        completions, `chosen_tokens` and `rejected_tokens` [B].
+        Where the policy's are those under each of K codes, [B, K], each result is [B, K]. `batch` gives the reference,
+        `reference_chosen_logps` and `reference_rejected_logps` [B], and the lengths of completions, `chosen_tokens` and
+        `rejected_tokens` [B].
         """
         logps = [chosen_logps, rejected_logps]
         if self.needs_reference:
-            logps += [batch["reference_chosen_logps"], batch["reference_rejected_logps"]]
+            reference = (batch["reference_chosen_logps"], batch["reference_rejected_logps"])
+            logps += [_beside(chosen_logps, value) for value in reference]
         if self.reduction == "mean":
-            lengths = [batch["chosen_tokens"], batch["rejected_tokens"]] * 2
+            lengths = [_beside(chosen_logps, batch[name]) for name in ("chosen_tokens", "rejected_tokens")] * 2
             logps = [value / length for value, length in zip(logps, lengths[: len(logps)], strict=True)]
         return self.formula(*logps)
 
@@ -73,4 +75,9 @@ class Objective(Section):
         """
         if not self.nll_weight:
             return 0.0  # not 0 times a sum: that has a gradient, which is nan where the sum is infinite
-        return self.nll_weight * -chosen_logps / batch["chosen_tokens"]
+        return self.nll_weight * -chosen_logps / _beside(chosen_logps, batch["chosen_tokens"])
+
+
+def _beside(logps: Tensor, values: Tensor) -> Tensor:
+    """Return `values` [B] in a shape that meets `logps` [B] or [B, K] pair by pair."""
+    return values.reshape(-1, *[1] * (logps.dim() - 1))

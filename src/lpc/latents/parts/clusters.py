@@ -7,14 +7,14 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from lpc.cli import UserError
-from lpc.latents.lpc import LPC
+from lpc.latents.codes import Codes
 
 STARTS = 4
 """Starts of k-means, of which the best counts."""
 
 
 @torch.no_grad()
-def start_from_clusters(latent: LPC, h_x: Tensor, seed: int) -> None:
+def start_from_clusters(latent: Codes, h_x: Tensor, seed: int) -> None:
     """Set codes and prior of `latent` from k-means of the standardised h_x [n, d] of n training prompts, in place.
 
     Codes: the centroids as hidden states less their mean, all times one number that makes their root mean square

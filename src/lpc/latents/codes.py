@@ -1,0 +1,77 @@
+"""What latents with codes share: a codebook, a prior over its codes, and z at inference."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import model_validator
+
+from lpc.config.keys import Integer, fault, key
+from lpc.latents.prior import Prior, PriorSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class CodesSettings(PriorSettings):
+    codes: Integer = key(64, "K, the size of the codebook", ge=2)
+    codebook_init: Literal["normal", "kmeans"] = key(
+        "normal",
+        "`kmeans`: codes start as centroids of the base's prompts and the prior as the nearest of them, with "
+        "`logit_scale` the root mean square of its centred logits; needs `standardize`",
+    )
+    codebook_learning_rate: float | None = key(None, "peak, of the codes; null: as `latent.learning_rate`", gt=0)
+
+    @model_validator(mode="after")
+    def _clusters_are_standardised(self) -> CodesSettings:
+        if self.codebook_init == "kmeans" and not self.standardize:
+            raise fault("codebook_init", "kmeans needs standardize: true, or clusters are of raw features")
+        return self
+
+
+class Codes(Prior):
+    """K codes and a prior over them from the prompt. A subclass's settings have `inference`, how z comes of both."""
+
+    has_codes: ClassVar[bool] = True
+    settings: CodesSettings
+
+    def __init__(self, settings: CodesSettings, features: int):
+        import torch
+        from torch import nn
+
+        super().__init__(settings, features)
+        self.codebook = nn.Parameter(torch.randn(settings.codes, features) * settings.init_std)
+
+    @property
+    def draw_size(self) -> int:
+        return 0 if self.settings.inference in ("mean", "mode") else self.settings.codes
+
+    def prior_logits(self, h_x: Tensor) -> Tensor:
+        """Equation 9 before the softmax: [B, d] to [B, K]."""
+        return self.prior_outputs(h_x)
+
+    def infer(self, h_x: Tensor, uniform: Tensor | None = None) -> Tensor:
+        """z [B, d] from the prior alone: `mean` Σ p_k e_k, `mode` the strongest code, else a drawn code."""
+        logits = self.prior_logits(h_x)
+        if self.settings.inference == "mean":
+            return logits.softmax(-1) @ self.codebook
+        if self.settings.inference != "mode":
+            logits = logits - (-uniform.log()).log()  # Gumbel-max: the largest falls on code k with probability p_k
+        return self.codebook[logits.argmax(-1)]
+
+    def force(self, code: int, batch: int) -> Tensor:
+        if not 0 <= code < self.settings.codes:
+            raise ValueError(f"code {code}: this latent has codes 0 to {self.settings.codes - 1}")
+        return self.codebook[code].expand(batch, -1)
+
+    def parameter_groups(self, learning_rate: float) -> list[tuple[list[str], float]]:
+        ((names, rate),) = super().parameter_groups(learning_rate)
+        names.remove("codebook")
+        return [(names, rate), (["codebook"], self.settings.codebook_learning_rate or rate)]
+
+    def start_from(self, statistics: dict[str, Tensor], seed: int) -> None:
+        from lpc.latents.parts.clusters import start_from_clusters
+
+        super().start_from(statistics, seed)
+        if self.settings.codebook_init == "kmeans":
+            start_from_clusters(self, statistics["prompt.sample"], seed)

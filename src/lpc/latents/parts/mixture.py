@@ -1,0 +1,24 @@
+"""A mixture over codes: one loss and one reward of a pair from those under each of its K codes."""
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+
+def marginal_loss(log_prior: Tensor, losses: Tensor) -> Tensor:
+    """Return −log Σ_k p_k exp(−ℓ_k) [...] of log p and losses ℓ [..., K].
+
+    Where exp(−ℓ) is the likelihood of the label, as it is in DPO and SimPO, this is equation 6.
+    """
+    return -(log_prior - losses).logsumexp(-1)
+
+
+def mixture_rewards(log_prior: Tensor, chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `(chosen_rewards, rejected_rewards)` [...] of a mixture from those under each code, [..., K].
+
+    Their difference is the log-odds of Σ_k p_k σ(Δ_k), with which the mixture prefers the chosen completion (equation 2
+    under each code), and their sum is that of the codes' mean rewards.
+    """
+    margins = chosen - rejected
+    log_odds = (log_prior + logsigmoid(margins)).logsumexp(-1) - (log_prior + logsigmoid(-margins)).logsumexp(-1)
+    middle = (log_prior.exp() * (chosen + rejected)).sum(-1) / 2
+    return middle + log_odds / 2, middle - log_odds / 2
