@@ -158,10 +158,11 @@ def run(args, case: str) -> dict:
 
     folder = tempfile.mkdtemp()
     if library == "lpc":
-        from lpc import training
         from lpc.data.tokens import PairTokens
         from lpc.model.controls import build_latent
         from lpc.model.policy import LatentPolicy
+        from lpc.training.train import training_arguments
+        from lpc.training.trainer import PreferenceTrainer
 
         rows = {side: [row.astype(np.int32) for row in values] for side, values in ids.items()}
         pairs = PairTokens(np.arange(count), rows["prompt"], rows["chosen"], rows["rejected"], 0)
@@ -181,8 +182,8 @@ def run(args, case: str) -> dict:
         if option == ["latent"]:
             policy.latent = build_latent({"kind": "lpc"}, shape["hidden"], 0)
         names = {"dpo": {"name": "dpo", "beta": 0.1}, "simpo": {"name": "simpo", "beta": 2.0, "margin": 1.0}}
-        arguments = training.training_arguments(settings, seed=0, output_dir=Path(folder), processes=1)
-        trainer = training.PreferenceTrainer(policy, arguments, pairs, names[objective], Path(folder) / "log")
+        arguments = training_arguments(settings, seed=0, output_dir=Path(folder), processes=1)
+        trainer = PreferenceTrainer(policy, arguments, pairs, names[objective], Path(folder) / "log")
         trainer.check_first_loss = False  # the cached reference is made of zeros: its values cost nothing
     else:
         import trl

@@ -22,7 +22,8 @@ from lpc.model.clusters import start_from_clusters
 from lpc.model.controls import build_latent
 from lpc.model.loading import load_run
 from lpc.rewards import needs_reference
-from lpc.training import peak_memory, train
+from lpc.training.train import train
+from lpc.training.trainer import peak_memory
 
 log = logging.getLogger("lpc")
 

@@ -1,4 +1,4 @@
-"""Training of one run: a thin subclass of transformers.Trainer.
+"""The trainer of a run: a thin subclass of transformers.Trainer.
 
 Checkpoints, distribution, mixed precision and the schedule come from Trainer. Ours are the loss with the latent, its
 parameter groups, what is logged, the early checks, and when a checkpoint counts as complete.
@@ -10,16 +10,13 @@ import math
 import os
 import resource
 import shutil
-import signal
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from torch import Tensor
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from lpc.cli import UserError
 from lpc.data.tokens import MODEL_INPUTS, PairTokens, collate
@@ -28,30 +25,11 @@ from lpc.model.latent import latent_cost
 from lpc.model.noise import counter_uniform
 from lpc.model.policy import LatentPolicy
 from lpc.rewards import first_loss, pair_objective
+from lpc.training.checkpoints import COMPLETE, complete_checkpoints
+from lpc.training.optimizers import parameter_groups
+from lpc.training.sampler import EpochSampler
 
 log = logging.getLogger("lpc")
-
-COMPLETE = "complete.json"
-"""Written last into a checkpoint: without it, the checkpoint is a torn one and is never resumed."""
-
-
-class EpochSampler(torch.utils.data.Sampler):
-    """Row positions of one epoch in an order that depends on the seed and the epoch alone.
-
-    Each epoch has whole global batches only: up to `batch_size` − 1 pairs, others each time, wait for the next epoch.
-    Then every step weighs every pair alike, on any number of devices.
-    """
-
-    def __init__(self, size: int, batch_size: int, seed: int, epoch: Callable[[], int]):
-        self.size, self.seed, self.epoch = size, seed, epoch
-        self.length = size // batch_size * batch_size
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self):
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch())
-        return iter(torch.randperm(self.size, generator=generator)[: self.length].tolist())
 
 
 class PreferenceTrainer(Trainer):
@@ -147,34 +125,16 @@ class PreferenceTrainer(Trainer):
         if not sharded_away and not any(g is not None and bool(g.any()) for g in gradients):
             raise UserError("first step: no gradient reaches the posterior; check latent.kl_weight and latent.gamma")
 
-    # ---- parameter groups
-
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """AdamW with groups: the backbone with and without weight decay, as Trainer makes them; the latent's networks
-        and its codebook, each with its own learning rate and no decay (which would pull the codes together)."""
-        model = self.model if model is None else model
-        decayed = set(self.get_decay_parameter_names(model))
-        groups: dict[str, list] = {"decay": [], "no_decay": [], "latent": [], "codebook": []}
-        for name, parameter in model.named_parameters():
-            if "latent." in name:
-                groups["codebook" if name.endswith("codebook") else "latent"].append(parameter)
-            else:
-                groups["decay" if name in decayed else "no_decay"].append(parameter)
-        rates = dict.fromkeys(groups, self.args.learning_rate)
-        latent = self.policy.latent
-        if latent is not None:
-            rates["latent"] = latent.config.learning_rate or self.args.learning_rate
-            rates["codebook"] = latent.config.codebook_learning_rate or rates["latent"]
-        decay = {"decay": self.args.weight_decay}
-        optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-        self.optimizer = optimizer_class(
-            [
-                {"params": parameters, "lr": rates[name], "weight_decay": decay.get(name, 0.0)}
-                for name, parameters in groups.items()
-                if parameters
-            ],
-            **options,
+        policy = self.policy if model is None else self.accelerator.unwrap_model(model)
+        optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, policy)
+        groups = parameter_groups(
+            policy,
+            set(self.get_decay_parameter_names(policy)),
+            learning_rate=self.args.learning_rate,
+            weight_decay=self.args.weight_decay,
         )
+        self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
     # ---- logging
@@ -294,154 +254,8 @@ class PreferenceTrainer(Trainer):
         self.check_first_loss = self.check_gradients = False
 
 
-class Checkpointing(TrainerCallback):
-    """Decides at the end of each step whether to save, and whether to stop after that.
-
-    By the clock: every `save_minutes`, and once before the end of the SLURM job, because under cgroup tracking the
-    scheduler's signal reaches only the top process of a job step. By signal, where one arrives: SIGTERM and SIGUSR1.
-    """
-
-    def __init__(self, trainer: PreferenceTrainer, save_minutes: float):
-        self.trainer, self.save_seconds = trainer, 60 * save_minutes
-        self.stop_reason: str | None = None
-        self.signalled: str | None = None
-        self.last_save = self.last_step = time.monotonic()
-        self.longest_step = self.longest_save = 0.0
-        end = os.environ.get("SLURM_JOB_END_TIME")  # empty in a container outside of a job
-        self.deadline = float(end) if end else None
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, frame) -> None:
-        self.signalled = signal.Signals(number).name
-
-    def on_step_end(self, args, state, control, **kwargs):
-        now = time.monotonic()
-        self.longest_step, self.last_step = max(self.longest_step, now - self.last_step), now
-        reason = self.signalled
-        # Room for a step and a save that both take twice as long as ever before, and for SLURM's coarse clock.
-        margin = 10 + 2 * (self.longest_step + self.longest_save)
-        if self.deadline is not None and time.time() > self.deadline - margin:
-            reason = reason or "the end of the job's time"
-        save = reason is not None or now - self.last_save > self.save_seconds
-        if args.world_size > 1:
-            # All processes must do the same, and each has its own clock: the first to want it decides.
-            wishes = torch.tensor([float(save), float(reason is not None)], device=args.device)
-            wishes = self.trainer.accelerator.reduce(wishes, "sum").tolist()
-            save, reason = wishes[0] > 0, reason or ("another process" if wishes[1] > 0 else None)
-        if state.global_step >= state.max_steps:
-            control.should_log = True  # the last step's line; the finished model is saved by the caller
-            return control
-        if save:
-            control.should_save = True
-        if reason is not None:
-            self.stop_reason = reason
-            control.should_training_stop = True
-        self.save_started = time.monotonic()
-        return control
-
-    def on_save(self, args, state, control, **kwargs):
-        self.last_save = self.last_step = time.monotonic()
-        self.longest_save = max(self.longest_save, self.last_save - self.save_started)
-        log.info("step %d: checkpoint saved", state.global_step)
-
-
 def peak_memory(device: torch.device) -> int:
     """Bytes: of the GPU's allocations since the start, or of this process's resident memory at its largest."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def complete_checkpoints(folder: str | os.PathLike) -> list[Path]:
-    """Checkpoints whose last file was written, oldest first."""
-    found = [path.parent for path in Path(folder).glob(f"checkpoint-*/{COMPLETE}")]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
-
-
-def training_arguments(training: dict, *, seed: int, output_dir: Path, processes: int) -> TrainingArguments:
-    """Trainer's arguments from the recipe's `training` section.
-
-    The global batch is the recipe's; micro-batches and accumulation follow from the number of processes.
-    """
-    batch_size, micro = training["batch_size"], training["micro_batch_size"]
-    if batch_size % processes:
-        raise UserError(f"training.batch_size: {batch_size} pairs cannot be shared evenly by {processes} processes")
-    per_process = batch_size // processes
-    micro = min(micro, per_process)
-    if per_process % micro:
-        raise UserError(
-            f"training.micro_batch_size: {micro} does not divide the {per_process} pairs that each of {processes} "
-            f"processes takes of training.batch_size {batch_size}"
-        )
-    report_to = ["tensorboard"] + (["wandb"] if os.environ.get("WANDB_API_KEY") else [])
-    return TrainingArguments(
-        output_dir=str(output_dir),
-        num_train_epochs=training["epochs"],
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=per_process // micro,
-        learning_rate=training["learning_rate"],
-        lr_scheduler_type="linear",
-        warmup_steps=training["warmup_ratio"],
-        weight_decay=training["weight_decay"],
-        max_grad_norm=training["max_grad_norm"],
-        bf16=training["precision"] == "bfloat16",
-        logging_steps=training["logging_steps"],
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        save_strategy="no",  # see Checkpointing
-        seed=seed,
-        data_seed=seed,
-        average_tokens_across_devices=False,
-        ddp_find_unused_parameters=False,
-        disable_tqdm=not sys.stderr.isatty(),
-        remove_unused_columns=False,
-        report_to=report_to,
-        use_cpu=not torch.cuda.is_available(),
-    )
-
-
-def train(
-    policy: LatentPolicy,
-    pairs: PairTokens,
-    *,
-    objective: dict,
-    training: dict,
-    seed: int,
-    checkpoints: Path,
-    log_file: Path,
-    processes: int = 1,
-) -> PreferenceTrainer | None:
-    """Train `policy` in place, from the last complete checkpoint in `checkpoints` if there is one.
-
-    Returns the trainer (its `totals` and `policy` are the results), or None if it saved and stopped on a signal or
-    before the end of the job: run again to go on. The folder must belong to this run alone.
-    """
-    args = training_arguments(training, seed=seed, output_dir=checkpoints, processes=processes)
-    if args.world_size != processes or args.n_gpu > 1:
-        raise UserError(
-            f"{processes} processes were asked for, {args.world_size} with {args.n_gpu} GPUs each run; launch with "
-            "torchrun or `accelerate launch`, one process per GPU"
-        )
-    if len(pairs) < training["batch_size"]:
-        raise UserError(f"{len(pairs)} training pairs: fewer than training.batch_size ({training['batch_size']})")
-    policy._no_split_modules = policy.backbone._no_split_modules  # what FSDP wraps by itself: the decoder layers
-    if training["gradient_checkpointing"]:
-        policy.backbone.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    done = complete_checkpoints(checkpoints)
-    curves = log_file.parent / "tensorboard"
-    if not done:
-        shutil.rmtree(curves, ignore_errors=True)  # of an earlier training with other settings
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(curves)  # the one way to tell Trainer
-    trainer = PreferenceTrainer(policy, args, pairs, objective, log_file)
-    saving = Checkpointing(trainer, training["save_minutes"])
-    trainer.add_callback(saving)
-    trainer.remove_callback(PrinterCallback)
-    if done:
-        log.info("resuming from %s", done[-1].name)
-        trainer.restore(done[-1])
-    trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)
-    if saving.stop_reason is not None:
-        log.info("stopped at step %d on %s", trainer.state.global_step, saving.stop_reason)
-        return None
-    return trainer

@@ -1,0 +1,46 @@
+"""Arguments of a training, and what is refused before it starts."""
+
+import numpy as np
+import pyarrow.parquet as parquet
+import pytest
+from small import OBJECTIVES, TOKENS, TRAINING, run, tokenised
+from tiny import make_backbone, make_tokenizer
+
+from lpc.cli import UserError
+from lpc.data.tokens import attach_reference, tokenize_pairs
+from lpc.model.policy import LatentPolicy
+from lpc.training.train import train
+
+
+@pytest.mark.parametrize(
+    "training,message",
+    [
+        ({"batch_size": 64}, "fewer than training.batch_size"),
+        ({"micro_batch_size": 5}, "micro_batch_size: 5 does not divide"),
+    ],
+)
+def test_batch_sizes_that_do_not_fit_are_refused(tmp_path, training, message):
+    with pytest.raises(UserError, match=message):
+        run(tmp_path, **training)
+
+
+def test_more_processes_than_started_are_refused(tmp_path):
+    with pytest.raises(UserError, match="2 processes were asked for, 1 with"):
+        train(
+            LatentPolicy(make_backbone()),
+            tokenised(),
+            objective=OBJECTIVES["dpo"],
+            training=TRAINING,
+            seed=0,
+            checkpoints=tmp_path,
+            log_file=tmp_path / "l",
+            processes=2,
+        )
+
+
+def test_the_step_trains_from_the_reference_that_its_file_holds(inputs):
+    """The reference step's file, joined again, is the reference of these pairs to float32 rounding."""
+    pairs = parquet.read_table(inputs / "pairs.parquet")
+    tokens = tokenize_pairs(pairs, make_tokenizer(), **TOKENS)
+    attach_reference(tokens, pairs, inputs / "reference.parquet")
+    np.testing.assert_allclose(tokens.reference, tokenised().reference, rtol=1e-6)
