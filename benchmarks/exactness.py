@@ -1,16 +1,17 @@
 """The worst difference of the fast code from each of its oracles, as a table.
 
-    PYTHONPATH=src:tests:tests/unit:tests/unit/model python benchmarks/exactness.py
+    PYTHONPATH=src:tests:tests/unit/model:tests/unit/objectives python benchmarks/exactness.py
 
 The oracles are those of the tests: naive float64 versions written from the equations, the models' own logits, TRL.
 """
 
 import dataclasses
+import importlib
 
 import numpy as np
+import objective_checks
 import test_latent
 import test_logps
-import test_objectives
 import test_policy
 import torch
 from tiny import in_float64, make_backbone, make_pairs, make_tokenizer
@@ -23,7 +24,6 @@ from lpc.model.latent import LatentConfig
 from lpc.model.logps import token_logps
 from lpc.model.noise import counter_uniform
 from lpc.model.policy import LatentPolicy
-from lpc.rewards import pair_objective
 
 
 def worst(actual, expected) -> float:
@@ -34,12 +34,13 @@ def worst(actual, expected) -> float:
 
 def objective_rows():
     generator = torch.Generator().manual_seed(0)
-    for name, options in test_objectives.CASES.items():
+    for name in objectives.KINDS:
+        oracle = importlib.import_module(f"test_{name}")
         for scale in (1.0, 1e4):
-            count = 2 if name == "simpo" else 4
+            count = objective_checks.count(oracle.CASE)
             inputs = [torch.randn(500, generator=generator, dtype=torch.float64) * scale for _ in range(count)]
-            losses, _, _ = getattr(objectives, name)(*inputs, **options)
-            expected = [test_objectives.naive(name, [x[i].item() for x in inputs], options) for i in range(500)]
+            losses, _, _ = oracle.CASE.formula(*inputs)
+            expected = [oracle.naive([x[i].item() for x in inputs]) for i in range(500)]
             yield f"{name} loss, log-probabilities of about {scale:g}", "naive float64", worst(losses, expected)
 
 
@@ -74,7 +75,7 @@ def step_rows():
         chosen, rejected, step, _ = policy(progress=0.3, noise=noise, **{key: batch[key] for key in MODEL_INPUTS})
         reference = torch.stack([torch.from_numpy(item["reference"]) for item in items])
         batch |= {"reference_chosen_logps": reference[:, 0], "reference_rejected_logps": reference[:, 1]}
-        losses, _, _ = pair_objective(objective)(chosen, rejected, batch)
+        losses, _, _ = objectives.parse(objective).evaluate(chosen, rejected, batch)
         loss = (losses + 0.7 * step.kl).mean()
         loss.backward()
         gradients = {key: p.grad.clone() for key, p in policy.named_parameters()}

@@ -158,6 +158,7 @@ def run(args, case: str) -> dict:
 
     folder = tempfile.mkdtemp()
     if library == "lpc":
+        from lpc import objectives
         from lpc.data.tokens import PairTokens
         from lpc.model.controls import build_latent
         from lpc.model.policy import LatentPolicy
@@ -181,9 +182,10 @@ def run(args, case: str) -> dict:
                 layer.compile()
         if option == ["latent"]:
             policy.latent = build_latent({"kind": "lpc"}, shape["hidden"], 0)
-        names = {"dpo": {"name": "dpo", "beta": 0.1}, "simpo": {"name": "simpo", "beta": 2.0, "margin": 1.0}}
         arguments = training_arguments(settings, seed=0, output_dir=Path(folder), processes=1)
-        trainer = PreferenceTrainer(policy, arguments, pairs, names[objective], Path(folder) / "log")
+        trainer = PreferenceTrainer(
+            policy, arguments, pairs, objectives.parse({"name": objective}), Path(folder) / "log"
+        )
         trainer.check_first_loss = False  # the cached reference is made of zeros: its values cost nothing
     else:
         import trl

@@ -17,8 +17,9 @@ FILE_NAME = re.compile(r"[\w/-]+(\.\w+)+")
 def sources(module: str) -> tuple[Path, ...]:
     """Files that `python -m module` (such as "lpc.steps.train") may run, sorted.
 
-    They are the module, what it imports anywhere in its code (inside functions too), their packages, and files beside a
-    module that it names in a string, such as a template. Raises FileNotFoundError where `module` is none of ours.
+    They are the module, what it imports anywhere in its code (inside functions too), their packages, all modules of a
+    package that looks for them (its `__init__.py` reads `__path__`), and files beside a module that it names in a
+    string, such as a template. Raises FileNotFoundError where `module` is none of ours.
     """
     if _file(module) is None:
         raise FileNotFoundError(f"no module {module} under {PACKAGE}")
@@ -74,6 +75,8 @@ def _read(file: Path, module: str) -> tuple[frozenset[str], frozenset[Path]]:
             origin = ".".join([*above, *([node.module] if node.module else [])])
             names.add(origin)
             names.update(f"{origin}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Name) and node.id == "__path__":
+            names.update(f"{module}.{found.stem}" for found in file.parent.glob("*.py") if found != file)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and FILE_NAME.fullmatch(node.value):
             named.add(file.parent / node.value)
     names.add(module)

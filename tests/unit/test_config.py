@@ -143,10 +143,10 @@ def test_training_of_a_recipe_overrides_single_keys():
         ({"bases__mine": {}}, ["bases.mine: model is missing"]),
         (
             {"recipes__dpo__objective": {"name": "dpo", "tau": 0.1}},
-            ["recipes.dpo.objective.tau: unknown key", "(allowed: name, beta, label_smoothing)"],
+            ["recipes.dpo.objective.tau: unknown key", "(allowed: name, beta, label_smoothing"],
         ),
         ({"recipes__ipo__objective": {"name": "ipo"}}, ["recipes.ipo.objective: tau is missing"]),
-        ({"recipes__dpo__objective": {"name": "dpoo"}}, ['"dpoo" is not one of dpo, ipo, simpo; did you mean dpo?']),
+        ({"recipes__dpo__objective": {"name": "dpoo"}}, ['"dpoo" is not one of dpo, ipo', "; did you mean dpo?"]),
         ({"recipes__dpo__latent": {"kind": "vector", "codes": 3}}, ["recipes.dpo.latent.codes: unknown key"]),
         ({"recipes__base": {"objective": {"name": "dpo"}}}, ["recipes.base: base is how tables call a base model"]),
         ({"recipes__dpo__latent": {"codes": 1}}, ["recipes.dpo.latent.codes: 1 is out of range, must be at least 2"]),

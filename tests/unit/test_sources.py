@@ -52,7 +52,7 @@ def package(tmp_path, monkeypatch):
     """A package of its own with every form of import."""
     files = {
         "__init__.py": "",
-        "a.py": "from lpc.sub import b, VALUE\n\n\ndef late():\n    import lpc.late\n",
+        "a.py": "from lpc.sub import b, VALUE\n\n\ndef late():\n    import lpc.late\n    import lpc.kinds\n",
         "late.py": "from . import other\n",
         "other.py": "from .sub.deep import c\nimport os.path\n",
         "unused.py": "",
@@ -61,6 +61,8 @@ def package(tmp_path, monkeypatch):
         "sub/extra.py": 'PAGE = "page.html"\nNO = "no.html"\n',
         "sub/page.html": "",
         "sub/b.py": "",
+        "kinds/__init__.py": "import pkgutil\nFOUND = list(pkgutil.iter_modules(__path__))\n",
+        "kinds/one.py": "",
         "sub/deep/__init__.py": "",
         "sub/deep/c.py": "from ...other import x\nfrom .. import b\n",
     }
@@ -79,6 +81,8 @@ def test_lazy_relative_and_package_imports_and_files_beside(package):
     assert found == {
         "__init__.py",
         "a.py",
+        "kinds/__init__.py",
+        "kinds/one.py",
         "late.py",
         "other.py",
         "sub/__init__.py",

@@ -7,10 +7,10 @@ import pytest
 import torch
 from tiny import make_backbone, make_pairs, make_tokenizer
 
+from lpc import objectives
 from lpc.data.tokens import MODEL_INPUTS, collate, tokenize_pairs
 from lpc.evaluation.preference import reference_logps
 from lpc.model.policy import LatentPolicy
-from lpc.rewards import pair_objective
 
 trl = pytest.importorskip("trl", reason="TRL is not installed: pip install -e '.[test]'")
 
@@ -62,7 +62,7 @@ def test_losses_and_gradients_equal_trl(tmp_path, theirs, ours):
     )
     batch = collate([tokens[i] for i in range(8)])
     chosen, rejected, _, _ = LatentPolicy(policy)(progress=0.0, **{key: batch[key] for key in MODEL_INPUTS})
-    losses, _, _ = pair_objective(ours)(chosen, rejected, batch)
+    losses, _, _ = objectives.parse(ours).evaluate(chosen, rejected, batch)
     losses.mean().backward()
     assert abs(losses.mean().item() - expected.item()) < 1e-5 * max(1, abs(expected.item()))
     for name, parameter in policy.named_parameters():

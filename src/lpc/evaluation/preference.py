@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from lpc.data.tokens import MODEL_INPUTS, PairTokens, collate
 from lpc.model.policy import Encoded, LatentPolicy
-from lpc.rewards import pair_objective
+from lpc.objectives.base import Objective
 
 log = logging.getLogger("lpc")
 
@@ -123,7 +123,13 @@ def another_prompt(prompt_ids: list[str], seed: int) -> np.ndarray:
 
 
 def score_pairs(
-    policy: LatentPolicy, tokens: PairTokens, prompt_ids: list[str], objective: dict, *, batch_size: int, precision: str
+    policy: LatentPolicy,
+    tokens: PairTokens,
+    prompt_ids: list[str],
+    objective: Objective,
+    *,
+    batch_size: int,
+    precision: str,
 ) -> dict[str, np.ndarray]:
     """Rewards of every pair, float64 [n] each: `chosen_reward`, `rejected_reward`, with z from the prior.
 
@@ -131,7 +137,6 @@ def score_pairs(
     and, where there is a posterior, `…_posterior` (z from the posterior, which sees who won) and `…_posterior_swapped`
     (from the posterior shown the completions the wrong way round).
     """
-    evaluate = pair_objective(objective)
     latent = policy.latent
     variants = [""] if latent is None else ["", "_zero", "_shuffled"]
     if hasattr(latent, "posterior_logits"):
@@ -154,7 +159,7 @@ def score_pairs(
                 with torch.autocast(policy.device.type, enabled=False):
                     logits = latent.posterior_logits(*(ends if variant == "_posterior" else ends[::-1]))
                     z = latent.from_weights(logits.softmax(-1))
-            _, chosen, rejected = evaluate(*policy.pair_logps(encoded, z), batch)
+            _, chosen, rejected = objective.evaluate(*policy.pair_logps(encoded, z), batch)
             rewards["chosen_reward" + variant][positions] = chosen.double().cpu().numpy()
             rewards["rejected_reward" + variant][positions] = rejected.double().cpu().numpy()
     return rewards

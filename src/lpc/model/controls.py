@@ -7,8 +7,8 @@ They answer whether a gain of LPC comes from its codes or only from its paramete
 import torch
 from torch import Tensor, nn
 
+from lpc.latents.parts.divergences import gaussian_kl
 from lpc.model.latent import Latent, LatentConfig, LatentStep, Standardizer, two_layer_mlp
-from lpc.objectives import gaussian_kl
 
 
 class VectorControl(nn.Module):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lpc.objectives import categorical_kl, code_information
+from lpc.latents.parts.divergences import categorical_kl, code_information
 
 
 @dataclass(frozen=True)

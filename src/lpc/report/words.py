@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from lpc import objectives
+
 NONE = "–"
-OBJECTIVES = {"dpo": "DPO", "ipo": "IPO", "simpo": "SimPO"}
 
 
 def percent(value: float | None) -> float | None:
@@ -58,4 +59,4 @@ def listed(parts: list[str], word: str) -> str:
 
 
 def objective(name: str) -> str:
-    return OBJECTIVES.get(name, name)
+    return objectives.kind(name).title

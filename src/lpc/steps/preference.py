@@ -2,13 +2,12 @@
 
 import pyarrow as pa
 
-from lpc import cli
+from lpc import cli, objectives
 from lpc.data.tokens import attach_reference, tokenize_pairs
 from lpc.evaluation.preference import accuracy, score_pairs, to_device
 from lpc.evaluation.statistics import accuracy_interval, outcomes
 from lpc.files import read_parquet, write_json, write_parquet
 from lpc.model.loading import load_run
-from lpc.rewards import needs_reference
 
 
 def parser():
@@ -16,7 +15,7 @@ def parser():
     parser.add_argument("--model", required=True, help="model folder of the run")
     parser.add_argument("--base", required=True, help="base.json")
     parser.add_argument("--pairs", required=True, help="pairs.parquet of the clean data set")
-    parser.add_argument("--reference", help="reference.parquet of the same pairs; not for SimPO")
+    parser.add_argument("--reference", help="reference.parquet of the same pairs; for objectives that need one")
     parser.add_argument("--output", required=True, help="per-pair rewards, Parquet")
     parser.add_argument("--summary", required=True, help="accuracies, JSON")
     return parser
@@ -25,6 +24,7 @@ def parser():
 def main(args):
     """Spec keys: tokens, objective, batch_size, precision."""
     spec = args.spec
+    objective = objectives.parse(spec["objective"])
     pairs = read_parquet(args.pairs)
     policy, tokenizer = load_run(args.base, args.model)
     to_device(policy)
@@ -36,13 +36,13 @@ def main(args):
         if len(tokens) == 0:
             raise cli.UserError(f"{args.pairs}: no {split} pair is left after tokenisation")
         rows = rows.take(pa.array(tokens.rows))
-        if needs_reference(spec["objective"]):
+        if objective.needs_reference:
             attach_reference(tokens, rows, args.reference)
         rewards = score_pairs(
             policy,
             tokens,
             rows["prompt_id"].to_pylist(),
-            spec["objective"],
+            objective,
             batch_size=spec["batch_size"],
             precision=spec["precision"],
         )

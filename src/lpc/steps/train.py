@@ -14,14 +14,13 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from lpc import cli
+from lpc import cli, objectives
 from lpc.data.tokens import attach_reference, tokenize_pairs
 from lpc.files import atomic, fingerprint, read_json, read_parquet, sha256, write_json
 from lpc.lock import lock
 from lpc.model.clusters import start_from_clusters
 from lpc.model.controls import build_latent
 from lpc.model.loading import load_run
-from lpc.rewards import needs_reference
 from lpc.training.train import train
 from lpc.training.trainer import peak_memory
 
@@ -32,7 +31,7 @@ def parser():
     parser = cli.step_parser(__doc__)
     parser.add_argument("--base", required=True, help="base.json")
     parser.add_argument("--pairs", required=True, help="pairs.parquet")
-    parser.add_argument("--reference", help="reference.parquet of the same pairs; not for SimPO")
+    parser.add_argument("--reference", help="reference.parquet of the same pairs; for objectives that need one")
     parser.add_argument("--statistics", help="statistics.safetensors; for latents with standardize")
     parser.add_argument("--processes", type=int, default=1, help="processes that were launched; asserted")
     parser.add_argument("--checkpoints", type=Path, required=True, help="folder for checkpoints of this run")
@@ -65,14 +64,14 @@ def finished(args, identity: dict) -> bool:
 
 
 def run(args, identity: dict, main_process: bool) -> None:
-    spec = args.spec
+    spec, objective = args.spec, objectives.parse(args.spec["objective"])
     pairs = read_parquet(args.pairs)
     pairs = pairs.filter(pa.compute.equal(pairs["split"], "train"))
     policy, tokenizer = load_run(args.base)
     tokens = tokenize_pairs(pairs, tokenizer, **spec["tokens"])
-    if needs_reference(spec["objective"]):
+    if objective.needs_reference:
         if args.reference is None:
-            raise cli.UserError(f"objective {spec['objective']['name']}: needs --reference")
+            raise cli.UserError(f"objective {objective.name}: needs --reference")
         attach_reference(tokens, pairs.take(pa.array(tokens.rows)), args.reference)
     if spec["latent"] is not None:
         policy.latent = build_latent(spec["latent"], policy.head.weight.shape[1], spec["seed"])
@@ -89,7 +88,7 @@ def run(args, identity: dict, main_process: bool) -> None:
     trainer = train(
         policy,
         tokens,
-        objective=spec["objective"],
+        objective=objective,
         training=spec["training"],
         seed=spec["seed"],
         checkpoints=checkpoints,

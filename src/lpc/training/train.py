@@ -12,6 +12,7 @@ from transformers import PrinterCallback, TrainingArguments
 from lpc.cli import UserError
 from lpc.data.tokens import PairTokens
 from lpc.model.policy import LatentPolicy
+from lpc.objectives.base import Objective
 from lpc.training.checkpoints import Checkpointing, complete_checkpoints
 from lpc.training.trainer import PreferenceTrainer
 
@@ -64,7 +65,7 @@ def train(
     policy: LatentPolicy,
     pairs: PairTokens,
     *,
-    objective: dict,
+    objective: Objective,
     training: dict,
     seed: int,
     checkpoints: Path,

@@ -24,7 +24,7 @@ from lpc.files import read_json, write_json, write_text
 from lpc.model.latent import latent_cost
 from lpc.model.noise import counter_uniform
 from lpc.model.policy import LatentPolicy
-from lpc.rewards import first_loss, pair_objective
+from lpc.objectives.base import Objective
 from lpc.training.checkpoints import COMPLETE, complete_checkpoints
 from lpc.training.optimizers import parameter_groups
 from lpc.training.sampler import EpochSampler
@@ -41,10 +41,9 @@ class PreferenceTrainer(Trainer):
     """
 
     def __init__(
-        self, policy: LatentPolicy, args: TrainingArguments, pairs: PairTokens, objective: dict, log_file: Path
+        self, policy: LatentPolicy, args: TrainingArguments, pairs: PairTokens, objective: Objective, log_file: Path
     ):
-        self.objective, self.evaluate_pairs = objective, pair_objective(objective)
-        self.log_file = log_file
+        self.objective, self.log_file = objective, log_file
         # Sums over pairs since the last log line; kept on the device, since reading them would stall a GPU every step.
         self.sums: dict[str, Tensor] = {}
         self.totals = {"tokens": 0, "seconds": 0.0, "first_loss": None, "last_loss": None, "resumed_from": []}
@@ -79,8 +78,10 @@ class PreferenceTrainer(Trainer):
             noise = noise.unflatten(1, (2, latent.noise_size))
         tensors = {name: inputs[name] for name in MODEL_INPUTS}
         chosen, rejected, step, encoded = model(progress=progress, noise=noise, **tensors)
-        losses, chosen_rewards, rejected_rewards = self.evaluate_pairs(chosen, rejected, inputs)
-        total = losses if step is None else losses + latent_cost(latent.config, step, progress)
+        losses, chosen_rewards, rejected_rewards = self.objective.evaluate(chosen, rejected, inputs)
+        total = losses + self.objective.regularization(chosen, inputs)
+        if step is not None:
+            total = total + latent_cost(latent.config, step, progress)
         if self.check_first_loss:
             self._check_first_loss(losses)
         self._count(total.detach(), losses.detach(), chosen_rewards, rejected_rewards, step, encoded.h_x, inputs)
@@ -91,11 +92,11 @@ class PreferenceTrainer(Trainer):
         self.check_first_loss = False
         if not bool(torch.isfinite(losses).all()):
             raise UserError("first batch: the loss is not finite; check the base model's weights and the precision")
-        first, expected = losses.mean().item(), first_loss(self.objective)
+        first, expected = losses.mean().item(), self.objective.first_loss()
         self.totals["first_loss"] = first
         if expected is not None and abs(first / expected - 1) > 0.01:
             raise UserError(
-                f"first batch: the {self.objective['name']} loss is {first:.6g} where a policy equal to its reference "
+                f"first batch: the {self.objective.name} loss is {first:.6g} where a policy equal to its reference "
                 f"has {expected:.6g}; either the reference is not of this base and precision (delete it and rerun), or "
                 "the latent starts too large (lower latent.init_std)"
             )

@@ -4,6 +4,7 @@ import pyarrow as pa
 import pytest
 from tiny import make_backbone, make_pairs, make_tokenizer
 
+from lpc import objectives
 from lpc.data.tokens import tokenize_pairs
 from lpc.evaluation.preference import score_pairs
 from lpc.evaluation.statistics import accuracy_interval, outcomes
@@ -38,7 +39,7 @@ def test_validation_has_its_accuracy_and_interval(scored):
     tokens = tokenize_pairs(rows, make_tokenizer(), **SPEC["tokens"])
     prompts = rows["prompt_id"].to_pylist()
     policy = LatentPolicy(make_backbone()).eval()
-    rewards = score_pairs(policy, tokens, prompts, OBJECTIVE, batch_size=8, precision="float32")
+    rewards = score_pairs(policy, tokens, prompts, objectives.parse(OBJECTIVE), batch_size=8, precision="float32")
     expected = accuracy_interval(outcomes(rewards["chosen_reward"], rewards["rejected_reward"]), prompts)
     found = summary["validation"]
     assert (found["accuracy"], found["low"], found["high"]) == pytest.approx(tuple(expected))

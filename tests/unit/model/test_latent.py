@@ -10,11 +10,11 @@ from tiny import in_float64, make_backbone
 
 from lpc import objectives
 from lpc.data.tokens import MODEL_INPUTS, collate
+from lpc.latents.parts.divergences import categorical_kl
 from lpc.model.controls import KINDS, build_latent
 from lpc.model.latent import Latent, LatentConfig, LatentStep, latent_cost
 from lpc.model.noise import counter_uniform
 from lpc.model.policy import LatentPolicy
-from lpc.rewards import pair_objective
 
 OBJECTIVES = {
     "dpo": {"name": "dpo", "beta": 0.3, "label_smoothing": 0.1},
@@ -135,7 +135,7 @@ def test_whole_step_equals_the_naive_one(name, options):
             chosen, rejected, step, _ = policy(progress=progress, noise=noise, **tensors)
             reference = torch.stack([torch.from_numpy(item["reference"]) for item in items])
             exact = batch | {"reference_chosen_logps": reference[:, 0], "reference_rejected_logps": reference[:, 1]}
-            pair_losses, _, _ = pair_objective(OBJECTIVES[name])(chosen, rejected, exact)
+            pair_losses, _, _ = objectives.parse(OBJECTIVES[name]).evaluate(chosen, rejected, exact)
             loss = (pair_losses + latent_cost(config, step, progress)).mean()
             if config.free_bits:
                 assert 0 < (step.kl < config.free_bits).sum() < len(items), "free_bits tells no pairs apart here"
@@ -267,7 +267,7 @@ def test_kl_of_the_step_is_that_of_posterior_and_prior():
     latent = Latent(LatentConfig(codes=6), 8)
     h = [torch.randn(4, 8) for _ in range(3)]
     step = latent(*h, progress=0.0, noise=torch.full((4, 2, 6), 0.3))
-    expected = objectives.categorical_kl(latent.posterior_logits(h[1], h[2]), latent.prior_logits(h[0]))
+    expected = categorical_kl(latent.posterior_logits(h[1], h[2]), latent.prior_logits(h[0]))
     torch.testing.assert_close(step.kl, expected)
 
 

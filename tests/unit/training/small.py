@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from tiny import make_backbone, make_pairs, make_tokenizer
 
+from lpc import objectives
 from lpc.data.tokens import PairTokens, tokenize_pairs
 from lpc.evaluation.preference import reference_logps
 from lpc.files import canonical
@@ -58,7 +59,7 @@ def tokenised(precision: str = "float32", seed: int = 0) -> PairTokens:
     return tokens
 
 
-def run(folder: Path, name: str = "dpo", latent: dict | None = None, tokens=None, policy=None, **training):
+def run(folder: Path, objective="dpo", latent: dict | None = None, tokens=None, policy=None, **training):
     """Train in this process; the trainer and its log lines."""
     policy = policy or LatentPolicy(make_backbone())
     if latent is not None:
@@ -66,7 +67,7 @@ def run(folder: Path, name: str = "dpo", latent: dict | None = None, tokens=None
     trainer = train(
         policy,
         tokens or tokenised(),
-        objective=OBJECTIVES[name],
+        objective=objectives.parse(OBJECTIVES[objective] if isinstance(objective, str) else objective),
         training=TRAINING | training,
         seed=0,
         checkpoints=folder / "checkpoints",

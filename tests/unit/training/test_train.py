@@ -6,6 +6,7 @@ import pytest
 from small import OBJECTIVES, TOKENS, TRAINING, run, tokenised
 from tiny import make_backbone, make_tokenizer
 
+from lpc import objectives
 from lpc.cli import UserError
 from lpc.data.tokens import attach_reference, tokenize_pairs
 from lpc.model.policy import LatentPolicy
@@ -29,7 +30,7 @@ def test_more_processes_than_started_are_refused(tmp_path):
         train(
             LatentPolicy(make_backbone()),
             tokenised(),
-            objective=OBJECTIVES["dpo"],
+            objective=objectives.parse(OBJECTIVES["dpo"]),
             training=TRAINING,
             seed=0,
             checkpoints=tmp_path,

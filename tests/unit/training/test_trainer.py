@@ -23,6 +23,16 @@ def test_the_first_loss_is_known_and_training_learns(tmp_path, name, expected, l
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
 
 
+def test_the_loss_holds_what_the_objective_adds_to_it(tmp_path):
+    """One batch of all pairs, at the start: mean −log π / tokens of the chosen completions, of the reference still."""
+    tokens = tokenised()
+    nll = np.mean([-logp / len(ids) for logp, ids in zip(tokens.reference[:, 0], tokens.chosen, strict=True)])
+    settings = {"name": "dpo", "nll_weight": 0.5}
+    _, lines = run(tmp_path, settings, tokens=tokens, batch_size=48, epochs=1)
+    assert lines[0]["loss"] - lines[0]["objective"] == pytest.approx(0.5 * nll, rel=1e-5)
+    assert lines[0]["objective"] == pytest.approx(np.log(2), rel=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["lpc", "mlp"])
 def test_the_backbone_waits_for_the_latent(tmp_path, monkeypatch, kind):
     """latent_first 0.5 of 6 steps: the backbone is the base's for three steps, with no moments kept, then learns."""
