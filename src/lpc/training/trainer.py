@@ -4,6 +4,7 @@ Checkpoints, distribution, mixed precision and the schedule come from Trainer. O
 parameter groups, what is logged, the early checks, and when a checkpoint counts as complete.
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -16,6 +17,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainingArguments
 
 from lpc.cli import UserError
@@ -28,6 +30,7 @@ from lpc.objectives.base import Objective
 from lpc.training.checkpoints import COMPLETE, complete_checkpoints
 from lpc.training.optimizers import parameter_groups
 from lpc.training.sampler import EpochSampler
+from lpc.training.sharding import prepare_sharding
 
 log = logging.getLogger("lpc")
 
@@ -48,7 +51,10 @@ class PreferenceTrainer(Trainer):
         self.sums: dict[str, Tensor] = {}
         self.totals = {"tokens": 0, "seconds": 0.0, "first_loss": None, "last_loss": None, "resumed_from": []}
         self.check_first_loss = self.check_gradients = True
+        self.without_moments: set[str] = set()  # of a checkpoint to resume: parameters that were not trained yet
         super().__init__(policy, args, data_collator=collate, train_dataset=pairs)
+        if self.is_fsdp_enabled:
+            prepare_sharding(policy, self.accelerator, bfloat16=args.bf16)
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the pairs of the whole global batch itself
         self.clock = time.monotonic()
 
@@ -77,7 +83,8 @@ class PreferenceTrainer(Trainer):
             noise = counter_uniform(self.args.seed, self.state.global_step, inputs["index"], 2 * latent.noise_size)
             noise = noise.unflatten(1, (2, latent.noise_size))
         tensors = {name: inputs[name] for name in MODEL_INPUTS}
-        chosen, rejected, step, encoded = model(progress=progress, noise=noise, **tensors)
+        with self._autocast():
+            chosen, rejected, step, encoded = model(progress=progress, noise=noise, **tensors)
         losses, chosen_rewards, rejected_rewards = self.objective.evaluate(chosen, rejected, inputs)
         total = losses + self.objective.regularization(chosen, inputs)
         if step is not None:
@@ -87,6 +94,11 @@ class PreferenceTrainer(Trainer):
         self._count(total.detach(), losses.detach(), chosen_rewards, rejected_rewards, step, encoded.h_x, inputs)
         # Data-parallel wrappers average gradients over processes, hence the mean over this one's part of the batch.
         return total.sum() * self.args.world_size / self.batch_size
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        """Autocast for a sharded model. accelerate wraps the forward of any other one in it."""
+        enabled = self.is_fsdp_enabled and self.args.bf16
+        return torch.autocast(self.args.device.type, torch.bfloat16, enabled=enabled)
 
     def _check_first_loss(self, losses: Tensor) -> None:
         self.check_first_loss = False
@@ -103,7 +115,8 @@ class PreferenceTrainer(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if self.check_gradients:
+        # Before its last micro-batch, a step of a sharded model has gradients in FSDP's own buffers alone.
+        if self.check_gradients and self.accelerator.sync_gradients:
             self.check_gradients = False
             self._check_posterior()
         latent = self.policy.latent
@@ -121,9 +134,10 @@ class PreferenceTrainer(Trainer):
         kl_is_free = config.kl_weight == 0 or config.kl_warmup > 0 or config.free_bits > 0
         if kl_is_free and config.gamma["start"] == 1:
             return  # its gradient comes later, or never
-        gradients = [p.grad for p in latent.posterior.parameters()]
-        sharded_away = any(g is not None and g.numel() == 0 for g in gradients)
-        if not sharded_away and not any(g is not None and bool(g.any()) for g in gradients):
+        gradients = [p.grad for p in latent.posterior.parameters() if p.grad is not None]
+        parts = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+        found = torch.tensor(float(any(bool(part.any()) for part in parts)), device=self.args.device)
+        if self.accelerator.reduce(found, "sum") == 0:  # the same for all processes, each of which may hold a part
             raise UserError("first step: no gradient reaches the posterior; check latent.kl_weight and latent.gamma")
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
@@ -225,6 +239,16 @@ class PreferenceTrainer(Trainer):
         else:
             safetensors.torch.load_model(self.model, os.path.join(resume_from_checkpoint, "model.safetensors"))
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        # torch's sharded checkpoints expect moments of every trained parameter, and would make up those of parameters
+        # that have none yet (`latent_first`).
+        waiting = [p for name, p in self.policy.named_parameters() if name in self.without_moments]
+        for parameter in waiting:
+            parameter.requires_grad_(False)
+        super()._load_optimizer_and_scheduler(checkpoint)
+        for parameter in waiting:
+            parameter.requires_grad_(True)
+
     def _save_checkpoint(self, model, trial) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save and folder.exists():
@@ -235,7 +259,9 @@ class PreferenceTrainer(Trainer):
         sums = {name: self.accelerator.reduce(value, "sum").tolist() for name, value in sorted(self.sums.items())}
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            write_json(folder / COMPLETE, {"sums": sums, "totals": self.totals})
+            moments = self.optimizer.optimizer.state
+            waiting = [name for name, parameter in self.policy.named_parameters() if parameter not in moments]
+            write_json(folder / COMPLETE, {"sums": sums, "totals": self.totals, "without_moments": waiting})
             for older in complete_checkpoints(self.args.output_dir)[:-1]:
                 shutil.rmtree(older)
         self.accelerator.wait_for_everyone()
@@ -243,7 +269,7 @@ class PreferenceTrainer(Trainer):
     def restore(self, checkpoint: Path) -> None:
         """What Trainer does not restore itself: the sums of the open log line and the totals of the whole run."""
         saved = read_json(checkpoint / COMPLETE)
-        self.totals = saved["totals"]
+        self.totals, self.without_moments = saved["totals"], set(saved["without_moments"])
         self.totals["resumed_from"].append(int(checkpoint.name.rpartition("-")[2]))
         if self.is_world_process_zero():
             self.sums = {name: torch.tensor(value, device=self.args.device) for name, value in saved["sums"].items()}

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from small import TOKENS, UNEVEN, Step, train_step
-from tiny import make_backbone, make_pairs, make_tokenizer
+from small import TOKENS, UNEVEN, Step, make_base, train_step
+from tiny import make_pairs, make_tokenizer
 
 from lpc.files import canonical, write_json, write_parquet
 
@@ -13,16 +13,18 @@ from lpc.files import canonical, write_json, write_parquet
 def inputs(tmp_path_factory) -> Path:
     """A base, pairs and their reference on disk, as the workflow leaves them."""
     folder = tmp_path_factory.mktemp("inputs")
-    make_backbone().save_pretrained(folder / "base")
+    make_base().save_pretrained(folder / "base")
     make_tokenizer().save_pretrained(folder / "base")
     record = {"path": str(folder / "base"), "sha256": "0", "chat_template": None, "dtype": "float32"}
     write_json(folder / "base.json", record | {"trust_remote_code": False})
     write_parquet(folder / "pairs.parquet", make_pairs(48))
-    words = ["--base", folder / "base.json", "--pairs", folder / "pairs.parquet"]
-    words += ["--output", folder / "reference.parquet", "--statistics", folder / "statistics.safetensors"]
-    words += ["--spec", canonical({"tokens": TOKENS, "batch_size": 16, "precision": "float32"})]
-    step = Step("lpc.steps.reference", [str(word) for word in words], folder)
-    assert step.wait() == 0, step.errors
+    for precision in ("float32", "bfloat16"):
+        words = ["--base", folder / "base.json", "--pairs", folder / "pairs.parquet"]
+        words += ["--output", folder / f"reference-{precision}.parquet"]
+        words += ["--statistics", folder / "statistics.safetensors"]
+        words += ["--spec", canonical({"tokens": TOKENS, "batch_size": 16, "precision": precision})]
+        step = Step("lpc.steps.reference", [str(word) for word in words], folder)
+        assert step.wait() == 0, step.errors
     return folder
 
 

@@ -49,11 +49,16 @@ UNEVEN = {"epochs": 6, "logging_steps": 4}
 """Checkpoints fall inside log windows and inside epochs of three steps."""
 
 
+def make_base(seed: int = 0):
+    """A tiny model in float32 whose weights are numbers of bfloat16, as those of most published models are."""
+    return make_backbone(seed=seed).bfloat16().float()
+
+
 @functools.cache
 def tokenised(precision: str = "float32", seed: int = 0) -> PairTokens:
     """48 pairs with their reference under the base of that seed."""
     tokens = tokenize_pairs(make_pairs(48), make_tokenizer(), **TOKENS)
-    policy = LatentPolicy(make_backbone(seed=seed))
+    policy = LatentPolicy(make_base(seed))
     everything = np.ones(len(tokens), bool)
     tokens.reference, _ = reference_logps(policy, tokens, everything, batch_size=16, precision=precision)
     return tokens
@@ -61,7 +66,7 @@ def tokenised(precision: str = "float32", seed: int = 0) -> PairTokens:
 
 def run(folder: Path, objective="dpo", latent: dict | None = None, tokens=None, policy=None, **training):
     """Train in this process; the trainer and its log lines."""
-    policy = policy or LatentPolicy(make_backbone())
+    policy = policy or LatentPolicy(make_base())
     if latent is not None:
         policy.latent = build_latent(latent, 32, 0)
     trainer = train(
@@ -84,14 +89,17 @@ def lines_of(folder: Path) -> list[dict]:
 # ---- steps in processes of their own
 
 
-def arguments(inputs: Path, folder: Path, processes: int = 1, seed: int = 0, latent: dict | None = None, **training):
+STEP_LATENT = LATENT | {"standardize": True, "codebook_init": "kmeans", "latent_first": 0.4}
+"""With what a resume or a second process could break: weights that wait, and codes that start from a file."""
+
+
+def arguments(inputs: Path, folder: Path, processes: int = 1, seed: int = 0, latent=STEP_LATENT, **training):
     """The command line of the training step on the files of the fixture `inputs`."""
-    # With what a resume or a second process could break: weights that wait, and codes that start from a file.
-    latent = LATENT | {"standardize": True, "codebook_init": "kmeans", "latent_first": 0.4} | (latent or {})
     spec = {"objective": OBJECTIVES["dpo"], "latent": latent, "tokens": TOKENS, "seed": seed}
     spec["training"] = TRAINING | {"save_minutes": 0} | training
     words = ["--base", inputs / "base.json", "--pairs", inputs / "pairs.parquet"]
-    words += ["--reference", inputs / "reference.parquet", "--statistics", inputs / "statistics.safetensors"]
+    reference = f"reference-{spec['training']['precision']}.parquet"
+    words += ["--reference", inputs / reference, "--statistics", inputs / "statistics.safetensors"]
     words += ["--checkpoints", folder / "checkpoints", "--output", folder / "model"]
     words += ["--metrics", folder / "train.jsonl", "--summary", folder / "train.json", "--processes", processes]
     return [str(word) for word in [*words, "--spec", canonical(spec)]]
@@ -163,17 +171,25 @@ def train_step(inputs: Path, folder: Path, expect: int = 0, environment: dict | 
     return step.errors
 
 
-def train_step_on_two(inputs: Path, folder: Path, **settings) -> list[str]:
-    """The training step in two processes of one gloo group, as torchrun starts them; the stderr of each."""
+def train_step_on_two(
+    inputs: Path,
+    folder: Path,
+    expect: int = 0,
+    module: str = "lpc.steps.train",
+    environment: dict | None = None,
+    **settings,
+) -> str:
+    """The training step in two processes of one gloo group, as torchrun starts them; the first one's stderr."""
     with contextlib.closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    group |= environment or {}
     words = arguments(inputs, folder, processes=2, **settings)
-    steps = [Step("lpc.steps.train", words, folder, RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in range(2)]
+    steps = [Step(module, words, folder, RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in range(2)]
     for step in steps:
-        assert step.wait() == 0, step.errors
-    return [step.errors for step in steps]
+        assert step.wait() == expect, step.errors
+    return steps[0].errors
 
 
 def start_and_wait_for_step(inputs: Path, folder: Path, number: int, **settings) -> Step:

@@ -3,8 +3,8 @@
 import numpy as np
 import pyarrow.parquet as parquet
 import pytest
-from small import OBJECTIVES, TOKENS, TRAINING, run, tokenised
-from tiny import make_backbone, make_tokenizer
+from small import OBJECTIVES, TOKENS, TRAINING, make_base, run, tokenised
+from tiny import make_tokenizer
 
 from lpc import objectives
 from lpc.cli import UserError
@@ -28,7 +28,7 @@ def test_batch_sizes_that_do_not_fit_are_refused(tmp_path, training, message):
 def test_more_processes_than_started_are_refused(tmp_path):
     with pytest.raises(UserError, match="2 processes were asked for, 1 with"):
         train(
-            LatentPolicy(make_backbone()),
+            LatentPolicy(make_base()),
             tokenised(),
             objective=objectives.parse(OBJECTIVES["dpo"]),
             training=TRAINING,
@@ -43,5 +43,5 @@ def test_the_step_trains_from_the_reference_that_its_file_holds(inputs):
     """The reference step's file, joined again, is the reference of these pairs to float32 rounding."""
     pairs = parquet.read_table(inputs / "pairs.parquet")
     tokens = tokenize_pairs(pairs, make_tokenizer(), **TOKENS)
-    attach_reference(tokens, pairs, inputs / "reference.parquet")
+    attach_reference(tokens, pairs, inputs / "reference-float32.parquet")
     np.testing.assert_allclose(tokens.reference, tokenised().reference, rtol=1e-6)

@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import LATENT, run, tokenised
-from tiny import make_backbone
+from small import LATENT, make_base, run, tokenised
 
 from lpc.cli import UserError
 from lpc.model.controls import build_latent
@@ -37,7 +36,7 @@ def test_the_loss_holds_what_the_objective_adds_to_it(tmp_path):
 def test_the_backbone_waits_for_the_latent(tmp_path, monkeypatch, kind):
     """latent_first 0.5 of 6 steps: the backbone is the base's for three steps, with no moments kept, then learns."""
     latent = LATENT | {"kind": kind, "latent_first": 0.5}
-    base = {name: p.clone() for name, p in make_backbone().named_parameters()}
+    base = {name: p.clone() for name, p in make_base().named_parameters()}
     moved = []
 
     def watch(self, args, state, control, model=None, optimizer=None, **kwargs):
@@ -58,7 +57,7 @@ def test_the_backbone_waits_for_the_latent(tmp_path, monkeypatch, kind):
 
 def test_a_latent_alone_leaves_the_base_as_it_was(tmp_path):
     trainer, _ = run(tmp_path, latent=LATENT | {"latent_first": 1.0})
-    for name, p in make_backbone().named_parameters():
+    for name, p in make_base().named_parameters():
         assert torch.equal(dict(trainer.policy.backbone.named_parameters())[name], p), name
 
 
@@ -96,7 +95,7 @@ def test_a_latent_that_starts_too_large_is_noticed_at_once(tmp_path):
 
 def test_a_dead_posterior_is_noticed_at_once(tmp_path):
     """A posterior whose parameters are frozen by mistake."""
-    policy = LatentPolicy(make_backbone())
+    policy = LatentPolicy(make_base())
     policy.latent = build_latent(LATENT, 32, 0)
     for parameter in policy.latent.posterior.parameters():
         parameter.requires_grad_(False)
