@@ -9,7 +9,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from lpc.cli import UserError
 from lpc.data.tokens import MODEL_INPUTS, collate
@@ -196,15 +196,16 @@ class LatentPolicy(nn.Module):
         return sums[:pairs], sums[pairs:]
 
     def forward(
-        self, *, progress: float, noise: Tensor | None = None, **batch
+        self, *, progress: float, noise: Tensor | None = None, use_latent: bool = True, **batch
     ) -> tuple[Tensor, Tensor, LatentStep | None, Encoded]:
         """A training step's forward pass: (chosen_logps [B], rejected_logps [B], latent step or None, hidden states).
 
+        `use_latent` False leaves z out.
         Everything happens in this one call because data-parallel wrappers only see calls of the root module.
         """
         encoded = self.encode(**batch)
         step = None
-        if self.latent is not None:
+        if self.latent is not None and use_latent:
             with torch.autocast(encoded.h_x.device.type, enabled=False):
                 step = self.latent(encoded.h_x, encoded.h_chosen, encoded.h_rejected, progress=progress, noise=noise)
         chosen, rejected = self.pair_logps(encoded, None if step is None else step.z)
@@ -263,8 +264,11 @@ def load_backbone(
             f"{folder}: no checkpoint (config.json is missing); name the folder of a transformers checkpoint"
         )
     try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+        disable_dropout(config)
         backbone = AutoModelForCausalLM.from_pretrained(
             folder,
+            config=config,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             device_map=device_map,
@@ -273,8 +277,22 @@ def load_backbone(
         )
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise UserError(f"{folder}: cannot be loaded as a causal language model ({error})") from None
+    for module in backbone.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # one whose rate its class fixes
     check_architecture(backbone)
     return backbone
+
+
+def disable_dropout(config: PreTrainedConfig) -> None:
+    """Set every dropout rate of an architecture to 0, since a policy with dropout differs from its reference.
+
+    These are numbers whose name has `dropout`, or ends in `_pdrop` or `layerdrop`. TRL turns dropout off likewise.
+    """
+    for part in (config, config.get_text_config()):
+        for name, value in list(vars(part).items()):
+            if ("dropout" in name or name.endswith(("_pdrop", "layerdrop"))) and isinstance(value, float):
+                setattr(part, name, 0.0)
 
 
 @torch.no_grad()
