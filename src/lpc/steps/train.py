@@ -16,11 +16,13 @@ from accelerate.utils import broadcast_object_list
 
 from lpc import cli, objectives
 from lpc.data.tokens import attach_reference, tokenize_pairs
-from lpc.files import atomic, fingerprint, read_json, read_parquet, sha256, write_json
+from lpc.files import atomic, fingerprint, read_json, read_parquet, write_json
 from lpc.lock import lock
 from lpc.model.clusters import start_from_clusters
 from lpc.model.controls import build_latent
 from lpc.model.loading import load_run
+from lpc.training.checkpoints import prepare
+from lpc.training.identity import identity
 from lpc.training.train import train
 from lpc.training.trainer import peak_memory
 
@@ -46,24 +48,26 @@ def main(args):
     main_process = os.environ.get("RANK", "0") == "0"
     # The other processes of this run wait for the main one in the broadcast.
     with lock(args.checkpoints) if main_process else contextlib.nullcontext(0) as waited:
-        # Everything that the weights depend on: a checkpoint of anything else must never be resumed.
-        identity = {"spec": args.spec, "base": read_json(args.base)["sha256"], "pairs": sha256(args.pairs)}
-        done = [bool(waited) and finished(args, identity)]
+        now = identity(
+            args.spec, base=args.base, pairs=args.pairs, reference=args.reference, statistics=args.statistics
+        )
+        done = [bool(waited) and finished(args, now)]
         if args.processes > 1:
             PartialState(cpu=not torch.cuda.is_available())  # forms the process group
             broadcast_object_list(done)
         if done[0]:
             log.info("the run was finished by the process that held the lock")
             return
-        run(args, identity, main_process)
+        changed = prepare(args.checkpoints, now) if main_process else []
+        run(args, now, changed, main_process)
 
 
-def finished(args, identity: dict) -> bool:
+def finished(args, now: dict) -> bool:
     """Whether the output of exactly this run is there: the work of a job that a killed Snakemake left behind."""
-    return args.output.is_dir() and args.summary.exists() and read_json(args.summary)["identity"] == identity
+    return args.output.is_dir() and args.summary.exists() and read_json(args.summary)["identity"] == now
 
 
-def run(args, identity: dict, main_process: bool) -> None:
+def run(args, now: dict, changed: list[str], main_process: bool) -> None:
     spec, objective = args.spec, objectives.parse(args.spec["objective"])
     pairs = read_parquet(args.pairs)
     pairs = pairs.filter(pa.compute.equal(pairs["split"], "train"))
@@ -81,10 +85,7 @@ def run(args, identity: dict, main_process: bool) -> None:
             if spec["latent"].get("codebook_init") == "kmeans":
                 start_from_clusters(policy.latent, statistics["prompt.sample"], spec["seed"])
 
-    checkpoints = args.checkpoints / fingerprint(identity)
-    for other in sorted(args.checkpoints.glob("*/checkpoint-*")):
-        if other.parent != checkpoints:
-            log.warning("%s: a checkpoint of other data, base or settings; not resumed", other)
+    checkpoints = args.checkpoints / fingerprint(now)
     trainer = train(
         policy,
         tokens,
@@ -115,7 +116,8 @@ def run(args, identity: dict, main_process: bool) -> None:
         args.summary,
         trainer.totals
         | {
-            "identity": identity,
+            "identity": now,
+            "changed_since_start": changed,
             "steps": steps,
             "pairs": len(tokens),
             "dropped": tokens.dropped,

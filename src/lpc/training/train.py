@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast_object_list
 from transformers import PrinterCallback, TrainingArguments
 
 from lpc.cli import UserError
 from lpc.data.tokens import PairTokens
 from lpc.model.policy import LatentPolicy
 from lpc.objectives.base import Objective
-from lpc.training.checkpoints import Checkpointing, complete_checkpoints
+from lpc.training.checkpoints import Checkpointing, latest
 from lpc.training.trainer import PreferenceTrainer
 
 log = logging.getLogger("lpc")
@@ -88,19 +89,22 @@ def train(
     policy._no_split_modules = policy.backbone._no_split_modules  # what FSDP wraps by itself: the decoder layers
     if training["gradient_checkpointing"]:
         policy.backbone.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    done = complete_checkpoints(checkpoints)
+    found = [str(latest(checkpoints) or "") if args.process_index == 0 else ""]
+    if processes > 1:
+        broadcast_object_list(found)
+    done = Path(found[0]) if found[0] else None
     curves = log_file.parent / "tensorboard"
-    if not done:
+    if done is None:
         shutil.rmtree(curves, ignore_errors=True)  # of an earlier training with other settings
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(curves)  # the one way to tell Trainer
     trainer = PreferenceTrainer(policy, args, pairs, objective, log_file)
     saving = Checkpointing(trainer, training["save_minutes"])
     trainer.add_callback(saving)
     trainer.remove_callback(PrinterCallback)
-    if done:
-        log.info("resuming from %s", done[-1].name)
-        trainer.restore(done[-1])
-    trainer.train(resume_from_checkpoint=str(done[-1]) if done else None)
+    if done is not None:
+        log.info("resuming from %s", done.name)
+        trainer.restore(done)
+    trainer.train(resume_from_checkpoint=None if done is None else str(done))
     if saving.stop_reason is not None:
         log.info("stopped at step %d on %s", trainer.state.global_step, saving.stop_reason)
         return None

@@ -22,17 +22,28 @@ from transformers import Trainer, TrainingArguments
 
 from lpc.cli import UserError
 from lpc.data.tokens import MODEL_INPUTS, PairTokens, collate
-from lpc.files import read_json, write_json, write_text
+from lpc.files import read_json, write_text
 from lpc.model.latent import latent_cost
 from lpc.model.noise import counter_uniform
 from lpc.model.policy import LatentPolicy
 from lpc.objectives.base import Objective
-from lpc.training.checkpoints import COMPLETE, complete_checkpoints
+from lpc.training.checkpoints import COMPLETE, complete_checkpoints, seal
 from lpc.training.optimizers import parameter_groups
 from lpc.training.sampler import EpochSampler
 from lpc.training.sharding import prepare_sharding
 
 log = logging.getLogger("lpc")
+
+
+REFERENCE_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}
+"""Nats per token, mean of |policy − reference| over the completions of the first micro-batch, without z.
+
+Both are the same model in batches of other shapes. Rounding puts a token's log-probability off by about 1e-5 in float32
+and 0.03 in bfloat16, with either sign, so that the mean over a completion is smaller. Deep models need the room. A
+reference of another base model or chat template differs by 0.1 to 10.
+"""
+LARGE_Z = 0.1
+"""Nats per token by which z may change log-probabilities at the start before a warning."""
 
 
 class PreferenceTrainer(Trainer):
@@ -90,7 +101,7 @@ class PreferenceTrainer(Trainer):
         if step is not None:
             total = total + latent_cost(latent.config, step, progress)
         if self.check_first_loss:
-            self._check_first_loss(losses)
+            self._check_first_batch(model, tensors, inputs, chosen, rejected, losses)
         self._count(total.detach(), losses.detach(), chosen_rewards, rejected_rewards, step, encoded.h_x, inputs)
         # Data-parallel wrappers average gradients over processes, hence the mean over this one's part of the batch.
         return total.sum() * self.args.world_size / self.batch_size
@@ -100,17 +111,38 @@ class PreferenceTrainer(Trainer):
         enabled = self.is_fsdp_enabled and self.args.bf16
         return torch.autocast(self.args.device.type, torch.bfloat16, enabled=enabled)
 
-    def _check_first_loss(self, losses: Tensor) -> None:
+    @torch.no_grad()
+    def _check_first_batch(self, model, tensors: dict, inputs: dict, chosen, rejected, losses: Tensor) -> None:
+        """Stop unless the policy without z is its reference; log what z adds to its log-probabilities."""
         self.check_first_loss = False
         if not bool(torch.isfinite(losses).all()):
             raise UserError("first batch: the loss is not finite; check the base model's weights and the precision")
-        first, expected = losses.mean().item(), self.objective.first_loss()
-        self.totals["first_loss"] = first
-        if expected is not None and abs(first / expected - 1) > 0.01:
+        self.totals["first_loss"] = losses.mean().item()
+        tokens = (inputs["chosen_tokens"] + inputs["rejected_tokens"]).sum()
+        without_z = chosen, rejected
+        if self.policy.latent is not None:
+            with self._autocast():
+                without_z = model(progress=0.0, use_latent=False, **tensors)[:2]
+            change = ((chosen - without_z[0]).abs() + (rejected - without_z[1]).abs()).sum() / tokens
+            self.totals["first_z_nats_per_token"] = change.item()
+            log.log(
+                logging.WARNING if change > LARGE_Z else logging.INFO,
+                "first batch: z changes log-probabilities by %.3g nats per token%s",
+                change,
+                "; the policy starts away from its reference (latent.init_std sets the size of z)"
+                if change > LARGE_Z
+                else "",
+            )
+        if not self.objective.needs_reference:
+            return
+        pairs = zip(without_z, (inputs["reference_chosen_logps"], inputs["reference_rejected_logps"]), strict=True)
+        difference = (sum((logp - reference).abs().sum() for logp, reference in pairs) / tokens).item()
+        tolerance = REFERENCE_TOLERANCE["bfloat16" if self.args.bf16 else "float32"]
+        if not difference <= tolerance:
             raise UserError(
-                f"first batch: the {self.objective.name} loss is {first:.6g} where a policy equal to its reference "
-                f"has {expected:.6g}; either the reference is not of this base and precision (delete it and rerun), or "
-                "the latent starts too large (lower latent.init_std)"
+                f"first batch: the policy's log-probabilities differ from the reference by {difference:.3g} nats per "
+                f"token, above {tolerance:g}: base model, chat template or training.precision are not those that "
+                "reference.parquet was made with; check that none of them changed since, then rerun the rule reference"
             )
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
@@ -250,9 +282,10 @@ class PreferenceTrainer(Trainer):
             parameter.requires_grad_(True)
 
     def _save_checkpoint(self, model, trial) -> None:
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save and folder.exists():
-            shutil.rmtree(folder)  # a torn one of an earlier attempt
+        if self.args.should_save:
+            # Two stay: the newest, and the one before it in case that the newest turns out to be damaged.
+            for older in complete_checkpoints(self.args.output_dir)[:-1]:
+                shutil.rmtree(older)
         self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
         # Sums since the last log line belong to the state: without them the next line after a resume would differ.
@@ -261,14 +294,20 @@ class PreferenceTrainer(Trainer):
         if self.args.should_save:
             moments = self.optimizer.optimizer.state
             waiting = [name for name, parameter in self.policy.named_parameters() if parameter not in moments]
-            write_json(folder / COMPLETE, {"sums": sums, "totals": self.totals, "without_moments": waiting})
-            for older in complete_checkpoints(self.args.output_dir)[:-1]:
-                shutil.rmtree(older)
+            content = {"sums": sums, "totals": self.totals, "without_moments": waiting}
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            seal(folder, content | {"sharded": self.is_fsdp_enabled})
         self.accelerator.wait_for_everyone()
 
     def restore(self, checkpoint: Path) -> None:
         """What Trainer does not restore itself: the sums of the open log line and the totals of the whole run."""
         saved = read_json(checkpoint / COMPLETE)
+        if saved["sharded"] != self.is_fsdp_enabled:
+            kinds = ("one of whole copies", "a sharded one")
+            raise UserError(
+                f"{checkpoint}: saved by {kinds[saved['sharded']]}, but this training is "
+                f"{kinds[self.is_fsdp_enabled]}; launch it as before (resources.train.launch), or delete the checkpoint"
+            )
         self.totals, self.without_moments = saved["totals"], set(saved["without_moments"])
         self.totals["resumed_from"].append(int(checkpoint.name.rpartition("-")[2]))
         if self.is_world_process_zero():

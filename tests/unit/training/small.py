@@ -13,6 +13,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
+import torch
 from tiny import make_backbone, make_pairs, make_tokenizer
 
 from lpc import objectives
@@ -51,7 +52,11 @@ UNEVEN = {"epochs": 6, "logging_steps": 4}
 
 def make_base(seed: int = 0):
     """A tiny model in float32 whose weights are numbers of bfloat16, as those of most published models are."""
-    return make_backbone(seed=seed).bfloat16().float()
+    base = make_backbone(seed=seed)
+    with torch.no_grad():
+        for parameter in base.parameters():
+            parameter.copy_(parameter.bfloat16())
+    return base
 
 
 @functools.cache
@@ -111,8 +116,6 @@ def _run_step(module: str, words: list[str], environment: dict, errors: Path) ->
     os.environ |= environment
     sys.argv = [module, *words]
     import importlib
-
-    import torch
 
     torch.set_num_threads(1)
     found = importlib.import_module(module)

@@ -1,16 +1,23 @@
 """The trainer: the loss and its checks, what is logged, and that neither micro-batches nor checkpointing change it."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from small import LATENT, make_base, run, tokenised
+import transformers
+from small import LATENT, OBJECTIVES, TRAINING, make_base, run, tokenised
 
+from lpc import objectives
 from lpc.cli import UserError
+from lpc.data.tokens import PairTokens, collate
+from lpc.evaluation.preference import reference_logps
 from lpc.model.controls import build_latent
 from lpc.model.policy import LatentPolicy
 from lpc.training.checkpoints import Checkpointing
+from lpc.training.train import training_arguments
+from lpc.training.trainer import PreferenceTrainer
 
 
 @pytest.mark.parametrize("name,expected", [("dpo", np.log(2)), ("ipo", 25.0)])
@@ -82,15 +89,56 @@ def tensorboard_values(folder: Path, tag: str) -> list[float]:
     return [event.value for event in events.Scalars(tag)]
 
 
-def test_a_reference_of_another_model_is_noticed_at_once(tmp_path):
-    tokens = tokenised(seed=1)
-    with pytest.raises(UserError, match=r"first batch: the dpo loss is .* where a policy equal to its reference"):
-        run(tmp_path, tokens=tokens)
+@pytest.mark.parametrize("latent", [None, LATENT])
+def test_a_reference_of_another_model_is_noticed_at_once(tmp_path, latent):
+    with pytest.raises(UserError, match=r"first batch: the policy's log-probabilities differ from the reference by"):
+        run(tmp_path, latent=latent, tokens=tokenised(seed=1))
 
 
-def test_a_latent_that_starts_too_large_is_noticed_at_once(tmp_path):
-    with pytest.raises(UserError, match=r"lower latent\.init_std"):
-        run(tmp_path, latent=LATENT | {"init_std": 3.0})
+def test_a_reference_may_differ_by_rounding_alone(tmp_path):
+    """By 0.01 nats per token: rounding in bfloat16, another model in float32."""
+    tokens = copy.copy(tokenised("bfloat16"))
+    lengths = np.array([[len(a), len(b)] for a, b in zip(tokens.chosen, tokens.rejected, strict=True)])
+    tokens.reference = tokens.reference + 0.01 * lengths
+    run(tmp_path / "a", tokens=tokens, precision="bfloat16", epochs=1)
+    with pytest.raises(UserError, match=r"by 0\.01.* nats per token, above 0\.001"):
+        run(tmp_path / "b", tokens=tokens, epochs=1)
+
+
+def test_a_latent_that_starts_large_is_warned_about(tmp_path, caplog):
+    trainer, _ = run(tmp_path, latent=LATENT | {"init_std": 3.0}, epochs=1)
+    assert "the policy starts away from its reference" in caplog.text
+    assert trainer.totals["first_z_nats_per_token"] > 0.1
+
+
+def test_recipes_pass_the_first_batch_at_the_width_of_a_7b_model(tmp_path, caplog):
+    """Width 4,096, IPO and seeds: z of standard deviation 0.02 moves the loss by several percent there."""
+    config = transformers.LlamaConfig(
+        **{"vocab_size": 2000, "hidden_size": 4096, "intermediate_size": 256, "num_hidden_layers": 1},
+        **{"num_attention_heads": 4, "num_key_value_heads": 1},
+    )
+    torch.manual_seed(0)
+    policy = LatentPolicy(transformers.LlamaForCausalLM(config).eval())
+    rng = np.random.default_rng(0)
+    ids = {part: [rng.integers(3, 2000, n).astype(np.int32) for n in (60, 90)] for part in ("prompt", "good", "bad")}
+    tokens = PairTokens(np.arange(2), ids["prompt"], ids["good"], ids["bad"], 0)
+    tokens.reference, _ = reference_logps(policy, tokens, np.ones(2, bool), batch_size=1, precision="float32")
+    arguments = training_arguments(TRAINING | {"batch_size": 2, "epochs": 1}, seed=0, output_dir=tmp_path, processes=1)
+    trainer = PreferenceTrainer(policy, arguments, tokens, objectives.parse(OBJECTIVES["ipo"]), tmp_path / "l")
+    batch, away = collate([tokens[0], tokens[1]]), []
+    with torch.no_grad():
+        for seed in range(4):
+            policy.latent = build_latent(LATENT | {"init_std": 0.02, "width": 64}, 4096, seed)
+            trainer.check_first_loss = True
+            trainer.compute_loss(policy, batch)
+            away.append(abs(trainer.totals["first_loss"] / 25 - 1))
+            assert trainer.totals["first_z_nats_per_token"] < 0.1
+        assert max(away) > 0.001
+        # And yet another reference does not pass: half a nat a token.
+        tokens.reference = tokens.reference - 0.5 * np.array([[60, 60], [90, 90]])
+        trainer.check_first_loss = True
+        with pytest.raises(UserError, match=r"differ from the reference by 0\.5 nats per token"):
+            trainer.compute_loss(policy, collate([tokens[0], tokens[1]]))
 
 
 def test_a_dead_posterior_is_noticed_at_once(tmp_path):
