@@ -95,7 +95,13 @@ class LatentPolicy(nn.Module):
         """
         state = self.state_dict() if state_dict is None else state_dict
         part = lambda prefix: {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}  # noqa: E731
-        self.backbone.save_pretrained(folder, state_dict=part("backbone."))
+        once, often = (dict(self.backbone.named_parameters(remove_duplicate=again)) for again in (True, False))
+        backbone = {name: value for name, value in part("backbone.").items() if name not in often.keys() - once.keys()}
+        dtype = next(value.dtype for value in backbone.values() if value.is_floating_point())
+        self.backbone.save_pretrained(folder, state_dict=backbone)
+        # transformers writes the type of the model in memory, which need not be that of `state_dict`.
+        self.backbone.config.dtype = dtype
+        self.backbone.config.save_pretrained(folder)
         if self.latent is not None:
             settings = dataclasses.asdict(self.latent.config)
             text = json.dumps(settings, indent=2, sort_keys=True) + "\n"

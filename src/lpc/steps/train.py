@@ -23,6 +23,7 @@ from lpc.model.controls import build_latent
 from lpc.model.loading import load_run
 from lpc.training.checkpoints import prepare
 from lpc.training.identity import identity
+from lpc.training.saving import rounded_state
 from lpc.training.train import train
 from lpc.training.trainer import peak_memory
 
@@ -99,13 +100,12 @@ def run(args, now: dict, changed: list[str], main_process: bool) -> None:
     if trainer is None:
         raise cli.Stopped("training saved a checkpoint and stopped before its end; run it again to go on")
 
-    state_dict = trainer.accelerator.get_state_dict(trainer.model)  # gathers what is sharded, so every process calls it
+    base = read_json(args.base)
+    # As large as the base unless the recipe says otherwise: for a 7B model half of what float32 would take.
+    dtype = getattr(torch, spec["training"].get("save_dtype") or base["dtype"])
+    state_dict, saved = rounded_state(trainer, base, dtype)
     if not main_process:
         return
-    # Trained in float32, kept in the base's own type: as large as the base, which for a 7B model is half of float32.
-    dtype = getattr(torch, read_json(args.base)["dtype"])
-    state_dict = {k: v.to(dtype) if k.startswith("backbone.") else v for k, v in state_dict.items()}
-    trainer.policy.backbone.config.dtype = dtype
     with atomic(args.output) as temporary:
         trainer.policy.save_pretrained(temporary, state_dict=state_dict)
         tokenizer.save_pretrained(temporary)
@@ -124,7 +124,8 @@ def run(args, now: dict, changed: list[str], main_process: bool) -> None:
             "seconds_per_step": seconds / steps,
             "tokens_per_second": trainer.totals["tokens"] / seconds,
             "peak_memory_gib": peak_memory(device) / 2**30,
-            "parameters": sum(v.numel() for k, v in state_dict.items() if k.startswith("backbone.")),
+            "saved": saved,
+            "parameters": sum(state_dict[f"backbone.{name}"].numel() for name, _ in policy.backbone.named_parameters()),
             "latent_parameters": 0 if latent is None else sum(p.numel() for p in latent.parameters()),
             "processes": args.processes,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU",

@@ -28,7 +28,8 @@ class Checkpointing(TrainerCallback):
     """Decides at the end of each step whether to save, and whether to stop after that.
 
     By the clock: every `save_minutes`, and once before the end of the SLURM job, because under cgroup tracking the
-    scheduler's signal reaches only the top process of a job step. By signal, where one arrives: SIGTERM and SIGUSR1.
+    scheduler's signal reaches only the top process of a job step. By signal, where one arrives: SIGTERM, SIGUSR1, and
+    the first SIGINT (Ctrl-C); a second one interrupts at once.
     """
 
     def __init__(self, trainer: Trainer, save_minutes: float):
@@ -39,11 +40,14 @@ class Checkpointing(TrainerCallback):
         self.longest_step = self.longest_save = 0.0
         end = os.environ.get("SLURM_JOB_END_TIME")  # empty in a container outside of a job
         self.deadline = float(end) if end else None
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame) -> None:
         self.signalled = signal.Signals(number).name
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            log.info("saving a checkpoint after this step; interrupt again to stop without one")
 
     def on_train_begin(self, args, state, control, **kwargs):
         state.logging_steps = args.logging_steps  # a resumed state brings its own

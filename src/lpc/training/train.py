@@ -78,6 +78,9 @@ def train(
     Returns the trainer (its `totals` and `policy` are the results), or None if it saved and stopped on a signal or
     before the end of the job: run again to go on. The folder must belong to this run alone.
     """
+    if training.get("deterministic", False):
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS starts
+        torch.use_deterministic_algorithms(True)
     args = training_arguments(training, seed=seed, output_dir=checkpoints, processes=processes)
     if args.world_size != processes or args.n_gpu > 1:
         raise UserError(

@@ -94,7 +94,7 @@ class PreferenceTrainer(Trainer):
             noise = counter_uniform(self.args.seed, self.state.global_step, inputs["index"], 2 * latent.noise_size)
             noise = noise.unflatten(1, (2, latent.noise_size))
         tensors = {name: inputs[name] for name in MODEL_INPUTS}
-        with self._autocast():
+        with self.autocast():
             chosen, rejected, step, encoded = model(progress=progress, noise=noise, **tensors)
         losses, chosen_rewards, rejected_rewards = self.objective.evaluate(chosen, rejected, inputs)
         total = losses + self.objective.regularization(chosen, inputs)
@@ -106,7 +106,7 @@ class PreferenceTrainer(Trainer):
         # Data-parallel wrappers average gradients over processes, hence the mean over this one's part of the batch.
         return total.sum() * self.args.world_size / self.batch_size
 
-    def _autocast(self) -> contextlib.AbstractContextManager:
+    def autocast(self) -> contextlib.AbstractContextManager:
         """Autocast for a sharded model. accelerate wraps the forward of any other one in it."""
         enabled = self.is_fsdp_enabled and self.args.bf16
         return torch.autocast(self.args.device.type, torch.bfloat16, enabled=enabled)
@@ -121,7 +121,7 @@ class PreferenceTrainer(Trainer):
         tokens = (inputs["chosen_tokens"] + inputs["rejected_tokens"]).sum()
         without_z = chosen, rejected
         if self.policy.latent is not None:
-            with self._autocast():
+            with self.autocast():
                 without_z = model(progress=0.0, use_latent=False, **tensors)[:2]
             change = ((chosen - without_z[0]).abs() + (rejected - without_z[1]).abs()).sum() / tokens
             self.totals["first_z_nats_per_token"] = change.item()

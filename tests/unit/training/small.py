@@ -98,11 +98,20 @@ STEP_LATENT = LATENT | {"standardize": True, "codebook_init": "kmeans", "latent_
 """With what a resume or a second process could break: weights that wait, and codes that start from a file."""
 
 
-def arguments(inputs: Path, folder: Path, processes: int = 1, seed: int = 0, latent=STEP_LATENT, **training):
+def arguments(
+    inputs: Path,
+    folder: Path,
+    processes: int = 1,
+    seed: int = 0,
+    latent=STEP_LATENT,
+    objective="dpo",
+    base: Path | None = None,
+    **training,
+):
     """The command line of the training step on the files of the fixture `inputs`."""
-    spec = {"objective": OBJECTIVES["dpo"], "latent": latent, "tokens": TOKENS, "seed": seed}
+    spec = {"objective": OBJECTIVES[objective], "latent": latent, "tokens": TOKENS, "seed": seed}
     spec["training"] = TRAINING | {"save_minutes": 0} | training
-    words = ["--base", inputs / "base.json", "--pairs", inputs / "pairs.parquet"]
+    words = ["--base", base or inputs / "base.json", "--pairs", inputs / "pairs.parquet"]
     reference = f"reference-{spec['training']['precision']}.parquet"
     words += ["--reference", inputs / reference, "--statistics", inputs / "statistics.safetensors"]
     words += ["--checkpoints", folder / "checkpoints", "--output", folder / "model"]

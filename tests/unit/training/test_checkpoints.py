@@ -16,7 +16,7 @@ from small import TRAINING, UNEVEN, lines_of, start_and_wait_for_step, train_ste
 from lpc.cli import UserError
 from lpc.files import fingerprint, sha256, write_json
 from lpc.steps.train import finished
-from lpc.training.checkpoints import IDENTITY, prepare
+from lpc.training.checkpoints import IDENTITY, Checkpointing, prepare
 from lpc.training.identity import changes, identity
 
 
@@ -49,11 +49,25 @@ def test_killed_runs_go_on_bit_equal(inputs, unbroken, tmp_path):
     assert_same_run(unbroken, tmp_path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_signals_save_first(inputs, unbroken, tmp_path, number):
     stopped(inputs, tmp_path, by=number)
     train_step(inputs, tmp_path, **UNEVEN)
     assert_same_run(unbroken, tmp_path)
+
+
+def test_a_second_interrupt_stops_at_once():
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        saving = Checkpointing(trainer=None, save_minutes=60)
+        signal.raise_signal(signal.SIGINT)
+        assert saving.signalled == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_the_end_of_the_job_saves_first(inputs, unbroken, tmp_path):

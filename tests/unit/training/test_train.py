@@ -1,8 +1,11 @@
 """Arguments of a training, and what is refused before it starts."""
 
+import os
+
 import numpy as np
 import pyarrow.parquet as parquet
 import pytest
+import torch
 from small import OBJECTIVES, TOKENS, TRAINING, make_base, run, tokenised
 from tiny import make_tokenizer
 
@@ -45,3 +48,14 @@ def test_the_step_trains_from_the_reference_that_its_file_holds(inputs):
     tokens = tokenize_pairs(pairs, make_tokenizer(), **TOKENS)
     attach_reference(tokens, pairs, inputs / "reference-float32.parquet")
     np.testing.assert_allclose(tokens.reference, tokenised().reference, rtol=1e-6)
+
+
+def test_deterministic_training_asks_torch_for_it(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        _, lines = run(tmp_path / "a", epochs=1, deterministic=True)
+        assert torch.are_deterministic_algorithms_enabled() and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+    _, plain = run(tmp_path / "b", epochs=1)
+    assert [line["loss"] for line in lines] == [line["loss"] for line in plain]
