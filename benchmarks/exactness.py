@@ -1,26 +1,24 @@
 """The worst difference of the fast code from each of its oracles, as a table.
 
-    PYTHONPATH=src:tests:tests/unit/model:tests/unit/objectives python benchmarks/exactness.py
+    PYTHONPATH=src:tests:tests/unit/latents:tests/unit/model:tests/unit/objectives python benchmarks/exactness.py
 
 The oracles are those of the tests: naive float64 versions written from the equations, the models' own logits, TRL.
 """
 
-import dataclasses
 import importlib
 
 import numpy as np
 import objective_checks
-import test_latent
 import test_logps
 import test_policy
+import test_step
 import torch
 from tiny import in_float64, make_backbone, make_pairs, make_tokenizer
 
-from lpc import objectives
+from lpc import latents, objectives
 from lpc.data.tokens import MODEL_INPUTS, collate, tokenize_pairs
 from lpc.evaluation.preference import reference_logps
-from lpc.model.controls import build_latent
-from lpc.model.latent import LatentConfig
+from lpc.latents.lpc import LPCSettings
 from lpc.model.logps import token_logps
 from lpc.model.noise import counter_uniform
 from lpc.model.policy import LatentPolicy
@@ -65,11 +63,11 @@ def logps_rows():
 
 
 def step_rows():
-    for name, objective in test_latent.OBJECTIVES.items():
-        config = LatentConfig(codes=5, init_std=0.3, kl_weight=0.7)
+    for name, objective in test_step.OBJECTIVES.items():
+        config = LPCSettings(codes=5, init_std=0.3, kl_weight=0.7)
         policy = LatentPolicy(in_float64(make_backbone()))
-        policy.latent = build_latent(dataclasses.asdict(config), 32, seed=1).double()
-        items = test_latent.random_items(12)
+        policy.latent = latents.build(config, 32, seed=1).double()
+        items = test_step.random_items(12)
         noise = counter_uniform(0, 4, torch.arange(12), 10).double().unflatten(1, (2, 5))
         batch = collate(items)
         chosen, rejected, step, _ = policy(progress=0.3, noise=noise, **{key: batch[key] for key in MODEL_INPUTS})
@@ -80,7 +78,7 @@ def step_rows():
         loss.backward()
         gradients = {key: p.grad.clone() for key, p in policy.named_parameters()}
         policy.zero_grad()
-        expected = test_latent.naive_step(policy, items, objective, config, noise, 0.3)
+        expected = test_step.naive_step(policy, items, objective, config, noise, 0.3)
         expected.backward()
         yield f"whole latent step, {name}: loss", "naive float64, pair by pair", worst(loss.detach(), expected.detach())
         difference = max(worst(gradients[key], p.grad) for key, p in policy.named_parameters())

@@ -44,7 +44,7 @@ def make_models(args, folder):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from lpc.model.controls import build_latent
+    from lpc import latents
     from lpc.model.policy import LatentPolicy
 
     torch.manual_seed(0)
@@ -62,7 +62,7 @@ def make_models(args, folder):
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(args.vocabulary)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="w1", eos_token="w2", pad_token="w0")
-    for name, latent in (("plain", None), ("latent", build_latent({"codes": 64}, args.hidden, seed=0))):
+    for name, latent in (("plain", None), ("latent", latents.build(latents.parse({"codes": 64}), args.hidden, seed=0))):
         LatentPolicy(backbone, latent).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
 

@@ -158,9 +158,8 @@ def run(args, case: str) -> dict:
 
     folder = tempfile.mkdtemp()
     if library == "lpc":
-        from lpc import objectives
+        from lpc import latents, objectives
         from lpc.data.tokens import PairTokens
-        from lpc.model.controls import build_latent
         from lpc.model.policy import LatentPolicy
         from lpc.training.train import training_arguments
         from lpc.training.trainer import PreferenceTrainer
@@ -181,7 +180,7 @@ def run(args, case: str) -> dict:
             for layer in model.model.layers:
                 layer.compile()
         if option == ["latent"]:
-            policy.latent = build_latent({"kind": "lpc"}, shape["hidden"], 0)
+            policy.latent = latents.build(latents.parse({}), shape["hidden"], 0)
         arguments = training_arguments(settings, seed=0, output_dir=Path(folder), processes=1)
         trainer = PreferenceTrainer(
             policy, arguments, pairs, objectives.parse({"name": objective}), Path(folder) / "log"

@@ -20,7 +20,7 @@ S = TypeVar("S", bound=BaseModel)
 
 def discover(package: str, path: Iterable[str], base: type[T]) -> list[type[T]]:
     """Import every module of `package`, found in the folders `path`, and return the classes derived from `base` that
-    they define, by module name. Packages inside it are not searched."""
+    they define, by module name. A class without a `title` is no kind. Packages inside it are not searched."""
     found = []
     for name in sorted(info.name for info in pkgutil.iter_modules(path) if not info.ispkg):
         module = importlib.import_module(f"{package}.{name}")
@@ -30,7 +30,7 @@ def discover(package: str, path: Iterable[str], base: type[T]) -> list[type[T]]:
             if inspect.isclass(value)
             and issubclass(value, base)
             and value.__module__ == module.__name__
-            and value is not base
+            and hasattr(value, "title")
         ]
     return found
 

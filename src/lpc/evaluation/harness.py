@@ -17,7 +17,6 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from lpc.files import fingerprint
 from lpc.model.policy import LatentPolicy
 
 
@@ -25,7 +24,7 @@ from lpc.model.policy import LatentPolicy
 class LatentLM(HFLM):
     """A run's `model/` folder, or any checkpoint of transformers, as lm-eval sees it. One process, one device.
 
-    pretrained: the folder. batch_size: sequences per forward pass. dtype, trust_remote_code: as for
+    pretrained: the folder. batch_size: sequences per forward pass. dtype, trust_remote_code, inference: as for
     `LatentPolicy.from_pretrained`. chat_template: used in place of the tokenizer's own. Others go to `HFLM`.
     """
 
@@ -37,8 +36,10 @@ class LatentLM(HFLM):
         dtype: str = "float32",
         trust_remote_code: bool = False,
         chat_template: str | None = None,
+        inference: dict | None = None,
         **options,
     ) -> None:
+        self._inference = inference
         options.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
         super().__init__(
             pretrained=str(pretrained),
@@ -52,7 +53,9 @@ class LatentLM(HFLM):
             self.tokenizer.chat_template = chat_template
 
     @classmethod
-    def of_base(cls, base: dict, model: str | None = None, *, batch_size: int) -> "LatentLM":
+    def of_base(
+        cls, base: dict, model: str | None = None, *, batch_size: int, inference: dict | None = None
+    ) -> "LatentLM":
         """The model of a record base.json, or with `model` the run's of that folder."""
         if not sys.stderr.isatty():
             transformers_logging.disable_progress_bar()  # a log file is no terminal
@@ -62,6 +65,7 @@ class LatentLM(HFLM):
             dtype=base["dtype"],
             trust_remote_code=base["trust_remote_code"],
             chat_template=base["chat_template"],
+            inference=inference,
         )
 
     def _create_model(self, pretrained: str, dtype: str, trust_remote_code: bool, **_) -> None:
@@ -70,6 +74,7 @@ class LatentLM(HFLM):
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             device_map=None if self.device.type == "cpu" else {"": self.device},
+            inference=self._inference,
         ).eval()
         self._model = self.policy.backbone
 
@@ -78,23 +83,6 @@ class LatentLM(HFLM):
         raise NotImplementedError("the lpc model has no plain logits: score through `_loglikelihood_tokens`")
 
     # ---- z
-
-    def prior_z(self, h_x: Tensor, contexts: list[tuple[int, ...]]) -> Tensor | None:
-        """z [S, d] of contexts that end in hidden states h_x [S, d]; None for a plain model.
-
-        A latent that samples draws from a seed of the context's own tokens: all answers to one question are compared
-        under one z, and neither batch size nor order changes a result.
-        """
-        latent = self.policy.latent
-        if latent is None:
-            return None
-        if latent.config.inference != "sample":
-            return self.policy.prior_z(h_x)
-        rows = []
-        for h, context in zip(h_x, contexts, strict=True):
-            self.policy.generator.manual_seed(int(fingerprint([latent.config.inference_seed, *context])[:15], 16))
-            rows.append(self.policy.prior_z(h[None]))
-        return torch.cat(rows)
 
     def _context_end(self, request: tuple[tuple[str, str] | None, list[int], list[int]]) -> int:
         """Index, in context + continuation, of the last token of the context.
@@ -161,7 +149,7 @@ class LatentLM(HFLM):
         hidden = self.policy.hidden(input_ids)  # [B, T, d]
 
         ends = [(row, end) for row, _, _, end in scored]
-        z = self.prior_z(hidden[self._index(ends)], [batch[row][: end + 1] for row, end in ends])
+        z = self.policy.prior_z(hidden[self._index(ends)], [batch[row][: end + 1] for row, end in ends])
 
         lengths = [len(continuation) for _, _, continuation, _ in scored]
         positions = [
@@ -182,10 +170,7 @@ class LatentLM(HFLM):
     # ---- generation
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **options) -> Tensor:
-        """Tokens [B, T + new] after left-padded prompts `context` [B, T], given z of each; arguments as `hf`'s.
-
-        A latent that samples draws a code per row in the order of the batch, so those texts vary with the batch.
-        """
+        """Tokens [B, T + new] after left-padded prompts `context` [B, T], given z of each; arguments as `hf`'s."""
         if not options.get("do_sample") and not options.get("temperature"):
             options.pop("temperature", None)  # greedy: transformers warns of a temperature then
             options["do_sample"] = False

@@ -139,14 +139,15 @@ def score_pairs(
     """
     latent = policy.latent
     variants = [""] if latent is None else ["", "_zero", "_shuffled"]
-    if hasattr(latent, "posterior_logits"):
+    if latent is not None and latent.has_posterior:
         variants += ["_posterior", "_posterior_swapped"]
     rewards = {
         side + variant: np.empty(len(tokens)) for variant in variants for side in ("chosen_reward", "rejected_reward")
     }
     if latent is not None:
         with torch.no_grad():
-            z_prior = policy.prior_z(prompt_states(policy, tokens, batch_size=batch_size, precision=precision))
+            states = prompt_states(policy, tokens, batch_size=batch_size, precision=precision)
+            z_prior = policy.prior_z(states, tokens.prompts)
         z_other = z_prior[another_prompt(prompt_ids, seed=0)]
     for positions, batch, encoded in encoded_batches(policy, tokens, batch_size, precision, "rewards"):
         for variant in variants:
@@ -156,9 +157,8 @@ def score_pairs(
                 z = (z_prior if variant == "" else z_other)[positions]
             else:
                 ends = [encoded.h_chosen, encoded.h_rejected]
-                with torch.autocast(policy.device.type, enabled=False):
-                    logits = latent.posterior_logits(*(ends if variant == "_posterior" else ends[::-1]))
-                    z = latent.from_weights(logits.softmax(-1))
+                with torch.no_grad(), torch.autocast(policy.device.type, enabled=False):
+                    z = latent.posterior_z(*(ends if variant == "_posterior" else ends[::-1]))
             _, chosen, rejected = objective.evaluate(*policy.pair_logps(encoded, z), batch)
             rewards["chosen_reward" + variant][positions] = chosen.double().cpu().numpy()
             rewards["rejected_reward" + variant][positions] = rejected.double().cpu().numpy()
@@ -175,9 +175,9 @@ def pair_latents(policy: LatentPolicy, tokens: PairTokens, *, batch_size: int, p
     """Per pair, float32: `z` [n, d] from the prior, `h_x` [n, d], and for latents with codes `prior`, `posterior` [n,
     K]."""
     states = prompt_states(policy, tokens, batch_size=batch_size, precision=precision)
-    result = {"h_x": states.cpu().numpy(), "z": policy.prior_z(states).float().cpu().numpy()}
+    result = {"h_x": states.cpu().numpy(), "z": policy.prior_z(states, tokens.prompts).float().cpu().numpy()}
     latent = policy.latent
-    if hasattr(latent, "posterior_logits"):
+    if latent.has_codes:
         result["prior"] = latent.prior_logits(states).softmax(-1).cpu().numpy()
         result["posterior"] = np.empty_like(result["prior"])
         for positions, _, encoded in encoded_batches(policy, tokens, batch_size, precision, "posterior"):

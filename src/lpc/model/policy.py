@@ -1,8 +1,8 @@
 """A decoder-only model of transformers with a latent that is added to its last hidden state (equation 10)."""
 
-import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from lpc import latents
 from lpc.cli import UserError
 from lpc.data.tokens import MODEL_INPUTS, collate
+from lpc.latents.base import Latent, LatentStep
+from lpc.latents.parts.draws import prompt_uniform
 from lpc.model import packing
-from lpc.model.controls import build_latent
-from lpc.model.latent import LatentStep
 from lpc.model.logps import greedy_logps, token_logps
 
 LATENT_CONFIG = "latent.json"
@@ -42,21 +43,19 @@ class Encoded:
 
 
 class LatentPolicy(nn.Module):
-    """`backbone` (a causal LM of transformers) and `latent` (see `lpc.model.latent` and `controls`), or None for a
-    plain run.
+    """`backbone` (a causal LM of transformers) and `latent` (see `lpc.latents`), or None for a plain run.
 
     z enters after the backbone, so a training step needs one pass of it, and the saved backbone is an ordinary
     checkpoint that transformers loads without this package.
     """
 
-    def __init__(self, backbone: PreTrainedModel, latent: nn.Module | None = None):
+    def __init__(self, backbone: PreTrainedModel, latent: Latent | None = None):
         super().__init__()
         self.backbone, self.latent = backbone, latent
         text_config = backbone.config.get_text_config()
         self.softcap: float | None = getattr(text_config, "final_logit_softcapping", None)
         self.scale = float(getattr(text_config, "logit_scale", None) or 1.0)  # Cohere
         self.scale /= float(getattr(text_config, "logits_scaling", None) or 1.0)  # Granite
-        self.generator: torch.Generator | None = None  # for latents that sample at inference
         backbone.set_attn_implementation(packing.NAME)
 
     # ---- loading and saving
@@ -69,14 +68,23 @@ class LatentPolicy(nn.Module):
         dtype: torch.dtype | str = torch.float32,
         trust_remote_code: bool = False,
         device_map=None,
+        inference: dict | None = None,
     ) -> "LatentPolicy":
-        """Load a run's `model/`, or any checkpoint of transformers (then `latent` is None)."""
+        """Load a run's `model/`, or any checkpoint of transformers (then `latent` is None).
+
+        `inference`: settings of the latent with that role, such as {"inference": "sample", "inference_seed": 1}, in
+        place of those that it was trained with. They change no weight.
+        """
         backbone = load_backbone(folder, dtype=dtype, trust_remote_code=trust_remote_code, device_map=device_map)
         policy = cls(backbone)
         config = Path(folder) / LATENT_CONFIG
         if config.exists():
             settings = json.loads(config.read_text(encoding="utf-8"))
-            policy.latent = build_latent(settings, policy.head.weight.shape[1], seed=0)
+            try:
+                settings = latents.parse(settings | (inference or {}))
+            except UserError as error:
+                raise UserError(f"{config}: {error}; train again, or give settings of this latent") from None
+            policy.latent = latents.build(settings, policy.head.weight.shape[1], seed=0)
             try:
                 safetensors.torch.load_model(policy.latent, Path(folder) / LATENT_WEIGHTS)
             except (OSError, RuntimeError, safetensors.SafetensorError) as error:
@@ -84,8 +92,6 @@ class LatentPolicy(nn.Module):
                     f"{folder}/{LATENT_WEIGHTS}: does not fit {LATENT_CONFIG} ({error}); train again"
                 ) from None
             policy.latent.to(policy.head.weight.device)
-            policy.generator = torch.Generator(policy.head.weight.device)
-            policy.generator.manual_seed(policy.latent.config.inference_seed)
         return policy
 
     def save_pretrained(self, folder: str | os.PathLike, state_dict: dict | None = None) -> None:
@@ -103,8 +109,7 @@ class LatentPolicy(nn.Module):
         self.backbone.config.dtype = dtype
         self.backbone.config.save_pretrained(folder)
         if self.latent is not None:
-            settings = dataclasses.asdict(self.latent.config)
-            text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+            text = json.dumps(self.latent.settings.model_dump(), indent=2, sort_keys=True) + "\n"
             (Path(folder) / LATENT_CONFIG).write_text(text, encoding="utf-8")
             tensors = {k: v.detach().cpu().contiguous() for k, v in part("latent.").items()}
             safetensors.torch.save_file(tensors, Path(folder) / LATENT_WEIGHTS)
@@ -148,12 +153,20 @@ class LatentPolicy(nn.Module):
             self._head_input(hidden, z), head.weight, labels, head.bias, softcap=self.softcap, scale=self.scale
         )
 
-    def prior_z(self, h_x: Tensor) -> Tensor:
-        """z [B, d] from the prior at the end of the prompt, h_x [B, d]; zeros for a plain model."""
+    def prior_z(self, h_x: Tensor, prompts: Sequence[Sequence[int]]) -> Tensor | None:
+        """z [B, d] from the prior at the end of the prompt, h_x [B, d]; None for a plain model.
+
+        `prompts`: their token ids, which a latent that samples draws by: one prompt has the same z wherever it is
+        asked for (see `lpc.latents.parts.draws`).
+        """
         if self.latent is None:
-            return torch.zeros_like(h_x)
+            return None
+        uniform = None
+        if self.latent.draw_size:
+            seed = self.latent.settings.inference_seed
+            uniform = prompt_uniform(seed, prompts, self.latent.draw_size, h_x.device)
         with torch.autocast(h_x.device.type, enabled=False):
-            return self.latent.infer(h_x, self.generator)
+            return self.latent.infer(h_x, uniform)
 
     # ---- pairs
 
@@ -237,6 +250,8 @@ class LatentPolicy(nn.Module):
                 raise ValueError(
                     f"{name}: not supported with a latent, whose z needs the whole prompt in the first pass"
                 )
+        masks = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        prompts = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, masks, strict=True)]
         z = None
 
         def add_z(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
@@ -244,8 +259,11 @@ class LatentPolicy(nn.Module):
             hidden = inputs[0]
             if z is None:
                 # First pass: the last position is the end of the prompt. Beams and samples of one prompt are rows of
-                # their own by now, all with the same h_x, so reordering beams later never moves z to another prompt.
-                z = self.prior_z(hidden[:, -1]) if code is None else self.latent.force(code, len(hidden))
+                # their own by now, one after the other. All have the z of their prompt, so reordering beams later never
+                # moves z to another one.
+                copies = len(hidden) // len(prompts)
+                rows = [prompt for prompt in prompts for _ in range(copies)]
+                z = self.prior_z(hidden[:, -1], rows) if code is None else self.latent.force(code, len(hidden))
             return (self._head_input(hidden, z[:, None]),)
 
         handle = self.head.register_forward_pre_hook(add_z)

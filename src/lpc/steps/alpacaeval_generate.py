@@ -25,7 +25,8 @@ def main(args):
     from lpc.evaluation import alpacaeval
     from lpc.evaluation.harness import LatentLM
 
-    lm = LatentLM.of_base(files.read_json(args.base), args.model, batch_size=args.spec["batch_size"])
+    options = {"batch_size": args.spec["batch_size"], "inference": args.spec.get("inference")}
+    lm = LatentLM.of_base(files.read_json(args.base), args.model, **options)
     instructions = files.read_json(args.instructions)
     name, tokens = args.spec["name"], args.spec["max_new_tokens"]
     files.write_json(args.output, alpacaeval.answer(lm, instructions, generator=name, max_new_tokens=tokens))

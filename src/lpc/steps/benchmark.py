@@ -33,11 +33,11 @@ def main(args):
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
     base = files.read_json(args.base)
     entry = dict(args.spec)
-    batch_size = entry.pop("batch_size")
+    batch_size, inference = entry.pop("batch_size"), entry.pop("inference", None)
     if args.questions:
         entry["data"] = {"test": args.questions}
     loaded = benchmarks.load_task(entry)  # before the model: a wrong name must not wait for it
-    lm = LatentLM.of_base(base, args.model, batch_size=batch_size)
+    lm = LatentLM.of_base(base, args.model, batch_size=batch_size, inference=inference)
     result, samples = benchmarks.run_task(lm, loaded, entry)
     result |= {"base": base["name"]}
     benchmarks.write_samples(args.samples, samples)

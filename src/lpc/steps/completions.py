@@ -25,8 +25,8 @@ def parser():
 def main(args):
     """Spec keys: tokens, precision, prompts, codes, max_new_tokens, seed (of the choice of prompts)."""
     spec = args.spec
-    policy, tokenizer = load_run(args.base, args.model)
-    if not hasattr(policy.latent, "codebook"):
+    policy, tokenizer = load_run(args.base, args.model, inference=spec.get("inference"))
+    if policy.latent is None or not policy.latent.has_codes:
         raise cli.UserError(f"{args.model}: no latent with codes; nothing to force")
     latents = read_parquet(args.latents, ["pair_id", "prompt_id", "source", "prior"])
     prompt_id, source = latents["prompt_id"].to_pylist(), latents["source"].to_pylist()

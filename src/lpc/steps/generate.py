@@ -28,7 +28,7 @@ def main(args):
     prompts = args.prompts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     policy = to_device(LatentPolicy.from_pretrained(args.model))
     tokenizer = load_tokenizer(args.model)
-    if args.code is not None and not hasattr(policy.latent, "codebook"):
+    if args.code is not None and (policy.latent is None or not policy.latent.has_codes):
         raise cli.UserError(f"--code: {args.model} has no codes to force")
     torch.manual_seed(args.seed)
     for prompt in prompts:

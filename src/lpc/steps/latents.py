@@ -24,7 +24,7 @@ def main(args):
     """Spec keys: tokens, batch_size, precision, seed (of the diagnostics)."""
     spec = args.spec
     pairs = read_parquet(args.pairs)
-    policy, tokenizer = load_run(args.base, args.model)
+    policy, tokenizer = load_run(args.base, args.model, inference=spec.get("inference"))
     to_device(policy)
     if policy.latent is None:
         raise cli.UserError(f"{args.model}: a plain model without a latent; nothing to extract")

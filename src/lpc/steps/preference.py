@@ -26,7 +26,7 @@ def main(args):
     spec = args.spec
     objective = objectives.parse(spec["objective"])
     pairs = read_parquet(args.pairs)
-    policy, tokenizer = load_run(args.base, args.model)
+    policy, tokenizer = load_run(args.base, args.model, inference=spec.get("inference"))
     to_device(policy)
     summary = {}
     # Validation is for choosing hyperparameters; the test pairs are for the report alone.

@@ -14,12 +14,10 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from lpc import cli, objectives
+from lpc import cli, latents, objectives
 from lpc.data.tokens import attach_reference, tokenize_pairs
 from lpc.files import atomic, fingerprint, read_json, read_parquet, write_json
 from lpc.lock import lock
-from lpc.model.clusters import start_from_clusters
-from lpc.model.controls import build_latent
 from lpc.model.loading import load_run
 from lpc.training.checkpoints import prepare
 from lpc.training.identity import identity
@@ -79,12 +77,12 @@ def run(args, now: dict, changed: list[str], main_process: bool) -> None:
             raise cli.UserError(f"objective {objective.name}: needs --reference")
         attach_reference(tokens, pairs.take(pa.array(tokens.rows)), args.reference)
     if spec["latent"] is not None:
-        policy.latent = build_latent(spec["latent"], policy.head.weight.shape[1], spec["seed"])
-        if spec["latent"].get("standardize"):
-            statistics = read_statistics(args.statistics)
-            set_statistics(policy.latent, statistics)
-            if spec["latent"].get("codebook_init") == "kmeans":
-                start_from_clusters(policy.latent, statistics["prompt.sample"], spec["seed"])
+        settings = latents.parse(spec["latent"])
+        policy.latent = latents.build(settings, policy.head.weight.shape[1], spec["seed"])
+        if settings.needs_statistics:
+            if args.statistics is None:
+                raise cli.UserError("latent.standardize: needs --statistics")
+            policy.latent.start_from(safetensors.torch.load_file(args.statistics), spec["seed"])
 
     checkpoints = args.checkpoints / fingerprint(now)
     trainer = train(
@@ -135,21 +133,6 @@ def run(args, now: dict, changed: list[str], main_process: bool) -> None:
         },
     )
     shutil.rmtree(checkpoints)  # the finished model takes their place
-
-
-def read_statistics(path) -> dict[str, torch.Tensor]:
-    if path is None:
-        raise cli.UserError("latent.standardize: needs --statistics")
-    return safetensors.torch.load_file(path)
-
-
-def set_statistics(latent, statistics: dict[str, torch.Tensor]) -> None:
-    """Mean and standard deviation of the base model's hidden states into the latent's standardizers."""
-    for name in ("prompt", "completion"):
-        standardizer = getattr(latent, f"{name}_standardizer", None)
-        if standardizer is not None:
-            standardizer.mean.copy_(statistics[f"{name}.mean"])
-            standardizer.std.copy_(statistics[f"{name}.std"])
 
 
 if __name__ == "__main__":

@@ -8,21 +8,20 @@ def parameter_groups(
 ) -> list[dict]:
     """Sort the parameters into groups for AdamW, each with `params`, `lr` and `weight_decay`.
 
-    The backbone has a group with decay, for the names in `decayed`, and one without. The latent's networks and its
-    codebook have their own learning rates and no decay, which would pull the codes together.
+    The backbone has a group with decay, for the names in `decayed`, and one without. The latent's parameters have their
+    own learning rates and no decay, which would pull the codes together.
     """
-    groups: dict[str, list] = {"decay": [], "no_decay": [], "latent": [], "codebook": []}
-    for name, parameter in policy.named_parameters():
-        if name.startswith("latent."):
-            groups["codebook" if name.endswith("codebook") else "latent"].append(parameter)
-        else:
-            groups["decay" if name in decayed else "no_decay"].append(parameter)
-    rates = dict.fromkeys(groups, learning_rate)
-    if policy.latent is not None:
-        rates["latent"] = policy.latent.config.learning_rate or learning_rate
-        rates["codebook"] = policy.latent.config.codebook_learning_rate or rates["latent"]
-    return [
-        {"params": parameters, "lr": rates[name], "weight_decay": weight_decay if name == "decay" else 0.0}
-        for name, parameters in groups.items()
-        if parameters
+    decay, no_decay = [], []
+    for name, parameter in policy.backbone.named_parameters(prefix="backbone"):
+        (decay if name in decayed else no_decay).append(parameter)
+    groups = [
+        {"params": decay, "lr": learning_rate, "weight_decay": weight_decay},
+        {"params": no_decay, "lr": learning_rate, "weight_decay": 0.0},
     ]
+    if policy.latent is not None:
+        own = dict(policy.latent.named_parameters())
+        groups += [
+            {"params": [own[name] for name in names], "lr": rate, "weight_decay": 0.0}
+            for names, rate in policy.latent.parameter_groups(learning_rate)
+        ]
+    return [group for group in groups if group["params"]]

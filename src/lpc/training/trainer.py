@@ -23,7 +23,6 @@ from transformers import Trainer, TrainingArguments
 from lpc.cli import UserError
 from lpc.data.tokens import MODEL_INPUTS, PairTokens, collate
 from lpc.files import read_json, write_text
-from lpc.model.latent import latent_cost
 from lpc.model.noise import counter_uniform
 from lpc.model.policy import LatentPolicy
 from lpc.objectives.base import Objective
@@ -99,7 +98,7 @@ class PreferenceTrainer(Trainer):
         losses, chosen_rewards, rejected_rewards = self.objective.evaluate(chosen, rejected, inputs)
         total = losses + self.objective.regularization(chosen, inputs)
         if step is not None:
-            total = total + latent_cost(latent.config, step, progress)
+            total = total + latent.cost(step, progress)
         if self.check_first_loss:
             self._check_first_batch(model, tensors, inputs, chosen, rejected, losses)
         self._count(total.detach(), losses.detach(), chosen_rewards, rejected_rewards, step, encoded.h_x, inputs)
@@ -152,7 +151,7 @@ class PreferenceTrainer(Trainer):
             self.check_gradients = False
             self._check_posterior()
         latent = self.policy.latent
-        if latent is not None and self.state.global_step < latent.config.latent_first * self.state.max_steps:
+        if latent is not None and self.state.global_step < latent.settings.latent_first * self.state.max_steps:
             # No gradient, not one of 0: the optimizer passes these weights over and keeps no moments of them.
             self.policy.backbone.zero_grad(set_to_none=True)
         return loss
@@ -160,11 +159,11 @@ class PreferenceTrainer(Trainer):
     def _check_posterior(self) -> None:
         """A posterior without gradient is cut off from the graph: the run would train without its latent."""
         latent = self.policy.latent
-        if not hasattr(latent, "posterior"):
+        if latent is None or not latent.has_posterior:
             return
-        config = latent.config
-        kl_is_free = config.kl_weight == 0 or config.kl_warmup > 0 or config.free_bits > 0
-        if kl_is_free and config.gamma["start"] == 1:
+        settings = latent.settings
+        kl_is_free = settings.kl_weight == 0 or settings.kl_warmup > 0 or settings.free_bits > 0
+        if kl_is_free and settings.gamma.start == 1:
             return  # its gradient comes later, or never
         gradients = [p.grad for p in latent.posterior.parameters() if p.grad is not None]
         parts = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
@@ -234,8 +233,8 @@ class PreferenceTrainer(Trainer):
         if "grad_norm" in logs:
             record["grad_norm"] = logs["grad_norm"]
         latent = self.policy.latent
-        if hasattr(latent, "gamma"):
-            record["gamma"] = latent.gamma((self.state.global_step - 1) / max(1, self.state.max_steps - 1))
+        if latent is not None:
+            record |= latent.schedules((self.state.global_step - 1) / max(1, self.state.max_steps - 1))
         if "mean_prior" in means:
             record["mean_prior_perplexity"] = torch.special.entr(means.pop("mean_prior")).sum().exp().item()
             for network in ("prior", "posterior"):

@@ -12,10 +12,10 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from tiny import make_backbone, make_tokenizer
 
+from lpc import latents
 from lpc.cli import UserError
 from lpc.evaluation import benchmarks, questions
 from lpc.evaluation.harness import LatentLM
-from lpc.model.controls import build_latent
 from lpc.model.policy import LatentPolicy
 
 REPOSITORY = Path(__file__).parents[3]
@@ -33,7 +33,9 @@ def entry(**keys):
 def folder(tmp_path_factory):
     """A random model with a latent whose codebook is zero: it must score as its backbone alone."""
     folder = tmp_path_factory.mktemp("model")
-    LatentPolicy(make_backbone(), build_latent({"codes": 4, "init_std": 0.0}, 32, seed=0)).save_pretrained(folder)
+    LatentPolicy(
+        make_backbone(), latents.build(latents.parse({"codes": 4, "init_std": 0.0}), 32, seed=0)
+    ).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
 

@@ -9,22 +9,23 @@ import pytest
 import torch
 from tiny import make_backbone, make_pairs, make_tokenizer
 
+from lpc import latents
 from lpc.cli import UserError
 from lpc.data.tokens import tokenize_pairs
 from lpc.evaluation.completions import answer, choose_prompts, forced_completions, strongest_codes
 from lpc.files import canonical, write_json, write_parquet
-from lpc.model.controls import build_latent
 from lpc.model.policy import LatentPolicy
 from lpc.steps import completions as step
 
 TOKENS = {"max_length": 64, "max_prompt_length": 32}
+SHARP = {"codes": 4, "logit_scale": 20.0}
 SPEC = {"tokens": TOKENS, "precision": "float32", "prompts": 3, "codes": 2, "max_new_tokens": 6, "seed": 0}
 
 
-def policy_of(codebook_std: float = 3.0, **settings) -> LatentPolicy:
+def policy_of(codebook_std: float = 3.0, kind: str = "lpc") -> LatentPolicy:
     """Codes so large that each says something else, and a prior that is sure."""
-    latent = build_latent({"codes": 4, "logit_scale": 20.0, **settings}, 32, seed=1)
-    if hasattr(latent, "codebook"):
+    latent = latents.build(latents.parse({"kind": kind, **(SHARP if kind == "lpc" else {})}), 32, seed=1)
+    if latent.has_codes:
         torch.nn.init.normal_(latent.codebook, std=codebook_std, generator=torch.Generator().manual_seed(2))
     return LatentPolicy(make_backbone(), latent).eval()
 
@@ -51,7 +52,7 @@ def test_each_z_says_what_a_naive_decoder_says():
     for prompt in prompts():
         found = {entry["z"]: entry["text"] for entry in forced_completions(policy, tokenizer, prompt, [2, 0], 6)}
         expected = {
-            "prior": naive(policy, prompt, lambda h: policy.prior_z(h[None])[0], 6),
+            "prior": naive(policy, prompt, lambda h, prompt=prompt: policy.prior_z(h[None], [prompt])[0], 6),
             "zero": naive(policy, prompt, None, 6),
             2: naive(policy, prompt, lambda h: policy.latent.codebook[2], 6),
             0: naive(policy, prompt, lambda h: policy.latent.codebook[0], 6),

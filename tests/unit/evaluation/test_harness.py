@@ -8,18 +8,25 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tiny import make_backbone, make_tokenizer, random_text
 
+from lpc import latents
 from lpc.data.tokens import encode_prompts
 from lpc.evaluation.harness import LatentLM
-from lpc.model.controls import build_latent
 from lpc.model.policy import LatentPolicy
 
 LENGTH = 64  # the longest input, so that some requests must be cut
 
 
+def settings_of(kind: str = "lpc", **settings) -> dict:
+    """As given, with sharp networks where the kind has them."""
+    sharp = {"codes": 8, "logit_scale": 20.0}
+    fields = latents.kind(kind).Settings.model_fields
+    return {"kind": kind, **{key: value for key, value in sharp.items() if key in fields}, **settings}
+
+
 def save(folder, *, codebook_std=1.0, **settings):
     """A checkpoint with a latent whose codebook and prior are large enough for every prompt to get a z of its own."""
-    latent = build_latent({"codes": 8, "logit_scale": 20.0, **settings}, 32, seed=1)
-    if hasattr(latent, "codebook"):
+    latent = latents.build(latents.parse(settings_of(**settings)), 32, seed=1)
+    if latent.has_codes:
         torch.nn.init.normal_(latent.codebook, std=codebook_std, generator=torch.Generator().manual_seed(2))
     LatentPolicy(make_backbone(), latent).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
@@ -176,7 +183,7 @@ def test_z_of_a_chat_prompt_is_the_one_of_training(tmp_path):
     hidden = lm.policy.hidden(torch.tensor([trained]))[:, -1]
     seen = []
     prior_z = lm.policy.prior_z
-    lm.policy.prior_z = lambda h_x: seen.append(h_x) or prior_z(h_x)
+    lm.policy.prior_z = lambda h_x, prompts: seen.append(h_x) or prior_z(h_x, prompts)
     loglikelihoods(lm, [(prompt, "fox jumps")])
     torch.testing.assert_close(seen[0], hidden)
 

@@ -8,9 +8,10 @@ import transformers
 from tiny import make_backbone
 from transformers import AutoModelForCausalLM
 
+from lpc import latents
 from lpc.cli import UserError
 from lpc.data.tokens import MODEL_INPUTS, collate
-from lpc.model.latent import Latent, LatentConfig
+from lpc.latents.lpc import LPCSettings
 from lpc.model.policy import LatentPolicy, check_architecture
 
 ARCHITECTURES = {
@@ -36,9 +37,8 @@ ARCHITECTURES = {
 
 def make_policy(name: str = "llama", latent: bool = True, **options) -> LatentPolicy:
     backbone = make_backbone(name.removesuffix("-tied"), **ARCHITECTURES[name])
-    config = LatentConfig(codes=5, init_std=1.0, logit_scale=10.0, **options)
-    torch.manual_seed(3)
-    return LatentPolicy(backbone, Latent(config, 32) if latent else None).eval()
+    settings = LPCSettings(**{"codes": 5, "init_std": 1.0, "logit_scale": 10.0} | options)
+    return LatentPolicy(backbone, latents.build(settings, 32, seed=3) if latent else None).eval()
 
 
 def batch_of(*rows: tuple[list[int], list[int], list[int]]) -> dict:
@@ -121,9 +121,34 @@ def test_save_and_load(tmp_path, name, latent):
     ids = torch.tensor([[5, 6, 7]])
     torch.testing.assert_close(plain(ids).logits, policy.backbone(ids).logits)
     h = torch.randn(2, 32)
-    assert torch.equal(loaded.prior_z(h), policy.prior_z(h))
+    if latent:
+        assert torch.equal(loaded.prior_z(h, [[1], [2]]), policy.prior_z(h, [[1], [2]]))
+    else:
+        assert loaded.prior_z(h, [[1], [2]]) is None
     assert (tmp_path / "latent.safetensors").exists() == latent
     assert not list(tmp_path.glob("*.bin")) and not list(tmp_path.glob("*.pt"))
+
+
+def test_a_file_of_settings_holds_those_of_the_kind_alone(tmp_path):
+    settings = latents.parse({"kind": "vector", "init_std": 0.5})
+    LatentPolicy(make_backbone(), latents.build(settings, 32, seed=0)).save_pretrained(tmp_path)
+    expected = {"kind": "vector", "init_std": 0.5, "learning_rate": 1e-4, "latent_first": 0.0}
+    assert json.loads((tmp_path / "latent.json").read_text()) == expected
+
+
+def test_how_z_is_inferred_may_change_without_training(tmp_path):
+    """Settings of that role win over the saved ones; the seed changes what is drawn and no weight."""
+    make_policy(logit_scale=1.0).save_pretrained(tmp_path)
+    h, prompts = torch.randn(64, 32), [[i] for i in range(64)]
+    first, again, other = (
+        LatentPolicy.from_pretrained(tmp_path, inference={"inference": "sample", "inference_seed": seed})
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first.prior_z(h, prompts), again.prior_z(h, prompts))
+    assert not torch.equal(first.prior_z(h, prompts), other.prior_z(h, prompts))
+    assert torch.equal(first.latent.codebook, other.latent.codebook)
+    with pytest.raises(UserError, match=r"latent\.json: latent\.inference: Input should be 'mean', 'mode' or 'sample'"):
+        LatentPolicy.from_pretrained(tmp_path, inference={"inference": "men"})
 
 
 def test_sharded_backbone_loads(tmp_path):
@@ -171,7 +196,7 @@ def next_logps(policy: LatentPolicy, ids: list[int], z: torch.Tensor) -> torch.T
 
 @torch.no_grad()
 def z_of(policy: LatentPolicy, prompt: list[int]) -> torch.Tensor:
-    return policy.prior_z(policy.hidden(torch.tensor([prompt]))[:, -1])[0]
+    return policy.prior_z(policy.hidden(torch.tensor([prompt]))[:, -1], [prompt])[0]
 
 
 PROMPTS = [[5, 6, 7, 8, 9], [40, 41], [77, 3, 99]]
@@ -215,8 +240,8 @@ def test_sampling_draws_from_the_latent_policy():
 def test_beam_search_equals_an_exhaustive_reference():
     """Two steps with as many beams as the vocabulary has tokens search everything: the best pair of tokens wins."""
     backbone = make_backbone(vocabulary=24)
-    torch.manual_seed(3)
-    policy = LatentPolicy(backbone, Latent(LatentConfig(codes=5, init_std=1.0, logit_scale=10.0), 32)).eval()
+    settings = LPCSettings(codes=5, init_std=1.0, logit_scale=10.0)
+    policy = LatentPolicy(backbone, latents.build(settings, 32, seed=3)).eval()
     prompts = [[5, 6, 7], [8]]
     ids, mask = left_pad(prompts)
     output = policy.generate(ids, mask, num_beams=24, max_new_tokens=2, do_sample=False, eos_token_id=None)
@@ -235,6 +260,21 @@ def test_several_sequences_per_prompt_keep_their_prompts_z():
     for i, prompt in enumerate(PROMPTS):
         alone = policy.generate(torch.tensor([prompt]), **options)
         assert together[3 * i : 3 * i + 3, ids.shape[1] :].tolist() == alone[:, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("kind", ["lpc", "gaussian"])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_sampled_z_is_the_prompts_own_wherever_it_is_drawn(monkeypatch, kind, beams):
+    """Generation of a padded batch, with beams or without, has for each prompt the z that the prompt alone has."""
+    settings = latents.parse({"kind": kind, "inference": "sample", "init_std": 1.0})
+    policy = LatentPolicy(make_backbone(), latents.build(settings, 32, seed=3)).eval()
+    seen, infer = [], policy.latent.infer
+    monkeypatch.setattr(policy.latent, "infer", lambda *arguments: seen.append(infer(*arguments)) or seen[-1])
+    ids, mask = left_pad(PROMPTS)
+    policy.generate(ids, mask, max_new_tokens=2, do_sample=False, num_beams=beams, eos_token_id=None)
+    (drawn,) = seen
+    expected = torch.stack([z_of(policy, prompt) for prompt in PROMPTS]).repeat_interleave(beams, 0)
+    torch.testing.assert_close(drawn, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_generation_without_cache_is_the_same():

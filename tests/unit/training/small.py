@@ -1,7 +1,6 @@
 """What the tests of training share: settings of a small training, and the step in processes that start at once."""
 
 import contextlib
-import dataclasses
 import functools
 import json
 import multiprocessing
@@ -16,12 +15,10 @@ import numpy as np
 import torch
 from tiny import make_backbone, make_pairs, make_tokenizer
 
-from lpc import objectives
+from lpc import latents, objectives
 from lpc.data.tokens import PairTokens, tokenize_pairs
 from lpc.evaluation.preference import reference_logps
 from lpc.files import canonical
-from lpc.model.controls import build_latent
-from lpc.model.latent import LatentConfig
 from lpc.model.policy import LatentPolicy
 from lpc.training.checkpoints import complete_checkpoints
 from lpc.training.train import train
@@ -40,7 +37,7 @@ TRAINING = {
     "logging_steps": 1,
     "save_minutes": 60,
 }
-LATENT = dataclasses.asdict(LatentConfig(codes=6, learning_rate=1e-3))
+LATENT = latents.parse({"codes": 6, "learning_rate": 1e-3}).model_dump()
 OBJECTIVES = {
     "dpo": {"name": "dpo", "beta": 0.1},
     "ipo": {"name": "ipo", "tau": 0.1},
@@ -73,7 +70,7 @@ def run(folder: Path, objective="dpo", latent: dict | None = None, tokens=None, 
     """Train in this process; the trainer and its log lines."""
     policy = policy or LatentPolicy(make_base())
     if latent is not None:
-        policy.latent = build_latent(latent, 32, 0)
+        policy.latent = latents.build(latents.parse(latent), 32, 0)
     trainer = train(
         policy,
         tokens or tokenised(),

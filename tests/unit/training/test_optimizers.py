@@ -3,7 +3,7 @@
 from small import LATENT
 from tiny import make_backbone
 
-from lpc.model.controls import build_latent
+from lpc import latents
 from lpc.model.policy import LatentPolicy
 from lpc.training.optimizers import parameter_groups
 
@@ -11,7 +11,9 @@ from lpc.training.optimizers import parameter_groups
 def test_parameter_groups():
     """Own rates for networks and codebook; decay for the backbone's matrices alone."""
     policy = LatentPolicy(make_backbone())
-    policy.latent = build_latent(LATENT | {"learning_rate": 2e-3, "codebook_learning_rate": 3e-3}, 32, 0)
+    policy.latent = latents.build(
+        latents.parse(LATENT | {"learning_rate": 2e-3, "codebook_learning_rate": 3e-3}), 32, 0
+    )
     names = {id(parameter): name for name, parameter in policy.named_parameters()}
     decayed = {name for name in names.values() if not name.endswith("norm.weight")}
     groups = parameter_groups(policy, decayed, learning_rate=1e-3, weight_decay=0.1)

@@ -9,11 +9,10 @@ import torch
 import transformers
 from small import LATENT, OBJECTIVES, TRAINING, make_base, run, tokenised
 
-from lpc import objectives
+from lpc import latents, objectives
 from lpc.cli import UserError
 from lpc.data.tokens import PairTokens, collate
 from lpc.evaluation.preference import reference_logps
-from lpc.model.controls import build_latent
 from lpc.model.policy import LatentPolicy
 from lpc.training.checkpoints import Checkpointing
 from lpc.training.train import training_arguments
@@ -42,7 +41,7 @@ def test_the_loss_holds_what_the_objective_adds_to_it(tmp_path):
 @pytest.mark.parametrize("kind", ["lpc", "mlp"])
 def test_the_backbone_waits_for_the_latent(tmp_path, monkeypatch, kind):
     """latent_first 0.5 of 6 steps: the backbone is the base's for three steps, with no moments kept, then learns."""
-    latent = LATENT | {"kind": kind, "latent_first": 0.5}
+    latent = {"kind": kind, "codes": 6, "learning_rate": 1e-3, "latent_first": 0.5}
     base = {name: p.clone() for name, p in make_base().named_parameters()}
     moved = []
 
@@ -72,7 +71,7 @@ def test_log_lines_hold_what_a_person_needs(tmp_path):
     _, lines = run(tmp_path, latent=LATENT)
     keys = {"loss", "objective", "kl", "chosen_reward", "rejected_reward", "margin", "accuracy", "gamma", "z_norm"}
     keys |= {"h_norm", "grad_norm", "learning_rate", "prior_perplexity", "posterior_perplexity", "memory_gib"}
-    keys |= {"mean_prior_perplexity", "tokens_per_second", "epoch", "step"}
+    keys |= {"mean_prior_perplexity", "tokens_per_second", "epoch", "step", "temperature"}
     assert set(lines[0]) == keys
     assert [line["gamma"] for line in lines] == pytest.approx([i / 5 for i in range(6)])
     for line in lines:
@@ -128,7 +127,7 @@ def test_recipes_pass_the_first_batch_at_the_width_of_a_7b_model(tmp_path, caplo
     batch, away = collate([tokens[0], tokens[1]]), []
     with torch.no_grad():
         for seed in range(4):
-            policy.latent = build_latent(LATENT | {"init_std": 0.02, "width": 64}, 4096, seed)
+            policy.latent = latents.build(latents.parse(LATENT | {"init_std": 0.02, "width": 64}), 4096, seed)
             trainer.check_first_loss = True
             trainer.compute_loss(policy, batch)
             away.append(abs(trainer.totals["first_loss"] / 25 - 1))
@@ -144,7 +143,7 @@ def test_recipes_pass_the_first_batch_at_the_width_of_a_7b_model(tmp_path, caplo
 def test_a_dead_posterior_is_noticed_at_once(tmp_path):
     """A posterior whose parameters are frozen by mistake."""
     policy = LatentPolicy(make_base())
-    policy.latent = build_latent(LATENT, 32, 0)
+    policy.latent = latents.build(latents.parse(LATENT), 32, 0)
     for parameter in policy.latent.posterior.parameters():
         parameter.requires_grad_(False)
     with pytest.raises(UserError, match="no gradient reaches the posterior"):

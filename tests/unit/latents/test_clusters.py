@@ -5,10 +5,9 @@ import pytest
 import torch
 from sklearn.metrics import normalized_mutual_info_score
 
+from lpc import latents
 from lpc.cli import UserError
-from lpc.model.clusters import start_from_clusters
-from lpc.model.controls import build_latent
-from lpc.model.latent import LatentConfig
+from lpc.latents.parts.clusters import start_from_clusters
 
 
 def states(clusters: int = 5, features: int = 16, count: int = 300, seed: int = 0):
@@ -21,7 +20,7 @@ def states(clusters: int = 5, features: int = 16, count: int = 300, seed: int = 
 
 def latent_of(h, seed: int = 0, **options):
     config = {"kind": "lpc", "codes": 5, "standardize": True, "codebook_init": "kmeans", "init_std": 0.02} | options
-    latent = build_latent(config, h.shape[1], seed=seed)
+    latent = latents.build(latents.parse(config), h.shape[1], seed=seed)
     latent.prompt_standardizer.mean.copy_(h.mean(0))
     latent.prompt_standardizer.std.copy_(h.std(0))
     start_from_clusters(latent, h, seed)
@@ -79,7 +78,7 @@ def test_same_seed_same_bytes_and_no_global_random_state():
     assert torch.equal(torch.rand(2), expected[0]) and np.array_equal(np.random.rand(2), expected[1])
     for name, value in first.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
-    plain = build_latent({"kind": "lpc", "codes": 5}, 16, seed=3)
+    plain = latents.build(latents.parse({"kind": "lpc", "codes": 5}), 16, seed=3)
     for a, b in zip(first.posterior.parameters(), plain.posterior.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -96,7 +95,3 @@ def test_fewer_prompts_than_codes():
     h, _ = states()
     with pytest.raises(UserError, match=r"latent\.codes: 5 clusters of 4 different training prompts"):
         latent_of(h[:4].repeat(3, 1))
-
-
-def test_the_default_is_the_papers():
-    assert LatentConfig().codebook_init == "normal"

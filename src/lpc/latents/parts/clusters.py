@@ -7,14 +7,14 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from lpc.cli import UserError
-from lpc.model.latent import Latent
+from lpc.latents.lpc import LPC
 
 STARTS = 4
 """Starts of k-means, of which the best counts."""
 
 
 @torch.no_grad()
-def start_from_clusters(latent: Latent, h_x: Tensor, seed: int) -> None:
+def start_from_clusters(latent: LPC, h_x: Tensor, seed: int) -> None:
     """Set codes and prior of `latent` from k-means of the standardised h_x [n, d] of n training prompts, in place.
 
     Codes: the centroids as hidden states less their mean, all times one number that makes their root mean square
@@ -25,7 +25,7 @@ def start_from_clusters(latent: Latent, h_x: Tensor, seed: int) -> None:
     order of parallel sums would not. Stops where there are fewer different prompts than codes.
     """
     points = latent.prompt_standardizer(h_x).double()
-    distinct, codes = len(np.unique(points.numpy(), axis=0)), latent.config.codes
+    distinct, codes = len(np.unique(points.numpy(), axis=0)), latent.settings.codes
     if distinct < codes:
         raise UserError(
             f"latent.codes: {codes} clusters of {distinct} different training prompts; lower it, or set "
@@ -36,7 +36,7 @@ def start_from_clusters(latent: Latent, h_x: Tensor, seed: int) -> None:
     centroids = torch.from_numpy(centroids)
 
     vectors = centroids * latent.prompt_standardizer.std
-    latent.codebook.copy_(vectors * latent.config.init_std / vectors.square().mean().sqrt())
+    latent.codebook.copy_(vectors * latent.settings.init_std / vectors.square().mean().sqrt())
 
     # |x − c_k|² up to what all codes share: −2 (c_k − c̄)·x + |c_k|². Half of it, negated, is the logit.
     first, _, last = latent.prior
@@ -45,7 +45,7 @@ def start_from_clusters(latent: Latent, h_x: Tensor, seed: int) -> None:
     outer = left[:, :rank] * sizes[:rank]
     bias = -centroids.square().sum(-1) / 2
     logits = points @ right[:rank].T @ outer.T + bias
-    scale = latent.config.logit_scale / (logits - logits.mean(-1, keepdim=True)).square().mean().sqrt()
+    scale = latent.settings.logit_scale / (logits - logits.mean(-1, keepdim=True)).square().mean().sqrt()
     first.weight[: 2 * rank].copy_(torch.cat([right[:rank], -right[:rank]]))
     first.bias[: 2 * rank] = 0
     last.weight[:, : 2 * rank].copy_(scale * torch.cat([outer, -outer], -1))

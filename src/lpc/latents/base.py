@@ -1,0 +1,139 @@
+"""What a latent is: settings, and a network that gives z of a prompt.
+
+A kind is a file of this package with one subclass of `LatentSettings` and one of `Latent`. The policy adds z [B, d] to
+the backbone's last hidden states. All arithmetic is float32, whatever the backbone's type: the networks are small, and
+z is a small number added to a large one. Equation numbers are those of Latent Preference Coding (arXiv 2505.04993).
+
+Functions import torch, modules of a kind do not. The configuration reads the settings of every kind, each job of a
+workflow reads the configuration, and torch takes seconds to import. What kinds share and torch defines is in `parts`.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lpc.config.keys import Section, Share, key
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class LatentSettings(Section):
+    """Settings that every kind has; the defaults are the paper's, or ours where it is silent.
+
+    A subclass adds its own, and makes `kind` a Literal of one value. It declares no key that it does not use.
+    """
+
+    kind: str
+    init_std: float = key(0.02, "standard deviation of the codes at the start, and so the scale of z", ge=0)
+    learning_rate: float | None = key(1e-4, "peak, of MLPs and codes; null: the backbone's", gt=0)
+    latent_first: Share = key(0.0, "share of the steps in which the latent learns alone, on a frozen backbone")
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether the latent starts from statistics of the base model's hidden states (`Latent.start_from`)."""
+        return False
+
+
+@dataclass
+class LatentStep:
+    """What one training step needs of the latent. z [B, d]; kl [B] in nats (0 where the kind has none); the logits
+    [B, K] of kinds with codes, else None."""
+
+    z: Tensor
+    kl: Tensor
+    prior_logits: Tensor | None = None
+    posterior_logits: Tensor | None = None
+
+
+@functools.cache
+def _as_module(kind: type) -> type:
+    from torch import nn
+
+    return (
+        kind if issubclass(kind, nn.Module) else type(kind.__name__, (kind, nn.Module), {"__module__": kind.__module__})
+    )
+
+
+class Latent:
+    """A network that gives z; an `nn.Module` once it is made.
+
+    A subclass has an `__init__(settings, features)`, which calls this one and then sets its parameters, `forward` and
+    `infer`. Where `has_codes` it also has `prior_logits` and `force`, where `has_posterior` `posterior_z`.
+    """
+
+    title: ClassVar[str]
+    """Its name in tables and figures. A class without one is no kind but a base of some."""
+    Settings: ClassVar[type[LatentSettings]]
+    has_codes: ClassVar[bool] = False
+    """Whether z is a mixture of codes, with logits [B, K] of prior and posterior."""
+    has_posterior: ClassVar[bool] = False
+    """Whether training draws z from a posterior too, a network named `posterior`, which sees both completions."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Latent:
+        # nn.Module joins the bases here, not in the class statement, which would import torch with the settings.
+        return object.__new__(_as_module(cls))
+
+    def __init__(self, settings: LatentSettings, features: int):
+        super().__init__()
+        self.settings, self.features = settings, features
+
+    @property
+    def noise_size(self) -> int:
+        """Uniform numbers per pair and network that `forward` wants; 0 where training is without noise."""
+        return 0
+
+    @property
+    def draw_size(self) -> int:
+        """Uniform numbers per prompt that `infer` wants; 0 unless it samples."""
+        return 0
+
+    def forward(
+        self, h_x: Tensor, h_chosen: Tensor, h_rejected: Tensor, *, progress: float, noise: Tensor | None = None
+    ) -> LatentStep:
+        """Return z for a training step.
+
+        h_x, h_chosen, h_rejected [B, d]: last hidden states at the end of the prompt, of prompt + chosen and of
+        prompt + rejected. `progress` in [0, 1] is the share of training done. noise [B, 2, `noise_size`]: uniform in
+        (0, 1), for prior and posterior; None where that size is 0.
+        """
+        raise NotImplementedError
+
+    def infer(self, h_x: Tensor, uniform: Tensor | None = None) -> Tensor:
+        """Return z [B, d] of the prompt alone, as at inference.
+
+        uniform [B, `draw_size`]: in (0, 1), see `lpc.latents.parts.draws.prompt_uniform`; None where that size is 0.
+        """
+        raise NotImplementedError
+
+    def posterior_z(self, h_chosen: Tensor, h_rejected: Tensor) -> Tensor:
+        """Return z [B, d] of the posterior, without noise. It sees which completion won: never for a result."""
+        raise NotImplementedError
+
+    def force(self, code: int, batch: int) -> Tensor:
+        """Return z [batch, d] of one code alone. Raises ValueError where there is no such code."""
+        raise ValueError(f"code {code}: a latent of kind {self.settings.kind} has no codes to force")
+
+    def cost(self, step: LatentStep, progress: float) -> Tensor | float:
+        """Return what the latent adds to the objective of each pair [B]."""
+        return 0.0
+
+    def schedules(self, progress: float) -> dict[str, float]:
+        """Return what changes with `progress` and is worth a column of the training log."""
+        return {}
+
+    def parameter_groups(self, learning_rate: float) -> list[tuple[list[str], float]]:
+        """Return names of parameters with their peak learning rate, where `learning_rate` is the backbone's."""
+        return [([name for name, _ in self.named_parameters()], self.settings.learning_rate or learning_rate)]
+
+    def start_from(self, statistics: dict[str, Tensor], seed: int) -> None:
+        """Start from statistics of the base model's hidden states, in place; only where `settings.needs_statistics`.
+
+        statistics: as `lpc.evaluation.preference.reference_logps` returns them.
+        """
+        for name in ("prompt", "completion"):
+            if (standardizer := getattr(self, f"{name}_standardizer", None)) is not None:
+                standardizer.mean.copy_(statistics[f"{name}.mean"])
+                standardizer.std.copy_(statistics[f"{name}.std"])

@@ -1,0 +1,171 @@
+"""What every kind of latent shares: the registry, the contract, its start, its settings."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import lpc
+from lpc import latents
+from lpc.cli import UserError
+from lpc.config.keys import Role, role_of
+from lpc.model.noise import counter_uniform
+
+
+def make(kind: str, features: int = 16, seed: int = 0, **settings):
+    return latents.build(latents.parse({"kind": kind} | settings), features, seed)
+
+
+def step_of(latent, count: int = 7, progress: float = 0.5):
+    h = [torch.randn(count, latent.features) for _ in range(3)]
+    size, noise = latent.noise_size, None
+    if size:
+        noise = counter_uniform(0, 0, torch.arange(count), 2 * size).unflatten(1, (2, size))
+    return latent(*h, progress=progress, noise=noise)
+
+
+def test_importing_every_kind_imports_no_torch():
+    """Each job of a workflow reads the configuration, and so the settings of all kinds."""
+    program = "import sys, lpc.latents; assert len(lpc.latents.KINDS) > 3; print('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(lpc.__file__).parents[1])}
+    result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert result.stdout == "False\n", result.stderr
+
+
+def test_a_file_of_the_package_is_a_kind():
+    folder = Path(latents.__file__).parent
+    shared = {"__init__", "base", "variational"}
+    assert sorted(latents.KINDS) == sorted({file.stem for file in folder.glob("*.py")} - shared)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "gausian"}, r"latent\.kind: 'gausian' is not one of .*did you mean gaussian\?"),
+        ({"codes": 1}, r"latent\.codes: Input should be greater than or equal to 2 \(it is 1\)"),
+        ({"gamma": {"until": 0.0}}, r"latent\.gamma\.until: Input should be greater than 0"),
+        ({"kind": "vector", "codes": 8}, r"latent\.codes: Extra inputs are not permitted"),
+        ({"kind": "gaussian", "inference": "mode"}, r"latent\.inference: Input should be 'mean' or 'sample'"),
+        ({"kind": "mlp", "kl_weight": 0.1}, r"latent\.kl_weight: Extra inputs are not permitted"),
+    ],
+)
+def test_a_kind_takes_only_what_it_uses(settings, message):
+    with pytest.raises(UserError, match=message):
+        latents.parse(settings)
+
+
+@pytest.mark.parametrize("kind", latents.KINDS)
+def test_settings_say_what_they_mean_and_what_depends_on_them(kind):
+    fields = latents.kind(kind).Settings.model_fields
+    assert [name for name, field in fields.items() if not field.description] == ["kind"]
+    roles = {name for name in fields if role_of(latents.kind(kind).Settings, name) != Role.SCIENCE}
+    assert roles == ({"inference", "inference_seed"} & set(fields))
+    assert ("inference" in fields) == latents.kind(kind).has_posterior
+
+
+def test_defaults_that_kinds_share_are_those_of_lpc():
+    lpc_settings = latents.parse({}).model_dump()
+    for kind in latents.KINDS:
+        settings = latents.parse({"kind": kind}).model_dump()
+        assert {key: value for key, value in settings.items() if key != "kind"}.items() <= lpc_settings.items()
+
+
+@pytest.mark.parametrize("kind", latents.KINDS)
+def test_every_kind_starts_small_and_trains(kind):
+    """z is small at the start, every parameter gets a gradient, and inference depends on the prompt alone."""
+    latent = make(kind)
+    step = step_of(latent)
+    assert step.z.shape == (7, 16) and step.kl.shape == (7,) and step.z.abs().max() < 0.2
+    (step.z.pow(2).sum() + step.kl.sum()).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in latent.parameters())
+    h = torch.randn(7, 16)
+    torch.testing.assert_close(latent.infer(h)[2:3], latent.infer(h[2:3]))
+
+
+@pytest.mark.parametrize("kind", latents.KINDS)
+def test_every_kind_is_what_it_says(kind):
+    latent, h = make(kind), torch.randn(3, 16)
+    assert isinstance(latent, latents.kind(kind)) and isinstance(latent, torch.nn.Module) and latent.title
+    step = step_of(latent)
+    assert (step.prior_logits is not None) == (step.posterior_logits is not None) == latent.has_codes
+    if latent.has_codes:
+        assert latent.force(0, 3).shape == (3, 16) and latent.prior_logits(h).shape == (3, latent.settings.codes)
+    else:
+        with pytest.raises(ValueError, match=f"a latent of kind {kind} has no codes to force"):
+            latent.force(0, 3)
+    if latent.has_posterior:
+        assert latent.posterior_z(h, h).shape == (3, 16) and list(latent.posterior.parameters())
+        torch.testing.assert_close(latent.cost(step, 0.5), 0.05 * step.kl)
+    else:
+        assert step.kl.tolist() == [0.0] * 7 and latent.cost(step, 0.5) == 0.0
+
+
+@pytest.mark.parametrize("kind", latents.KINDS)
+def test_every_parameter_is_in_one_group(kind):
+    latent = make(kind, learning_rate=0.25)
+    groups = latent.parameter_groups(1e-6)
+    assert sorted(name for names, _ in groups for name in names) == sorted(
+        name for name, _ in latent.named_parameters()
+    )
+    assert {rate for _, rate in groups} == {0.25}
+    assert {rate for _, rate in make(kind, learning_rate=None).parameter_groups(1e-6)} == {1e-6}
+
+
+@pytest.mark.parametrize("kind", latents.KINDS)
+def test_it_starts_from_statistics_where_it_needs_them(kind):
+    if "standardize" not in latents.kind(kind).Settings.model_fields:
+        assert not latents.parse({"kind": kind}).needs_statistics
+        return
+    assert not latents.parse({"kind": kind}).needs_statistics
+    latent = make(kind, standardize=True)
+    assert latent.settings.needs_statistics
+    names = [f"{side}.{moment}" for side in ("prompt", "completion") for moment in ("mean", "std")]
+    statistics = {name: torch.rand(16) + 0.5 for name in names}
+    latent.start_from(statistics, seed=0)
+    for name in names:
+        standardizer = getattr(latent, f"{name.partition('.')[0]}_standardizer", None)
+        if standardizer is not None:
+            assert torch.equal(getattr(standardizer, name.partition(".")[2]), statistics[name])
+
+
+@pytest.mark.parametrize("kind", latents.KINDS)
+def test_a_copy_is_a_latent_of_the_same_weights(kind):
+    latent = make(kind)
+    other = copy.deepcopy(latent)
+    assert type(other) is type(latent) and other.settings == latent.settings
+    for name, value in latent.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value)
+
+
+def test_names_of_weights():
+    """Files of finished runs have these."""
+    networks = [
+        f"{network}.{part}"
+        for network in ("prior", "posterior")
+        for part in ("0.weight", "0.bias", "2.weight", "2.bias")
+    ]
+    standardizers = [f"{side}_standardizer.{moment}" for side in ("prompt", "completion") for moment in ("mean", "std")]
+    assert list(make("lpc").state_dict()) == ["codebook", *networks, *standardizers]
+    assert list(make("gaussian").state_dict()) == [*networks, *standardizers]
+    assert list(make("vector").state_dict()) == ["vector"]
+    assert list(make("mlp").state_dict()) == [
+        "mlp.0.weight",
+        "mlp.0.bias",
+        "mlp.2.weight",
+        "mlp.2.bias",
+        *standardizers[:2],
+    ]
+
+
+def test_build_leaves_the_global_random_state_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    first = make("lpc", seed=5)
+    assert torch.equal(torch.rand(3), expected)
+    second, other = make("lpc", seed=5), make("lpc", seed=6)
+    assert torch.equal(first.codebook, second.codebook) and not torch.equal(first.codebook, other.codebook)
