@@ -25,6 +25,6 @@ include: "workflow/rules/report.smk"
 rule all:
     default_target: True
     input:
-        f"{R}/report.html",
+        RESULTS.report,
         table_files(),
     localrule: True

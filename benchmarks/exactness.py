@@ -17,11 +17,11 @@ from tiny import in_float64, make_backbone, make_pairs, make_tokenizer
 
 from lpc import latents, objectives
 from lpc.data.tokens import MODEL_INPUTS, collate, tokenize_pairs
-from lpc.evaluation.preference import reference_logps
 from lpc.latents.lpc import LPCSettings
 from lpc.model.logps import token_logps
 from lpc.model.noise import counter_uniform
 from lpc.model.policy import LatentPolicy
+from lpc.reference import reference_logps
 
 
 def worst(actual, expected) -> float:

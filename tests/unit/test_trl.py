@@ -9,8 +9,8 @@ from tiny import make_backbone, make_pairs, make_tokenizer
 
 from lpc import objectives
 from lpc.data.tokens import MODEL_INPUTS, collate, tokenize_pairs
-from lpc.evaluation.preference import reference_logps
 from lpc.model.policy import LatentPolicy
+from lpc.reference import reference_logps
 
 trl = pytest.importorskip("trl", reason="TRL is not installed: pip install -e '.[test]'")
 

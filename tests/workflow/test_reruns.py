@@ -153,6 +153,8 @@ MODULES = {
     "steps/reference.py": (after_train() - after_train(["simpo", "simpo-lpc"])) | {"reference"} | END,
     "steps/train.py": after_train(),
     "training.py": after_train(),
+    "scoring.py": after_train() | {"reference"},
+    "reference.py": (after_train() - after_train(["simpo", "simpo-lpc"])) | {"reference"} | END,
     "steps/preference.py": jobs("preference") | END,
     "steps/benchmark.py": jobs("benchmark") | BASE_BENCHMARKS | END,
     "steps/questions.py": jobs("benchmark") | BASE_BENCHMARKS | END | {f"questions {task}" for task in TASKS},
@@ -162,7 +164,8 @@ MODULES = {
     "steps/tables.py": END,
     "steps/report.py": {"report"},
     "report/page.css": {"report"},
-    "config.py": set(),
+    "config/__init__.py": set(),
+    "layout.py": set(),
     "sources.py": set(),
 }
 
@@ -251,7 +254,7 @@ LOCAL_BASE = {"reference", "benchmark_base gsm8k", "benchmark_base arc_easy"} | 
         ("base/model.safetensors", {"download_base"} | LOCAL_BASE),
         ("task.jsonl", {"benchmark dpo 0 gsm8k", "benchmark_base gsm8k"} | END),
         ("asked.json", {"alpacaeval_download"} | ALPACA | END),
-        ("src/lpc/config.py", set()),
+        ("src/lpc/config/__init__.py", set()),
         ("src/lpc/steps/flip.py", {"flip flip", "reference"} | LOCAL_TRAIN),
         ("src/lpc/steps/download_dataset.py", {"download_dataset"} | LOCAL_DATA),
         ("src/lpc/steps/download_base.py", {"download_base"} | LOCAL_BASE),

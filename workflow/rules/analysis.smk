@@ -1,21 +1,22 @@
 # Stage analysis: what the latent of a run does on the test pairs.
-# In : R/runs/<run>/model of runs with a latent, R/data/<dataset>/pairs.parquet; `evaluation` of the configuration
-# Out: R/runs/<run>/{latents.parquet,latents.json,tsne.csv,tsne_source.{svg,png},tsne_code.{svg,png},completions.json}
+# Paths are below results/<project>/, as src/lpc/layout.py has them.
+# In : runs/<run>/model of runs with a latent, data/<dataset>/pairs.parquet; `evaluation` of the configuration
+# Out: runs/<run>/{latents.parquet,latents.json,tsne.csv,tsne_source.{svg,png},tsne_code.{svg,png},completions.json}
 
 
 rule latents:
     input:
-        model=f"{RUN}/model",
-        base=f"{R}/bases/{{base}}/base.json",
-        pairs=lambda wildcards: f"{R}/data/{wildcards.variant.split('.')[0]}/pairs.parquet",
+        model=RUN.model,
+        base=BASE.record,
+        pairs=lambda wildcards: RESULTS.data(dataset_of(wildcards.variant)).pairs,
         code=code("latents"),
     output:
-        latents=f"{RUN}/latents.parquet",
-        summary=f"{RUN}/latents.json",
+        latents=RUN.latents,
+        summary=RUN.latents_summary,
     log:
-        f"{R}/logs/latents/{{base}}~{{variant}}~{{recipe}}~{{seed}}.log",
+        RESULTS.log("latents", *RUN_NAMES),
     benchmark:
-        f"{R}/timing/latents/{{base}}~{{variant}}~{{recipe}}~{{seed}}.tsv"
+        RESULTS.timing("latents", *RUN_NAMES)
     container:
         image("training")
     threads: resource("latents", "threads")
@@ -32,28 +33,28 @@ rule latents:
 
 rule tsne:
     input:
-        latents=f"{RUN}/latents.parquet",
+        latents=RUN.latents,
         code=code("tsne"),
     output:
-        coordinates=f"{RUN}/tsne.csv",
+        coordinates=RUN.tsne,
         by_source=report(
-            f"{RUN}/tsne_source.svg",
+            RUN.tsne_figure("source"),
             caption="../report/tsne_source.rst",
             category="Figures",
             labels={"base": "{base}", "data": "{variant}", "recipe": "{recipe}", "seed": "{seed}", "colour": "source"},
         ),
-        by_source_png=f"{RUN}/tsne_source.png",
+        by_source_png=RUN.tsne_figure("source", "png"),
         by_code=report(
-            f"{RUN}/tsne_code.svg",
+            RUN.tsne_figure("code"),
             caption="../report/tsne_code.rst",
             category="Figures",
             labels={"base": "{base}", "data": "{variant}", "recipe": "{recipe}", "seed": "{seed}", "colour": "code"},
         ),
-        by_code_png=f"{RUN}/tsne_code.png",
+        by_code_png=RUN.tsne_figure("code", "png"),
     log:
-        f"{R}/logs/tsne/{{base}}~{{variant}}~{{recipe}}~{{seed}}.log",
+        RESULTS.log("tsne", *RUN_NAMES),
     benchmark:
-        f"{R}/timing/tsne/{{base}}~{{variant}}~{{recipe}}~{{seed}}.tsv"
+        RESULTS.timing("tsne", *RUN_NAMES)
     container:
         image("reporting")
     threads: resource("tsne", "threads")
@@ -69,17 +70,17 @@ rule tsne:
 
 rule completions:
     input:
-        model=f"{RUN}/model",
-        base=f"{R}/bases/{{base}}/base.json",
-        pairs=lambda wildcards: f"{R}/data/{wildcards.variant.split('.')[0]}/pairs.parquet",
-        latents=f"{RUN}/latents.parquet",
+        model=RUN.model,
+        base=BASE.record,
+        pairs=lambda wildcards: RESULTS.data(dataset_of(wildcards.variant)).pairs,
+        latents=RUN.latents,
         code=code("completions"),
     output:
-        f"{RUN}/completions.json",
+        RUN.completions,
     log:
-        f"{R}/logs/completions/{{base}}~{{variant}}~{{recipe}}~{{seed}}.log",
+        RESULTS.log("completions", *RUN_NAMES),
     benchmark:
-        f"{R}/timing/completions/{{base}}~{{variant}}~{{recipe}}~{{seed}}.tsv"
+        RESULTS.timing("completions", *RUN_NAMES)
     container:
         image("training")
     threads: resource("completions", "threads")

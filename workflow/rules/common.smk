@@ -1,6 +1,7 @@
 # Helper functions of the rules: the resolved configuration, paths, what a rule uses of either, resources, images.
 # In : the configuration (`config`, `workflow.configfiles`)
-# Out: SETTINGS, R (the project's results folder), RUN (a run's folder, as a pattern) and the functions below. No rules.
+# Out: SETTINGS, RESULTS (where results lie), DATASET, VARIANT, ... (patterns of their files) and the functions below.
+#      No rules.
 import json
 import os
 import re
@@ -19,6 +20,7 @@ sys.path.insert(0, str(ROOT / "src"))
 from lpc import environment, images
 from lpc.config import ConfigError, resolve
 from lpc.files import canonical
+from lpc.layout import Layout, dataset_of, noisy
 from lpc.paths import is_local
 from lpc.sources import commit, sources
 
@@ -32,8 +34,17 @@ EVALUATION = SETTINGS["evaluation"]
 TASKS = EVALUATION["benchmarks"]["tasks"]
 WORLDS = [name for name, entry in SETTINGS["datasets"].items() if entry["kind"] == "world"]
 SCRATCH = [name for name, entry in SETTINGS["bases"].items() if "scratch" in entry]
-R = f"results/{SETTINGS['project']}"
-RUN = f"{R}/runs/{{base}}/{{variant}}/{{recipe}}/seed-{{seed}}"
+
+# Files of a dataset, a base, a run, ... as patterns with the wildcards that name them.
+RESULTS = Layout(f"results/{SETTINGS['project']}")
+DATASET = RESULTS.data("{dataset}")
+NOISY = RESULTS.data(noisy("{dataset}", "{noise}"))
+VARIANT = RESULTS.data("{variant}")
+BASE = RESULTS.base("{base}")
+REFERENCE = RESULTS.reference("{base}", "{variant}")
+RUN_NAMES = ("{base}", "{variant}", "{recipe}", "{seed}")
+RUN = RESULTS.run(*RUN_NAMES)
+TASK = RESULTS.task("{task}")
 
 # The interpreter is Snakemake's own unless the rule's image brings one.
 in_containers = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
@@ -139,11 +150,11 @@ def local_base(wildcards):
 
 
 def world_file(wildcards):
-    return [f"{R}/data/{wildcards.dataset}/world.jsonl.gz"] if wildcards.dataset in WORLDS else []
+    return [RESULTS.data(wildcards.dataset).world] if wildcards.dataset in WORLDS else []
 
 
 def scratch_rows(wildcards):
-    return f"{R}/data/{base(wildcards)['scratch']['dataset']}/rows.parquet"
+    return RESULTS.data(base(wildcards)["scratch"]["dataset"]).rows
 
 
 # Stage train
@@ -172,14 +183,12 @@ def needs_reference(wildcards):
 
 
 def training_reference(wildcards):
-    folder = f"{R}/reference/{wildcards.base}/{wildcards.variant}"
-    return [f"{folder}/reference.parquet"] if needs_reference(wildcards) else []
+    return [RESULTS.reference(wildcards.base, wildcards.variant).logps] if needs_reference(wildcards) else []
 
 
 def training_statistics(wildcards):
-    folder = f"{R}/reference/{wildcards.base}/{wildcards.variant}"
     standardize = (recipe(wildcards)["latent"] or {}).get("standardize")
-    return [f"{folder}/statistics.safetensors"] if standardize else []
+    return [RESULTS.reference(wildcards.base, wildcards.variant).statistics] if standardize else []
 
 
 # Stage evaluate
@@ -192,9 +201,9 @@ def scoring():
 
 def preference_reference(wildcards):
     """Test pairs are never flipped, so the reference of the training variant holds those of its dataset, too."""
-    own = wildcards.variant.split(".")[0] == wildcards.dataset
-    folder = f"{R}/reference/{wildcards.base}/{wildcards.variant if own else wildcards.dataset}"
-    return [f"{folder}/reference.parquet"] if needs_reference(wildcards) else []
+    own = dataset_of(wildcards.variant) == wildcards.dataset
+    variant = wildcards.variant if own else wildcards.dataset
+    return [RESULTS.reference(wildcards.base, variant).logps] if needs_reference(wildcards) else []
 
 
 def definition(name):
@@ -215,7 +224,7 @@ def task_spec(wildcards):
 
 
 def task_questions(wildcards):
-    return [f"{R}/tasks/{wildcards.task}/questions.jsonl"] if TASKS[wildcards.task]["questions"] else []
+    return [RESULTS.task(wildcards.task).questions] if TASKS[wildcards.task]["questions"] else []
 
 
 def task_data(wildcards):
@@ -223,7 +232,7 @@ def task_data(wildcards):
     entry = TASKS[wildcards.task]
     if entry["questions"]:
         return []
-    return list(entry["data"].values()) if entry["data"] else [f"{R}/tasks/{wildcards.task}/download.json"]
+    return list(entry["data"].values()) if entry["data"] else [RESULTS.task(wildcards.task).download]
 
 
 def task_code(wildcards):
@@ -262,24 +271,26 @@ HELDOUT = EVALUATION["preference"]["datasets"]
 
 
 def table_files():
-    return [f"{R}/tables/{table}.csv" for table in TABLES]
+    return [RESULTS.table(table) for table in TABLES]
 
 
 def results_of(runs):
     """All files of these runs, and of their bases, that the tables and the page show."""
     results = {}
     for run in runs:
-        files = ["train.json", "train.jsonl"]
-        files += [f"preference/{name}.{kind}" for name in (run.dataset, *HELDOUT) for kind in ("json", "parquet")]
-        files += [f"benchmarks/{name}.json" for name in TASKS]
+        of_run = RESULTS.run(run.base, run.variant, run.recipe, run.seed)
+        files = [of_run.summary, of_run.metrics]
+        for name in (run.dataset, *HELDOUT):
+            files += [of_run.preference(name), of_run.rewards(name)]
+        files += [of_run.benchmarks.result(name) for name in TASKS]
         if CONFIG.recipes[run.recipe]["latent"]:
-            files += ["latents.json", "latents.parquet", "tsne_source.svg", "tsne_code.svg"]
+            files += [of_run.latents_summary, of_run.latents, of_run.tsne_figure("source"), of_run.tsne_figure("code")]
         if EVALUATION["completions"] and (CONFIG.recipes[run.recipe]["latent"] or {}).get("kind") == "lpc":
-            files += ["completions.json"]
+            files += [of_run.completions]
         if EVALUATION["alpacaeval"]:
-            files += ["alpacaeval/judged.json"]
-        results |= dict.fromkeys(f"{R}/runs/{run.path}/{file}" for file in files)
-        results |= dict.fromkeys(f"{R}/bases/{run.base}/benchmarks/{name}.json" for name in TASKS)
+            files += [of_run.judged]
+        files += [RESULTS.base(run.base).benchmarks.result(name) for name in TASKS]
+        results |= dict.fromkeys(files)
     return list(results)
 
 

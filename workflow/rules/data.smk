@@ -1,19 +1,20 @@
 # Stage data: preference rows, their split, the pairs, and the base models.
+# Paths are below results/<project>/, as src/lpc/layout.py has them.
 # In : `datasets`, `noise`, `bases` and `tokens` of the configuration; the hub or local files
-# Out: R/data/<dataset>/{source.json,rows.parquet,rejects.jsonl,split.json}, R/data/<variant>/{pairs.parquet,pairs.json},
-#      R/bases/<base>/base.json (and model/ where it is trained from scratch)
+# Out: data/<dataset>/{source.json,rows.parquet,rejects.jsonl,split.json}, data/<variant>/{pairs.parquet,pairs.json},
+#      bases/<base>/base.json (and model/ where it is trained from scratch)
 
 
 rule world:
     input:
         code=code("world"),
     output:
-        rows=f"{R}/data/{{dataset}}/world.jsonl.gz",
-        source=f"{R}/data/{{dataset}}/source.json",
+        rows=DATASET.world,
+        source=DATASET.source,
     log:
-        f"{R}/logs/world/{{dataset}}.log",
+        RESULTS.log("world", "{dataset}"),
     benchmark:
-        f"{R}/timing/world/{{dataset}}.tsv"
+        RESULTS.timing("world", "{dataset}")
     wildcard_constraints:
         dataset=one_of(WORLDS),
     container:
@@ -35,11 +36,11 @@ rule download_dataset:
         file=local_dataset,
         code=code("download_dataset"),
     output:
-        source=f"{R}/data/{{dataset}}/source.json",
+        source=DATASET.source,
     log:
-        f"{R}/logs/download_dataset/{{dataset}}.log",
+        RESULTS.log("download_dataset", "{dataset}"),
     benchmark:
-        f"{R}/timing/download_dataset/{{dataset}}.tsv"
+        RESULTS.timing("download_dataset", "{dataset}")
     wildcard_constraints:
         dataset=one_of(name for name in SETTINGS["datasets"] if name not in WORLDS),
     localrule: True
@@ -57,11 +58,11 @@ rule download_base:
         files=local_base,
         code=code("download_base"),
     output:
-        base=f"{R}/bases/{{base}}/base.json",
+        base=BASE.record,
     log:
-        f"{R}/logs/download_base/{{base}}.log",
+        RESULTS.log("download_base", "{base}"),
     benchmark:
-        f"{R}/timing/download_base/{{base}}.tsv"
+        RESULTS.timing("download_base", "{base}")
     wildcard_constraints:
         base=one_of(name for name in SETTINGS["bases"] if name not in SCRATCH),
     localrule: True
@@ -76,17 +77,17 @@ rule download_base:
 
 rule split:
     input:
-        source=f"{R}/data/{{dataset}}/source.json",
+        source=DATASET.source,
         file=world_file,
         code=code("split"),
     output:
-        rows=f"{R}/data/{{dataset}}/rows.parquet",
-        rejects=f"{R}/data/{{dataset}}/rejects.jsonl",
-        summary=f"{R}/data/{{dataset}}/split.json",
+        rows=DATASET.rows,
+        rejects=DATASET.rejects,
+        summary=DATASET.split,
     log:
-        f"{R}/logs/split/{{dataset}}.log",
+        RESULTS.log("split", "{dataset}"),
     benchmark:
-        f"{R}/timing/split/{{dataset}}.tsv"
+        RESULTS.timing("split", "{dataset}")
     container:
         image("training")
     threads: resource("split", "threads")
@@ -102,15 +103,15 @@ rule split:
 
 rule pairs:
     input:
-        rows=f"{R}/data/{{dataset}}/rows.parquet",
+        rows=DATASET.rows,
         code=code("pairs"),
     output:
-        pairs=f"{R}/data/{{dataset}}/pairs.parquet",
-        summary=f"{R}/data/{{dataset}}/pairs.json",
+        pairs=DATASET.pairs,
+        summary=DATASET.pairs_summary,
     log:
-        f"{R}/logs/pairs/{{dataset}}.log",
+        RESULTS.log("pairs", "{dataset}"),
     benchmark:
-        f"{R}/timing/pairs/{{dataset}}.tsv"
+        RESULTS.timing("pairs", "{dataset}")
     container:
         image("training")
     threads: resource("pairs", "threads")
@@ -126,15 +127,15 @@ rule pairs:
 
 rule flip:
     input:
-        pairs=f"{R}/data/{{dataset}}/pairs.parquet",
+        pairs=DATASET.pairs,
         code=code("flip"),
     output:
-        pairs=f"{R}/data/{{dataset}}.{{noise}}/pairs.parquet",
-        summary=f"{R}/data/{{dataset}}.{{noise}}/pairs.json",
+        pairs=NOISY.pairs,
+        summary=NOISY.pairs_summary,
     log:
-        f"{R}/logs/flip/{{dataset}}~{{noise}}.log",
+        RESULTS.log("flip", "{dataset}", "{noise}"),
     benchmark:
-        f"{R}/timing/flip/{{dataset}}~{{noise}}.tsv"
+        RESULTS.timing("flip", "{dataset}", "{noise}")
     container:
         image("training")
     threads: resource("flip", "threads")
@@ -153,12 +154,12 @@ rule pretrain:
         rows=scratch_rows,
         code=code("pretrain"),
     output:
-        base=f"{R}/bases/{{base}}/base.json",
-        model=directory(f"{R}/bases/{{base}}/model"),
+        base=BASE.record,
+        model=directory(BASE.model),
     log:
-        f"{R}/logs/pretrain/{{base}}.log",
+        RESULTS.log("pretrain", "{base}"),
     benchmark:
-        f"{R}/timing/pretrain/{{base}}.tsv"
+        RESULTS.timing("pretrain", "{base}")
     wildcard_constraints:
         base=one_of(SCRATCH),
     container:

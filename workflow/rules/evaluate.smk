@@ -1,18 +1,19 @@
 # Stage evaluate: preference accuracy and benchmarks of each run, benchmarks of each base.
-# In : R/runs/<run>/model, R/bases/<base>/base.json, R/data/<dataset>/pairs.parquet; `evaluation` of the configuration
-# Out: R/runs/<run>/preference/<dataset>.{parquet,json}, R/runs/<run>/benchmarks/<task>.{json,samples.jsonl},
-#      R/bases/<base>/benchmarks/<task>.{json,samples.jsonl}, R/runs/<run>/alpacaeval/{outputs,judged,annotations}.json
+# Paths are below results/<project>/, as src/lpc/layout.py has them.
+# In : runs/<run>/model, bases/<base>/base.json, data/<dataset>/pairs.parquet; `evaluation` of the configuration
+# Out: runs/<run>/preference/<dataset>.{parquet,json}, runs/<run>/benchmarks/<task>.{json,samples.jsonl},
+#      bases/<base>/benchmarks/<task>.{json,samples.jsonl}, runs/<run>/alpacaeval/{outputs,judged,annotations}.json
 
 
 rule download_task:
     input:
         code=code("download_task"),
     output:
-        f"{R}/tasks/{{task}}/download.json",
+        TASK.download,
     log:
-        f"{R}/logs/download_task/{{task}}.log",
+        RESULTS.log("download_task", "{task}"),
     benchmark:
-        f"{R}/timing/download_task/{{task}}.tsv"
+        RESULTS.timing("download_task", "{task}")
     localrule: True
     container:
         image("evaluation")
@@ -27,11 +28,11 @@ rule questions:
     input:
         code=code("questions"),
     output:
-        f"{R}/tasks/{{task}}/questions.jsonl",
+        TASK.questions,
     log:
-        f"{R}/logs/questions/{{task}}.log",
+        RESULTS.log("questions", "{task}"),
     benchmark:
-        f"{R}/timing/questions/{{task}}.tsv"
+        RESULTS.timing("questions", "{task}")
     localrule: True
     container:
         image("evaluation")
@@ -43,18 +44,18 @@ rule questions:
 
 rule preference:
     input:
-        model=f"{RUN}/model",
-        base=f"{R}/bases/{{base}}/base.json",
-        pairs=f"{R}/data/{{dataset}}/pairs.parquet",
+        model=RUN.model,
+        base=BASE.record,
+        pairs=DATASET.pairs,
         reference=preference_reference,
         code=code("preference"),
     output:
-        rewards=f"{RUN}/preference/{{dataset}}.parquet",
-        summary=f"{RUN}/preference/{{dataset}}.json",
+        rewards=RUN.rewards("{dataset}"),
+        summary=RUN.preference("{dataset}"),
     log:
-        f"{R}/logs/preference/{{base}}~{{variant}}~{{recipe}}~{{seed}}~{{dataset}}.log",
+        RESULTS.log("preference", *RUN_NAMES, "{dataset}"),
     benchmark:
-        f"{R}/timing/preference/{{base}}~{{variant}}~{{recipe}}~{{seed}}~{{dataset}}.tsv"
+        RESULTS.timing("preference", *RUN_NAMES, "{dataset}")
     container:
         image("training")
     threads: resource("preference", "threads")
@@ -75,19 +76,19 @@ rule preference:
 
 rule benchmark:
     input:
-        model=f"{RUN}/model",
-        base=f"{R}/bases/{{base}}/base.json",
+        model=RUN.model,
+        base=BASE.record,
         questions=task_questions,
         data=task_data,
         code=code("benchmark"),
         task_code=task_code,
     output:
-        result=f"{RUN}/benchmarks/{{task}}.json",
-        samples=f"{RUN}/benchmarks/{{task}}.samples.jsonl",
+        result=RUN.benchmarks.result("{task}"),
+        samples=RUN.benchmarks.samples("{task}"),
     log:
-        f"{R}/logs/benchmark/{{base}}~{{variant}}~{{recipe}}~{{seed}}~{{task}}.log",
+        RESULTS.log("benchmark", *RUN_NAMES, "{task}"),
     benchmark:
-        f"{R}/timing/benchmark/{{base}}~{{variant}}~{{recipe}}~{{seed}}~{{task}}.tsv"
+        RESULTS.timing("benchmark", *RUN_NAMES, "{task}")
     container:
         image("evaluation")
     threads: resource("benchmark", "threads")
@@ -106,18 +107,18 @@ rule benchmark:
 
 rule benchmark_base:
     input:
-        base=f"{R}/bases/{{base}}/base.json",
+        base=BASE.record,
         questions=task_questions,
         data=task_data,
         code=code("benchmark"),
         task_code=task_code,
     output:
-        result=f"{R}/bases/{{base}}/benchmarks/{{task}}.json",
-        samples=f"{R}/bases/{{base}}/benchmarks/{{task}}.samples.jsonl",
+        result=BASE.benchmarks.result("{task}"),
+        samples=BASE.benchmarks.samples("{task}"),
     log:
-        f"{R}/logs/benchmark_base/{{base}}~{{task}}.log",
+        RESULTS.log("benchmark_base", "{base}", "{task}"),
     benchmark:
-        f"{R}/timing/benchmark_base/{{base}}~{{task}}.tsv"
+        RESULTS.timing("benchmark_base", "{base}", "{task}")
     container:
         image("evaluation")
     threads: resource("benchmark", "threads")
@@ -139,12 +140,12 @@ rule alpacaeval_download:
         files=alpacaeval_files,
         code=code("alpacaeval_download"),
     output:
-        instructions=f"{R}/alpacaeval/instructions.json",
-        reference=f"{R}/alpacaeval/reference.json",
+        instructions=RESULTS.alpacaeval_instructions,
+        reference=RESULTS.alpacaeval_reference,
     log:
-        f"{R}/logs/alpacaeval_download/alpacaeval.log",
+        RESULTS.log("alpacaeval_download", "alpacaeval"),
     benchmark:
-        f"{R}/timing/alpacaeval_download/alpacaeval.tsv"
+        RESULTS.timing("alpacaeval_download", "alpacaeval")
     localrule: True
     container:
         image("evaluation")
@@ -157,16 +158,16 @@ rule alpacaeval_download:
 
 rule alpacaeval_generate:
     input:
-        model=f"{RUN}/model",
-        base=f"{R}/bases/{{base}}/base.json",
-        instructions=f"{R}/alpacaeval/instructions.json",
+        model=RUN.model,
+        base=BASE.record,
+        instructions=RESULTS.alpacaeval_instructions,
         code=code("alpacaeval_generate"),
     output:
-        f"{RUN}/alpacaeval/outputs.json",
+        RUN.answers,
     log:
-        f"{R}/logs/alpacaeval_generate/{{base}}~{{variant}}~{{recipe}}~{{seed}}.log",
+        RESULTS.log("alpacaeval_generate", *RUN_NAMES),
     benchmark:
-        f"{R}/timing/alpacaeval_generate/{{base}}~{{variant}}~{{recipe}}~{{seed}}.tsv"
+        RESULTS.timing("alpacaeval_generate", *RUN_NAMES)
     container:
         image("evaluation")
     threads: resource("alpacaeval_generate", "threads")
@@ -185,16 +186,16 @@ rule alpacaeval_generate:
 
 rule alpacaeval_judge:
     input:
-        outputs=f"{RUN}/alpacaeval/outputs.json",
-        reference=f"{R}/alpacaeval/reference.json",
+        outputs=RUN.answers,
+        reference=RESULTS.alpacaeval_reference,
         code=code("alpacaeval_judge"),
     output:
-        result=f"{RUN}/alpacaeval/judged.json",
-        annotations=f"{RUN}/alpacaeval/annotations.json",
+        result=RUN.judged,
+        annotations=RUN.annotations,
     log:
-        f"{R}/logs/alpacaeval_judge/{{base}}~{{variant}}~{{recipe}}~{{seed}}.log",
+        RESULTS.log("alpacaeval_judge", *RUN_NAMES),
     benchmark:
-        f"{R}/timing/alpacaeval_judge/{{base}}~{{variant}}~{{recipe}}~{{seed}}.tsv"
+        RESULTS.timing("alpacaeval_judge", *RUN_NAMES)
     localrule: True
     container:
         image("evaluation")

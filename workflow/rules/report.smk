@@ -1,6 +1,7 @@
 # Stage report: tables over all runs of all experiments, and the page.
+# Paths are below results/<project>/, as src/lpc/layout.py has them.
 # In : what the stages before wrote for each run; the whole configuration
-# Out: R/tables/*.csv, R/report.html
+# Out: tables/*.csv, report.html
 
 
 rule tables:
@@ -8,11 +9,11 @@ rule tables:
         results=results_of(CONFIG.runs),
         code=code("tables"),
     output:
-        [report(f"{R}/tables/{table}.csv", caption=f"../report/{table}.rst", category="Tables") for table in TABLES],
+        [report(RESULTS.table(table), caption=f"../report/{table}.rst", category="Tables") for table in TABLES],
     log:
-        f"{R}/logs/tables/tables.log",
+        RESULTS.log("tables"),
     benchmark:
-        f"{R}/timing/tables/tables.tsv"
+        RESULTS.timing("tables")
     localrule: True
     container:
         image("reporting")
@@ -20,7 +21,7 @@ rule tables:
         spec=lambda wildcards: spec(
             runs=run_list(), recipes=CONFIG.recipes, tasks=list(TASKS), datasets=HELDOUT, sweeps=sweeps()
         ),
-        results=lambda wildcards, output: R,
+        results=lambda wildcards, output: str(RESULTS.root),
     # The list of runs may be longer than one argument of a command can be.
     shell:
         "python -m lpc.steps.tables --spec @<(printf %s {params.spec:q})"
@@ -33,11 +34,11 @@ rule report:
         tables=table_files(),
         code=code("report"),
     output:
-        report(f"{R}/report.html", caption="../report/report.rst", category="Report"),
+        report(RESULTS.report, caption="../report/report.rst", category="Report"),
     log:
-        f"{R}/logs/report/report.log",
+        RESULTS.log("report"),
     benchmark:
-        f"{R}/timing/report/report.tsv"
+        RESULTS.timing("report")
     localrule: True
     container:
         image("reporting")
@@ -45,7 +46,7 @@ rule report:
         spec=lambda wildcards: spec(configuration(), runs=run_list(), recipes=CONFIG.recipes),
         # Functions of `output`, so that Snakemake does not take them for reasons to make the page again. The commit is
         # found here, since there is no git in a container.
-        results=lambda wildcards, output: R,
+        results=lambda wildcards, output: str(RESULTS.root),
         commit=lambda wildcards, output: commit(),
     shell:
         "python -m lpc.steps.report --spec @<(printf %s {params.spec:q})"

@@ -1,21 +1,22 @@
 # Stage train: log-probabilities of the base for each pair, and one training per run.
-# In : R/bases/<base>/base.json, R/data/<variant>/pairs.parquet; `recipes`, `training` and `tokens` of the configuration
-# Out: R/reference/<base>/<variant>/{reference.parquet,statistics.safetensors},
-#      R/runs/<base>/<variant>/<recipe>/seed-<n>/{model/,train.jsonl,train.json}
+# Paths are below results/<project>/, as src/lpc/layout.py has them.
+# In : bases/<base>/base.json, data/<variant>/pairs.parquet; `recipes`, `training` and `tokens` of the configuration
+# Out: reference/<base>/<variant>/{reference.parquet,statistics.safetensors},
+#      runs/<base>/<variant>/<recipe>/seed-<n>/{model/,train.jsonl,train.json}
 
 
 rule reference:
     input:
-        base=f"{R}/bases/{{base}}/base.json",
-        pairs=f"{R}/data/{{variant}}/pairs.parquet",
+        base=BASE.record,
+        pairs=VARIANT.pairs,
         code=code("reference"),
     output:
-        reference=f"{R}/reference/{{base}}/{{variant}}/reference.parquet",
-        statistics=f"{R}/reference/{{base}}/{{variant}}/statistics.safetensors",
+        reference=REFERENCE.logps,
+        statistics=REFERENCE.statistics,
     log:
-        f"{R}/logs/reference/{{base}}~{{variant}}.log",
+        RESULTS.log("reference", "{base}", "{variant}"),
     benchmark:
-        f"{R}/timing/reference/{{base}}~{{variant}}.tsv"
+        RESULTS.timing("reference", "{base}", "{variant}")
     container:
         image("training")
     threads: resource("reference", "threads")
@@ -34,19 +35,19 @@ rule reference:
 # of each spec and each content of its input apart.
 rule train:
     input:
-        base=f"{R}/bases/{{base}}/base.json",
-        pairs=f"{R}/data/{{variant}}/pairs.parquet",
+        base=BASE.record,
+        pairs=VARIANT.pairs,
         reference=training_reference,
         statistics=training_statistics,
         code=code("train"),
     output:
-        model=directory(f"{RUN}/model"),
-        metrics=f"{RUN}/train.jsonl",
-        summary=f"{RUN}/train.json",
+        model=directory(RUN.model),
+        metrics=RUN.metrics,
+        summary=RUN.summary,
     log:
-        f"{R}/logs/train/{{base}}~{{variant}}~{{recipe}}~{{seed}}.log",
+        RESULTS.log("train", *RUN_NAMES),
     benchmark:
-        f"{R}/timing/train/{{base}}~{{variant}}~{{recipe}}~{{seed}}.tsv"
+        RESULTS.timing("train", *RUN_NAMES)
     container:
         image("training")
     threads: resource("train", "threads")
@@ -59,7 +60,7 @@ rule train:
         # Functions of `output`, so that Snakemake does not take them for reasons to train again.
         launch=lambda wildcards, output, threads: launch(threads),
         processes=lambda wildcards, output: PROCESSES,
-        checkpoints=lambda wildcards, output: f"{R}/checkpoints/{'~'.join(wildcards)}",
+        checkpoints=lambda wildcards, output: str(RESULTS.checkpoints(*wildcards)),
     shell:
         "reference={input.reference:q} statistics={input.statistics:q};"
         " {params.launch} -m lpc.steps.train --spec {params.spec:q} --base {input.base:q} --pairs {input.pairs:q}"

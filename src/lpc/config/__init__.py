@@ -17,6 +17,7 @@ import yaml
 
 from lpc.cli import UserError
 from lpc.faults import Faults, closest, explain, kind, one_of
+from lpc.layout import noisy, run_folder
 from lpc.paths import is_local
 
 ROOT = Path(__file__).parents[3]
@@ -40,12 +41,12 @@ class Run:
 
     @property
     def variant(self) -> str:
-        return self.dataset if self.noise == CLEAN else f"{self.dataset}.{self.noise}"
+        return self.dataset if self.noise == CLEAN else noisy(self.dataset, self.noise)
 
     @property
     def path(self) -> str:
         """Folder of the run, relative to `results/<project>/runs`."""
-        return f"{self.base}/{self.variant}/{self.recipe}/seed-{self.seed}"
+        return run_folder(self.base, self.variant, self.recipe, self.seed)
 
 
 @dataclasses.dataclass(frozen=True)

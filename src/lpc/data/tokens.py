@@ -13,7 +13,6 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lpc.cli import UserError
-from lpc.files import read_parquet
 
 
 def load_tokenizer(
@@ -189,24 +188,3 @@ MODEL_INPUTS = (
     "labels",
 )
 """The entries of a batch that `LatentPolicy.encode` takes."""
-
-
-def attach_reference(tokens: PairTokens, rows: pa.Table, path: str | os.PathLike) -> None:
-    """Give `tokens` the reference log-probabilities of its rows (`rows`: the table, already reduced to them) by
-    pair_id.
-
-    Stops if a pair is missing or was scored with other token counts: then the file is of other data or settings.
-    """
-    table = read_parquet(path)
-    position = {pair_id: i for i, pair_id in enumerate(table["pair_id"].to_pylist())}
-    try:
-        order = [position[pair_id] for pair_id in rows["pair_id"].to_pylist()]
-    except KeyError as error:
-        raise UserError(
-            f"{path}: no reference for pair {error}; it is of another pair set, rerun the reference"
-        ) from None
-    table = table.take(pa.array(order, pa.int64()))
-    for side, completions in (("chosen", tokens.chosen), ("rejected", tokens.rejected)):
-        if table[f"{side}_tokens"].to_pylist() != [len(c) for c in completions]:
-            raise UserError(f"{path}: made with another tokeniser or other `tokens` settings; rerun the reference")
-    tokens.reference = np.stack([table["chosen_logp"].to_numpy(), table["rejected_logp"].to_numpy()], -1)

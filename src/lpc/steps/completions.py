@@ -1,15 +1,13 @@
 """Greedy completions of some test prompts with z from the prior, with z = 0, and with each of the strongest codes."""
 
 import numpy as np
-import pyarrow as pa
 
 from lpc import cli
-from lpc.data.tokens import tokenize_pairs
 from lpc.evaluation.completions import choose_prompts, forced_completions, strongest_codes
 from lpc.evaluation.diagnostics import distinct
-from lpc.evaluation.preference import autocast, to_device
 from lpc.files import read_parquet, write_json
 from lpc.model.loading import load_run
+from lpc.scoring import autocast, load_pairs, to_device
 
 
 def parser():
@@ -32,12 +30,10 @@ def main(args):
     prompt_id, source = latents["prompt_id"].to_pylist(), latents["source"].to_pylist()
     codes = strongest_codes(np.stack(latents["prior"].to_numpy())[distinct(prompt_id)], spec["codes"])
     chosen = [latents["pair_id"][i].as_py() for i in choose_prompts(prompt_id, source, spec["prompts"], spec["seed"])]
-    pairs = read_parquet(args.pairs)
-    pairs = pairs.take(pa.compute.index_in(pa.array(chosen), pairs["pair_id"].combine_chunks()))
-    tokens = tokenize_pairs(pairs, tokenizer, **spec["tokens"])
+    rows, tokens = load_pairs(args.pairs, tokenizer, spec["tokens"], pair_ids=chosen)
     prompts = []
     to_device(policy)
-    for pair, ids in zip(pairs.to_pylist(), tokens.prompts, strict=True):
+    for pair, ids in zip(rows.to_pylist(), tokens.prompts, strict=True):
         with autocast(policy, spec["precision"]):
             completions = forced_completions(
                 policy, tokenizer, ids, [code for code, _ in codes], spec["max_new_tokens"]

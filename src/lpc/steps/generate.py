@@ -9,8 +9,8 @@ import torch
 from lpc import cli
 from lpc.data.tokens import encode_prompts, load_tokenizer
 from lpc.evaluation.completions import answer
-from lpc.evaluation.preference import to_device
 from lpc.model.policy import LatentPolicy
+from lpc.scoring import to_device
 
 
 def parser():

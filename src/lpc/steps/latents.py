@@ -3,11 +3,11 @@
 import pyarrow as pa
 
 from lpc import cli
-from lpc.data.tokens import tokenize_pairs
 from lpc.evaluation.diagnostics import latent_diagnostics
-from lpc.evaluation.preference import pair_latents, to_device
-from lpc.files import read_parquet, write_json, write_parquet
+from lpc.evaluation.preference import pair_latents
+from lpc.files import write_json, write_parquet
 from lpc.model.loading import load_run
+from lpc.scoring import load_pairs, to_device
 
 
 def parser():
@@ -23,14 +23,11 @@ def parser():
 def main(args):
     """Spec keys: tokens, batch_size, precision, seed (of the diagnostics)."""
     spec = args.spec
-    pairs = read_parquet(args.pairs)
     policy, tokenizer = load_run(args.base, args.model, inference=spec.get("inference"))
     to_device(policy)
     if policy.latent is None:
         raise cli.UserError(f"{args.model}: a plain model without a latent; nothing to extract")
-    rows = pairs.filter(pa.compute.equal(pairs["split"], "test"))
-    tokens = tokenize_pairs(rows, tokenizer, **spec["tokens"])
-    rows = rows.take(pa.array(tokens.rows))
+    rows, tokens = load_pairs(args.pairs, tokenizer, spec["tokens"], split="test")
     latents = pair_latents(policy, tokens, batch_size=spec["batch_size"], precision=spec["precision"])
     columns = {name: rows[name] for name in ("pair_id", "prompt_id", "source")}
     columns |= {name: pa.array(list(values)) for name, values in latents.items()}

@@ -3,11 +3,11 @@
 import pyarrow as pa
 
 from lpc import cli, objectives
-from lpc.data.tokens import attach_reference, tokenize_pairs
-from lpc.evaluation.preference import accuracy, score_pairs, to_device
+from lpc.evaluation.preference import accuracy, score_pairs
 from lpc.evaluation.statistics import accuracy_interval, outcomes
-from lpc.files import read_parquet, write_json, write_parquet
+from lpc.files import write_json, write_parquet
 from lpc.model.loading import load_run
+from lpc.scoring import load_pairs, to_device
 
 
 def parser():
@@ -25,19 +25,14 @@ def main(args):
     """Spec keys: tokens, objective, batch_size, precision."""
     spec = args.spec
     objective = objectives.parse(spec["objective"])
-    pairs = read_parquet(args.pairs)
+    if objective.needs_reference and args.reference is None:
+        raise cli.UserError(f"objective {objective.name}: needs --reference, the reference.parquet of the pairs")
     policy, tokenizer = load_run(args.base, args.model, inference=spec.get("inference"))
     to_device(policy)
     summary = {}
     # Validation is for choosing hyperparameters; the test pairs are for the report alone.
     for split in ("validation", "test"):
-        rows = pairs.filter(pa.compute.equal(pairs["split"], split))
-        tokens = tokenize_pairs(rows, tokenizer, **spec["tokens"])
-        if len(tokens) == 0:
-            raise cli.UserError(f"{args.pairs}: no {split} pair is left after tokenisation")
-        rows = rows.take(pa.array(tokens.rows))
-        if objective.needs_reference:
-            attach_reference(tokens, rows, args.reference)
+        rows, tokens = load_pairs(args.pairs, tokenizer, spec["tokens"], split=split, reference=args.reference)
         rewards = score_pairs(
             policy,
             tokens,

@@ -5,10 +5,10 @@ import pyarrow as pa
 import safetensors.torch
 
 from lpc import cli
-from lpc.data.tokens import tokenize_pairs
-from lpc.evaluation.preference import reference_logps, to_device
-from lpc.files import atomic, read_json, read_parquet, sha256, write_parquet
+from lpc.files import atomic, read_json, sha256, write_parquet
 from lpc.model.loading import load_run
+from lpc.reference import reference_logps
+from lpc.scoring import load_pairs, to_device
 
 
 def parser():
@@ -23,11 +23,9 @@ def parser():
 def main(args):
     """Spec keys: tokens, batch_size, precision."""
     spec, base = args.spec, read_json(args.base)
-    pairs = read_parquet(args.pairs)
     policy, tokenizer = load_run(args.base)
     to_device(policy)
-    tokens = tokenize_pairs(pairs, tokenizer, **spec["tokens"])
-    rows = pairs.take(pa.array(tokens.rows))
+    rows, tokens = load_pairs(args.pairs, tokenizer, spec["tokens"])
     train = np.array(rows["split"].to_pylist()) == "train"
     logps, statistics = reference_logps(
         policy, tokens, train, batch_size=spec["batch_size"], precision=spec["precision"]

@@ -7,7 +7,6 @@ import platform
 import shutil
 from pathlib import Path
 
-import pyarrow as pa
 import safetensors.torch
 import torch
 import transformers
@@ -15,10 +14,10 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from lpc import cli, latents, objectives
-from lpc.data.tokens import attach_reference, tokenize_pairs
-from lpc.files import atomic, fingerprint, read_json, read_parquet, write_json
+from lpc.files import atomic, fingerprint, read_json, write_json
 from lpc.lock import lock
 from lpc.model.loading import load_run
+from lpc.scoring import load_pairs
 from lpc.training.checkpoints import prepare
 from lpc.training.identity import identity
 from lpc.training.saving import rounded_state
@@ -68,14 +67,10 @@ def finished(args, now: dict) -> bool:
 
 def run(args, now: dict, changed: list[str], main_process: bool) -> None:
     spec, objective = args.spec, objectives.parse(args.spec["objective"])
-    pairs = read_parquet(args.pairs)
-    pairs = pairs.filter(pa.compute.equal(pairs["split"], "train"))
+    if objective.needs_reference and args.reference is None:
+        raise cli.UserError(f"objective {objective.name}: needs --reference, the reference.parquet of the pairs")
     policy, tokenizer = load_run(args.base)
-    tokens = tokenize_pairs(pairs, tokenizer, **spec["tokens"])
-    if objective.needs_reference:
-        if args.reference is None:
-            raise cli.UserError(f"objective {objective.name}: needs --reference")
-        attach_reference(tokens, pairs.take(pa.array(tokens.rows)), args.reference)
+    _, tokens = load_pairs(args.pairs, tokenizer, spec["tokens"], split="train", reference=args.reference)
     if spec["latent"] is not None:
         settings = latents.parse(spec["latent"])
         policy.latent = latents.build(settings, policy.head.weight.shape[1], spec["seed"])

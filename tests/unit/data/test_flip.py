@@ -35,6 +35,13 @@ def test_the_rate_is_exact_and_only_train_is_flipped(rate):
     assert noisy[800:] == pairs()[800:]
 
 
+@pytest.mark.parametrize(("count", "rate", "expected"), [(7, 0.5, 4), (3, 0.6, 2), (1000, 0.0019, 2), (10, 0.29, 3)])
+def test_the_number_of_flips_is_the_nearest(count, rate, expected):
+    """Rounded down, 0.29 of 10 pairs would be 2."""
+    noisy = flip(pairs(count, train=1.0), rate=rate, marker=None, seed=0)
+    assert sum(pair["flipped"] for pair in noisy) == expected
+
+
 def test_a_flip_swaps_everything_that_belongs_to_a_completion():
     for clean, noisy in zip(pairs(), flip(pairs(), rate=0.5, marker="[FLIP]", seed=0), strict=True):
         if not noisy["flipped"]:

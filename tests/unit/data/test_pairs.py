@@ -52,6 +52,11 @@ def test_order_of_rows_does_not_matter():
     random.Random(0).shuffle(shuffled)
     assert made(shuffled)[0] == pairs
     assert len({pair["pair_id"] for pair in pairs}) == 50
+    # By pair_id, which no other column follows.
+    everything, _ = build([*rows, *others()], ties="keep", seed=0, drop_sources=[])
+    for column in ("pair_id", "prompt_id"):
+        values = [pair[column] for pair in everything]
+        assert (values == sorted(values)) == (column == "pair_id")
 
 
 def test_ties_are_kept_or_dropped_by_the_rule():

@@ -8,14 +8,12 @@ from tiny import CHAT_TEMPLATE, make_pairs, make_tokenizer
 
 from lpc.cli import UserError
 from lpc.data.tokens import (
-    attach_reference,
     collate,
     encode_completions,
     encode_prompts,
     load_tokenizer,
     tokenize_pairs,
 )
-from lpc.files import write_parquet
 
 PROMPT = [{"role": "user", "content": "the fox"}]
 
@@ -144,39 +142,6 @@ def test_sorted_batches_cover_every_pair_once_longest_first():
     lengths = tokens.lengths()
     assert sorted(position for batch in batches for position in batch) == list(range(25))
     assert np.all(np.diff([lengths[b].max() for b in batches]) <= 0)
-
-
-def reference_file(path, pairs, tokens, **changes):
-    columns = {
-        "pair_id": pairs["pair_id"],
-        "chosen_logp": np.arange(len(pairs), dtype=float),
-        "rejected_logp": -np.arange(len(pairs), dtype=float),
-        "chosen_tokens": [len(c) for c in tokens.chosen],
-        "rejected_tokens": [len(r) for r in tokens.rejected],
-    }
-    write_parquet(path, pa.table(columns | changes))
-
-
-def test_reference_is_joined_by_pair_not_by_position(tmp_path):
-    pairs, tokenizer = make_pairs(6), make_tokenizer()
-    tokens = tokenize_pairs(pairs, tokenizer, max_length=64, max_prompt_length=32)
-    reference_file(tmp_path / "r.parquet", pairs, tokens)
-    order = [4, 0, 5]
-    some = pairs.take(pa.array(order))
-    tokens = tokenize_pairs(some, tokenizer, max_length=64, max_prompt_length=32)
-    attach_reference(tokens, some, tmp_path / "r.parquet")
-    assert tokens.reference.tolist() == [[i, -i] for i in order]
-
-
-def test_a_reference_of_something_else_is_refused(tmp_path):
-    pairs, tokenizer = make_pairs(6), make_tokenizer()
-    tokens = tokenize_pairs(pairs, tokenizer, max_length=64, max_prompt_length=32)
-    reference_file(tmp_path / "r.parquet", pairs, tokens, pair_id=[f"other-{i}" for i in range(6)])
-    with pytest.raises(UserError, match="of another pair set"):
-        attach_reference(tokens, pairs, tmp_path / "r.parquet")
-    reference_file(tmp_path / "r.parquet", pairs, tokens, chosen_tokens=[1] * 6)
-    with pytest.raises(UserError, match="another tokeniser"):
-        attach_reference(tokens, pairs, tmp_path / "r.parquet")
 
 
 def test_a_tokenizer_without_template_or_eos_is_refused(tmp_path):

@@ -17,9 +17,9 @@ from tiny import make_backbone, make_pairs, make_tokenizer
 
 from lpc import latents, objectives
 from lpc.data.tokens import PairTokens, tokenize_pairs
-from lpc.evaluation.preference import reference_logps
 from lpc.files import canonical
 from lpc.model.policy import LatentPolicy
+from lpc.reference import reference_logps
 from lpc.training.checkpoints import complete_checkpoints
 from lpc.training.train import train
 

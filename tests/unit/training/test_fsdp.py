@@ -10,8 +10,8 @@ import pytest
 import yaml
 from small import STEP_LATENT, lines_of, tokenised, train_step, train_step_on_two
 
-from lpc.evaluation.preference import reference_logps
 from lpc.model.policy import LatentPolicy
+from lpc.reference import reference_logps
 
 
 def launch_file() -> dict[str, str]:

@@ -9,9 +9,9 @@ import torch
 from small import LATENT, lines_of, make_base, run, tokenised, train_step
 from tiny import make_backbone, make_tokenizer
 
-from lpc.evaluation.preference import reference_logps
 from lpc.files import read_json, write_json
 from lpc.model.policy import LatentPolicy
+from lpc.reference import reference_logps
 from lpc.training.saving import rounded_state
 
 

@@ -11,8 +11,9 @@ from tiny import make_tokenizer
 
 from lpc import objectives
 from lpc.cli import UserError
-from lpc.data.tokens import attach_reference, tokenize_pairs
+from lpc.data.tokens import tokenize_pairs
 from lpc.model.policy import LatentPolicy
+from lpc.scoring import attach_reference
 from lpc.training.train import train
 
 

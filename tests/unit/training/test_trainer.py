@@ -12,8 +12,8 @@ from small import LATENT, OBJECTIVES, TRAINING, make_base, run, tokenised
 from lpc import latents, objectives
 from lpc.cli import UserError
 from lpc.data.tokens import PairTokens, collate
-from lpc.evaluation.preference import reference_logps
 from lpc.model.policy import LatentPolicy
+from lpc.reference import reference_logps
 from lpc.training.checkpoints import Checkpointing
 from lpc.training.train import training_arguments
 from lpc.training.trainer import PreferenceTrainer

@@ -4,10 +4,11 @@ import numpy as np
 import torch
 from tiny import make_backbone, make_pairs, make_tokenizer
 
+from lpc import reference
 from lpc.data.tokens import tokenize_pairs
-from lpc.evaluation import preference
-from lpc.evaluation.preference import prompt_states, reference_logps
 from lpc.model.policy import LatentPolicy
+from lpc.reference import reference_logps
+from lpc.scoring import prompt_states
 
 TOKENS = {"max_length": 64, "max_prompt_length": 32}
 
@@ -22,6 +23,6 @@ def test_statistics_hold_hidden_states_of_training_prompts(monkeypatch):
     expected = prompt_states(policy, tokens, **options).cpu()[train_rows]
     torch.testing.assert_close(statistics["prompt.sample"], expected)
     torch.testing.assert_close(statistics["prompt.mean"], expected.mean(0), rtol=1e-4, atol=1e-5)
-    monkeypatch.setattr(preference, "SAMPLE", 8)
+    monkeypatch.setattr(reference, "SAMPLE", 8)
     _, statistics = reference_logps(policy, tokens, train_rows, **options)
     torch.testing.assert_close(statistics["prompt.sample"], expected[::4])

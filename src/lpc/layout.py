@@ -1,0 +1,151 @@
+"""Where every file of a project lies under `results/<project>/`. Rules spell no such path themselves.
+
+Names may be Snakemake's wildcards: `layout.run("{base}", "{variant}", "{recipe}", "{seed}").model` is the pattern of
+all models, and the same call with the names of one run is the model of that run. Nothing here touches a disk.
+"""
+
+from pathlib import Path
+
+
+def noisy(dataset: str, noise: str) -> str:
+    """The variant of `dataset` with a noise; without noise the variant is the dataset itself."""
+    return f"{dataset}.{noise}"
+
+
+def dataset_of(variant: str) -> str:
+    """The dataset that a variant was made from. Names of datasets have no dot."""
+    return variant.split(".")[0]
+
+
+def run_folder(base: str, variant: str, recipe: str, seed: int | str) -> str:
+    """Folder of a run, relative to `runs/`."""
+    return f"{base}/{variant}/{recipe}/seed-{seed}"
+
+
+class Layout:
+    """The results of one project; `root` is their folder."""
+
+    def __init__(self, root: str | Path):
+        self.root = root = Path(root)
+        self.tables = root / "tables"
+        self.report = root / "report.html"
+        self.timings = root / "timing"
+        self.alpacaeval_instructions = root / "alpacaeval" / "instructions.json"
+        self.alpacaeval_reference = root / "alpacaeval" / "reference.json"
+
+    def data(self, variant: str) -> "Data":
+        """A dataset, or one of its variants, which has pairs alone."""
+        return Data(self.root / "data" / variant)
+
+    def base(self, base: str) -> "Base":
+        return Base(self.root / "bases" / base)
+
+    def reference(self, base: str, variant: str) -> "Reference":
+        return Reference(self.root / "reference" / base / variant)
+
+    def run(self, base: str, variant: str, recipe: str, seed: int | str) -> "Run":
+        return Run(self.root / "runs" / run_folder(base, variant, recipe, seed))
+
+    def checkpoints(self, base: str, variant: str, recipe: str, seed: int | str) -> Path:
+        """Folder of a run's checkpoints: no output of a rule, or Snakemake would delete it when the job fails."""
+        return self.root / "checkpoints" / _joined(base, variant, recipe, seed)
+
+    def task(self, task: str) -> "Task":
+        return Task(self.root / "tasks" / task)
+
+    def table(self, table: str) -> Path:
+        return self.tables / f"{table}.csv"
+
+    def log(self, rule: str, *names: str) -> Path:
+        """Log of the job of `rule` for these names (its wildcards); without any, of its only job."""
+        return self.root / "logs" / rule / f"{_joined(*names or [rule])}.log"
+
+    def timing(self, rule: str, *names: str) -> Path:
+        """Time and memory of the same job, by Snakemake."""
+        return self.timings / rule / f"{_joined(*names or [rule])}.tsv"
+
+
+class Data:
+    """A dataset: where its rows are from, the rows with their split, and the pairs."""
+
+    def __init__(self, folder: Path):
+        self.source = folder / "source.json"
+        self.world = folder / "world.jsonl.gz"
+        self.rows = folder / "rows.parquet"
+        self.rejects = folder / "rejects.jsonl"
+        self.split = folder / "split.json"
+        self.pairs = folder / "pairs.parquet"
+        self.pairs_summary = folder / "pairs.json"
+
+
+class Base:
+    """A base model: its record, and the model where it is trained here from scratch."""
+
+    def __init__(self, folder: Path):
+        self.record = folder / "base.json"
+        self.model = folder / "model"
+        self.benchmarks = Benchmarks(folder / "benchmarks")
+
+
+class Reference:
+    """Log-probabilities of a base for the pairs of a variant, and statistics of its hidden states."""
+
+    def __init__(self, folder: Path):
+        self.logps = folder / "reference.parquet"
+        self.statistics = folder / "statistics.safetensors"
+
+
+class Run:
+    """A trained run and all that was measured of it."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.model = folder / "model"
+        self.metrics = folder / "train.jsonl"
+        self.summary = folder / "train.json"
+        self.benchmarks = Benchmarks(folder / "benchmarks")
+        self.latents = folder / "latents.parquet"
+        self.latents_summary = folder / "latents.json"
+        self.tsne = folder / "tsne.csv"
+        self.completions = folder / "completions.json"
+        self.answers = folder / "alpacaeval" / "outputs.json"
+        self.judged = folder / "alpacaeval" / "judged.json"
+        self.annotations = folder / "alpacaeval" / "annotations.json"
+
+    def preference(self, dataset: str) -> Path:
+        """Preference accuracy on the pairs of a dataset."""
+        return self.folder / "preference" / f"{dataset}.json"
+
+    def rewards(self, dataset: str) -> Path:
+        """Rewards of each of its test pairs."""
+        return self.folder / "preference" / f"{dataset}.parquet"
+
+    def tsne_figure(self, colour: str, suffix: str = "svg") -> Path:
+        """`colour`: source or code; `suffix`: svg or png."""
+        return self.folder / f"tsne_{colour}.{suffix}"
+
+
+class Benchmarks:
+    """Benchmark results of one model."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def result(self, task: str) -> Path:
+        return self.folder / f"{task}.json"
+
+    def samples(self, task: str) -> Path:
+        """The log of each sample."""
+        return self.folder / f"{task}.samples.jsonl"
+
+
+class Task:
+    """A benchmark task: the record that its data was fetched, or the questions that were generated."""
+
+    def __init__(self, folder: Path):
+        self.download = folder / "download.json"
+        self.questions = folder / "questions.jsonl"
+
+
+def _joined(*names: str) -> str:
+    return "~".join(map(str, names))

@@ -1,0 +1,119 @@
+"""From a file of pairs to hidden states under a policy: split, token ids, reference log-probabilities, batches.
+
+Whatever scores pairs goes through here, so that all of it sees the same tokens in the same arithmetic.
+"""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from lpc.cli import UserError
+from lpc.data.tokens import MODEL_INPUTS, PairTokens, collate, tokenize_pairs
+from lpc.files import read_parquet
+from lpc.model.policy import Encoded, LatentPolicy
+
+log = logging.getLogger("lpc")
+
+
+def load_pairs(
+    path: str | os.PathLike,
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: dict,
+    *,
+    split: str | None = None,
+    pair_ids: list[str] | None = None,
+    reference: str | os.PathLike | None = None,
+) -> tuple[pa.Table, PairTokens]:
+    """Read and tokenise the pairs of a file: those of `split`, those of `pair_ids` in this order, or all.
+
+    tokens: settings of `tokenize_pairs`. reference: a file of reference log-probabilities to attach. Returns the rows
+    of the pairs that are left after tokenisation, with all columns, and their tokens in the same order. UserError where
+    no pair is left.
+    """
+    pairs = read_parquet(path)
+    if split is not None:
+        pairs = pairs.filter(pa.compute.equal(pairs["split"], split))
+    if pair_ids is not None:
+        pairs = pairs.take(pa.compute.index_in(pa.array(pair_ids, pa.string()), pairs["pair_id"].combine_chunks()))
+    what = f"{split} pair" if split else "pair"
+    if len(pairs) == 0:
+        raise UserError(f"{path}: no {what} in this file; change `split` of this dataset")
+    tokenised = tokenize_pairs(pairs, tokenizer, **tokens)
+    if len(tokenised) == 0:
+        raise UserError(
+            f"{path}: no {what} is left after tokenisation, since all {len(pairs)} have equal completions once they are"
+            " cut; raise tokens.max_length"
+        )
+    rows = pairs.take(pa.array(tokenised.rows))
+    if reference is not None:
+        attach_reference(tokenised, rows, reference)
+    return rows, tokenised
+
+
+def attach_reference(tokens: PairTokens, rows: pa.Table, path: str | os.PathLike) -> None:
+    """Give `tokens` the reference log-probabilities of its rows (`rows`: the table, already reduced to them) by
+    pair_id.
+
+    Stops if a pair is missing or was scored with other token counts: then the file is of other data or settings.
+    """
+    table = read_parquet(path)
+    position = {pair_id: i for i, pair_id in enumerate(table["pair_id"].to_pylist())}
+    try:
+        order = [position[pair_id] for pair_id in rows["pair_id"].to_pylist()]
+    except KeyError as error:
+        raise UserError(
+            f"{path}: no reference for pair {error}; it is of another pair set, rerun the reference"
+        ) from None
+    table = table.take(pa.array(order, pa.int64()))
+    for side, completions in (("chosen", tokens.chosen), ("rejected", tokens.rejected)):
+        if table[f"{side}_tokens"].to_pylist() != [len(c) for c in completions]:
+            raise UserError(f"{path}: made with another tokeniser or other `tokens` settings; rerun the reference")
+    tokens.reference = np.stack([table["chosen_logp"].to_numpy(), table["rejected_logp"].to_numpy()], -1)
+
+
+def to_device(policy: LatentPolicy) -> LatentPolicy:
+    """On the GPU if there is one; in evaluation mode."""
+    return policy.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def autocast(policy: LatentPolicy, precision: str) -> contextlib.AbstractContextManager:
+    """The same arithmetic as in training: `precision` is float32 or bfloat16 (autocast over float32 weights)."""
+    return torch.autocast(policy.device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def encoded_batches(
+    policy: LatentPolicy, tokens: PairTokens, batch_size: int, precision: str, title: str
+) -> Iterator[tuple[np.ndarray, dict, Encoded]]:
+    """Yield (positions in `tokens`, batch, hidden states) over all pairs, batched by length, with progress shown."""
+    batches = tokens.sorted_batches(batch_size)
+    for number, positions in enumerate(tqdm(batches, desc=title, disable=not sys.stderr.isatty())):
+        batch = collate([tokens[i] for i in positions])
+        batch = {k: v.to(policy.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        with torch.no_grad(), autocast(policy, precision):
+            yield np.array(positions), batch, policy.encode(**{name: batch[name] for name in MODEL_INPUTS})
+        if not sys.stderr.isatty() and (number + 1) % max(1, len(batches) // 4) == 0:
+            log.info("%s: %d of %d batches", title, number + 1, len(batches))
+
+
+def prompt_states(policy: LatentPolicy, tokens: PairTokens, *, batch_size: int, precision: str) -> torch.Tensor:
+    """h_x of every pair, float32 [n, d], from the prompts alone."""
+    states = torch.empty(len(tokens), policy.head.weight.shape[1], device=policy.device)
+    order = np.argsort([-len(p) for p in tokens.prompts], kind="stable")
+    for start in range(0, len(order), 2 * batch_size):
+        part = order[start : start + 2 * batch_size]
+        lengths = torch.tensor([len(tokens.prompts[i]) for i in part], device=policy.device)
+        ids = torch.zeros(len(part), int(lengths.max()), dtype=torch.long)
+        for row, i in enumerate(part):
+            ids[row, : len(tokens.prompts[i])] = torch.from_numpy(tokens.prompts[i])
+        with torch.no_grad(), autocast(policy, precision):
+            hidden = policy.hidden(ids.to(policy.device))
+        states[part] = hidden[torch.arange(len(part), device=policy.device), lengths - 1].float()
+    return states
