@@ -158,9 +158,11 @@ def run(args, case: str) -> dict:
 
     folder = tempfile.mkdtemp()
     if library == "lpc":
-        from lpc import latents, objectives, training
+        from lpc import latents, objectives
         from lpc.data.tokens import PairTokens
         from lpc.model.policy import LatentPolicy
+        from lpc.training.train import training_arguments
+        from lpc.training.trainer import PreferenceTrainer
 
         rows = {side: [row.astype(np.int32) for row in values] for side, values in ids.items()}
         pairs = PairTokens(np.arange(count), rows["prompt"], rows["chosen"], rows["rejected"], 0)
@@ -179,8 +181,8 @@ def run(args, case: str) -> dict:
                 layer.compile()
         if option == ["latent"]:
             policy.latent = latents.build(latents.parse({}), shape["hidden"], 0)
-        arguments = training.training_arguments(settings, seed=0, output_dir=Path(folder), processes=1)
-        trainer = training.PreferenceTrainer(
+        arguments = training_arguments(settings, seed=0, output_dir=Path(folder), processes=1)
+        trainer = PreferenceTrainer(
             policy, arguments, pairs, objectives.parse({"name": objective}), Path(folder) / "log"
         )
         trainer.check_first_loss = False  # the cached reference is made of zeros: its values cost nothing

@@ -9,7 +9,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from lpc import latents
 from lpc.cli import UserError
@@ -102,7 +102,13 @@ class LatentPolicy(nn.Module):
         """
         state = self.state_dict() if state_dict is None else state_dict
         part = lambda prefix: {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}  # noqa: E731
-        self.backbone.save_pretrained(folder, state_dict=part("backbone."))
+        once, often = (dict(self.backbone.named_parameters(remove_duplicate=again)) for again in (True, False))
+        backbone = {name: value for name, value in part("backbone.").items() if name not in often.keys() - once.keys()}
+        dtype = next(value.dtype for value in backbone.values() if value.is_floating_point())
+        self.backbone.save_pretrained(folder, state_dict=backbone)
+        # transformers writes the type of the model in memory, which need not be that of `state_dict`.
+        self.backbone.config.dtype = dtype
+        self.backbone.config.save_pretrained(folder)
         if self.latent is not None:
             text = json.dumps(self.latent.settings.model_dump(), indent=2, sort_keys=True) + "\n"
             (Path(folder) / LATENT_CONFIG).write_text(text, encoding="utf-8")
@@ -212,15 +218,16 @@ class LatentPolicy(nn.Module):
         return _completion_sums(encoded, logps)
 
     def forward(
-        self, *, progress: float, noise: Tensor | None = None, plain: bool = False, **batch
+        self, *, progress: float, noise: Tensor | None = None, use_latent: bool = True, **batch
     ) -> tuple[Tensor, Tensor, LatentStep | None, Encoded]:
         """A training step's forward pass: (chosen_logps [B], rejected_logps [B], latent step or None, hidden states).
 
-        With a latent that is `marginal`, log-probabilities are those under each code, [B, K]. `plain` leaves the latent
-        out. Everything happens in this one call because data-parallel wrappers only see calls of the root module.
+        With a latent that is `marginal`, log-probabilities are those under each code, [B, K]. `use_latent` False leaves
+        the latent out. Everything happens in this one call because data-parallel wrappers only see calls of the root
+        module.
         """
         encoded = self.encode(**batch)
-        if self.latent is None or plain:
+        if self.latent is None or not use_latent:
             return *self.pair_logps(encoded, None), None, encoded
         with torch.autocast(encoded.h_x.device.type, enabled=False):
             step = self.latent(encoded.h_x, encoded.h_chosen, encoded.h_rejected, progress=progress, noise=noise)
@@ -296,8 +303,11 @@ def load_backbone(
             f"{folder}: no checkpoint (config.json is missing); name the folder of a transformers checkpoint"
         )
     try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+        disable_dropout(config)
         backbone, loading = AutoModelForCausalLM.from_pretrained(
             folder,
+            config=config,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             device_map=device_map,
@@ -308,6 +318,9 @@ def load_backbone(
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise UserError(f"{folder}: cannot be loaded as a causal language model ({error})") from None
     check_loading(folder, loading)
+    for module in backbone.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # one whose rate its class fixes
     check_architecture(backbone)
     return backbone
 
@@ -335,6 +348,17 @@ def check_loading(folder: Path, loading: dict) -> None:
                 f"{folder}: weights that are {what} for the architecture in config.json: {', '.join(names[:3])}{more}; "
                 "use a checkpoint and a config.json that belong together"
             )
+
+
+def disable_dropout(config: PreTrainedConfig) -> None:
+    """Set every dropout rate of an architecture to 0, since a policy with dropout differs from its reference.
+
+    These are numbers whose name has `dropout`, or ends in `_pdrop` or `layerdrop`. TRL turns dropout off likewise.
+    """
+    for part in (config, config.get_text_config()):
+        for name, value in list(vars(part).items()):
+            if ("dropout" in name or name.endswith(("_pdrop", "layerdrop"))) and isinstance(value, float):
+                setattr(part, name, 0.0)
 
 
 @torch.no_grad()

@@ -15,11 +15,15 @@ from accelerate.utils import broadcast_object_list
 
 from lpc import cli, latents
 from lpc.config import specs
-from lpc.files import atomic, fingerprint, read_json, sha256, write_json
+from lpc.files import atomic, fingerprint, read_json, write_json
 from lpc.lock import lock
 from lpc.model.loading import load_run
 from lpc.scoring import load_pairs
-from lpc.training import peak_memory, train
+from lpc.training.checkpoints import prepare
+from lpc.training.identity import identity
+from lpc.training.saving import rounded_state
+from lpc.training.train import train
+from lpc.training.trainer import peak_memory
 
 log = logging.getLogger("lpc")
 
@@ -42,24 +46,26 @@ def main(args):
     main_process = os.environ.get("RANK", "0") == "0"
     # The other processes of this run wait for the main one in the broadcast.
     with lock(args.checkpoints) if main_process else contextlib.nullcontext(0) as waited:
-        # Everything that the weights depend on: a checkpoint of anything else must never be resumed.
-        identity = {"spec": args.spec.tracked(), "base": read_json(args.base)["sha256"], "pairs": sha256(args.pairs)}
-        done = [bool(waited) and finished(args, identity)]
+        now = identity(
+            args.spec, base=args.base, pairs=args.pairs, reference=args.reference, statistics=args.statistics
+        )
+        done = [bool(waited) and finished(args, now)]
         if args.processes > 1:
             PartialState(cpu=not torch.cuda.is_available())  # forms the process group
             broadcast_object_list(done)
         if done[0]:
             log.info("the run was finished by the process that held the lock")
             return
-        run(args, identity, main_process)
+        changed = prepare(args.checkpoints, now) if main_process else []
+        run(args, now, changed, main_process)
 
 
-def finished(args, identity: dict) -> bool:
+def finished(args, now: dict) -> bool:
     """Whether the output of exactly this run is there: the work of a job that a killed Snakemake left behind."""
-    return args.output.is_dir() and args.summary.exists() and read_json(args.summary)["identity"] == identity
+    return args.output.is_dir() and args.summary.exists() and read_json(args.summary)["identity"] == now
 
 
-def run(args, identity: dict, main_process: bool) -> None:
+def run(args, now: dict, changed: list[str], main_process: bool) -> None:
     spec, objective = args.spec, args.spec.objective
     if objective.needs_reference and args.reference is None:
         raise cli.UserError(f"objective {objective.name}: needs --reference, the reference.parquet of the pairs")
@@ -72,15 +78,12 @@ def run(args, identity: dict, main_process: bool) -> None:
                 raise cli.UserError("latent.standardize: needs --statistics")
             policy.latent.start_from(safetensors.torch.load_file(args.statistics), spec.seed)
 
-    checkpoints = args.checkpoints / fingerprint(identity)
-    for other in sorted(args.checkpoints.glob("*/checkpoint-*")):
-        if other.parent != checkpoints:
-            log.warning("%s: a checkpoint of other data, base or settings; not resumed", other)
+    checkpoints = args.checkpoints / fingerprint(now)
     trainer = train(
         policy,
         tokens,
         objective=objective,
-        training=spec.training.model_dump(),
+        training=spec.training,
         seed=spec.seed,
         checkpoints=checkpoints,
         log_file=args.metrics,
@@ -89,13 +92,12 @@ def run(args, identity: dict, main_process: bool) -> None:
     if trainer is None:
         raise cli.Stopped("training saved a checkpoint and stopped before its end; run it again to go on")
 
-    state_dict = trainer.accelerator.get_state_dict(trainer.model)  # gathers what is sharded, so every process calls it
+    base = read_json(args.base)
+    # As large as the base unless the recipe says otherwise: for a 7B model half of what float32 would take.
+    dtype = getattr(torch, spec.training.save_dtype or base["dtype"])
+    state_dict, saved = rounded_state(trainer, base, dtype)
     if not main_process:
         return
-    # Trained in float32, kept in the base's own type: as large as the base, which for a 7B model is half of float32.
-    dtype = getattr(torch, read_json(args.base)["dtype"])
-    state_dict = {k: v.to(dtype) if k.startswith("backbone.") else v for k, v in state_dict.items()}
-    trainer.policy.backbone.config.dtype = dtype
     with atomic(args.output) as temporary:
         trainer.policy.save_pretrained(temporary, state_dict=state_dict)
         tokenizer.save_pretrained(temporary)
@@ -106,14 +108,16 @@ def run(args, identity: dict, main_process: bool) -> None:
         args.summary,
         trainer.totals
         | {
-            "identity": identity,
+            "identity": now,
+            "changed_since_start": changed,
             "steps": steps,
             "pairs": len(tokens),
             "dropped": tokens.dropped,
             "seconds_per_step": seconds / steps,
             "tokens_per_second": trainer.totals["tokens"] / seconds,
             "peak_memory_gib": peak_memory(device) / 2**30,
-            "parameters": sum(v.numel() for k, v in state_dict.items() if k.startswith("backbone.")),
+            "saved": saved,
+            "parameters": sum(state_dict[f"backbone.{name}"].numel() for name, _ in policy.backbone.named_parameters()),
             "latent_parameters": 0 if latent is None else sum(p.numel() for p in latent.parameters()),
             "processes": args.processes,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU",

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import transformers
 from tiny import make_backbone
 from transformers import AutoModelForCausalLM
 
@@ -295,3 +296,19 @@ def test_generation_refuses_what_would_give_a_wrong_z():
     with pytest.raises(ValueError, match="no latent"):
         make_policy(latent=False).generate(ids, mask, code=0)
     assert not policy.head._forward_pre_hooks  # nothing is left behind after an error either
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
+def test_dropout_is_off_in_every_policy(tmp_path, kind):
+    """GPT-2 and OPT have dropout by default. A loaded policy gives the same numbers in training and evaluation mode."""
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "word_embed_proj_dim": 32, "vocab_size": 384}
+    config = transformers.AutoConfig.for_model(kind, **sizes, **({"layerdrop": 0.5} if kind == "opt" else {}))
+    original = transformers.AutoModelForCausalLM.from_config(config)
+    original.save_pretrained(tmp_path)
+    policy = LatentPolicy.from_pretrained(tmp_path)
+    ids = torch.arange(1, 25)[None]
+    assert not torch.equal(original.train()(ids).logits, original(ids).logits)
+    expected = policy.eval().hidden(ids)
+    for _ in range(3):
+        assert torch.equal(policy.train().hidden(ids), expected)

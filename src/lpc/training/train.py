@@ -1,0 +1,115 @@
+"""One training from its settings: the arguments of transformers' Trainer, and the call that trains or resumes."""
+
+import logging
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from accelerate.utils import broadcast_object_list
+from transformers import PrinterCallback, TrainingArguments
+
+from lpc.cli import UserError
+from lpc.config.models import Training
+from lpc.data.tokens import PairTokens
+from lpc.model.policy import LatentPolicy
+from lpc.objectives.base import Objective
+from lpc.training.checkpoints import Checkpointing, latest
+from lpc.training.trainer import PreferenceTrainer
+
+log = logging.getLogger("lpc")
+
+
+def training_arguments(training: Training, *, seed: int, output_dir: Path, processes: int) -> TrainingArguments:
+    """Trainer's arguments from the recipe's `training` section.
+
+    The global batch is the recipe's; micro-batches and accumulation follow from the number of processes.
+    """
+    batch_size, micro = training.batch_size, training.micro_batch_size
+    if batch_size % processes:
+        raise UserError(f"training.batch_size: {batch_size} pairs cannot be shared evenly by {processes} processes")
+    per_process = batch_size // processes
+    micro = min(micro, per_process)
+    if per_process % micro:
+        raise UserError(
+            f"training.micro_batch_size: {micro} does not divide the {per_process} pairs that each of {processes} "
+            f"processes takes of training.batch_size {batch_size}"
+        )
+    report_to = ["tensorboard"] + (["wandb"] if os.environ.get("WANDB_API_KEY") else [])
+    return TrainingArguments(
+        output_dir=str(output_dir),
+        num_train_epochs=training.epochs,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=per_process // micro,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=training.warmup_ratio,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        bf16=training.precision == "bfloat16",
+        logging_steps=training.logging_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        save_strategy="no",  # see Checkpointing
+        seed=seed,
+        data_seed=seed,
+        average_tokens_across_devices=False,
+        ddp_find_unused_parameters=False,
+        disable_tqdm=not sys.stderr.isatty(),
+        remove_unused_columns=False,
+        report_to=report_to,
+        use_cpu=not torch.cuda.is_available(),
+    )
+
+
+def train(
+    policy: LatentPolicy,
+    pairs: PairTokens,
+    *,
+    objective: Objective,
+    training: Training,
+    seed: int,
+    checkpoints: Path,
+    log_file: Path,
+    processes: int = 1,
+) -> PreferenceTrainer | None:
+    """Train `policy` in place, from the last complete checkpoint in `checkpoints` if there is one.
+
+    Returns the trainer (its `totals` and `policy` are the results), or None if it saved and stopped on a signal or
+    before the end of the job: run again to go on. The folder must belong to this run alone.
+    """
+    if training.deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS starts
+        torch.use_deterministic_algorithms(True)
+    args = training_arguments(training, seed=seed, output_dir=checkpoints, processes=processes)
+    if args.world_size != processes or args.n_gpu > 1:
+        raise UserError(
+            f"{processes} processes were asked for, {args.world_size} with {args.n_gpu} GPUs each run; launch with "
+            "torchrun or `accelerate launch`, one process per GPU"
+        )
+    if len(pairs) < training.batch_size:
+        raise UserError(f"{len(pairs)} training pairs: fewer than training.batch_size ({training.batch_size})")
+    policy._no_split_modules = policy.backbone._no_split_modules  # what FSDP wraps by itself: the decoder layers
+    if training.gradient_checkpointing:
+        policy.backbone.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    found = [str(latest(checkpoints) or "") if args.process_index == 0 else ""]
+    if processes > 1:
+        broadcast_object_list(found)
+    done = Path(found[0]) if found[0] else None
+    curves = log_file.parent / "tensorboard"
+    if done is None:
+        shutil.rmtree(curves, ignore_errors=True)  # of an earlier training with other settings
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(curves)  # the one way to tell Trainer
+    trainer = PreferenceTrainer(policy, args, pairs, objective, log_file)
+    saving = Checkpointing(trainer, training.save_minutes)
+    trainer.add_callback(saving)
+    trainer.remove_callback(PrinterCallback)
+    if done is not None:
+        log.info("resuming from %s", done.name)
+        trainer.restore(done)
+    trainer.train(resume_from_checkpoint=None if done is None else str(done))
+    if saving.stop_reason is not None:
+        log.info("stopped at step %d on %s", trainer.state.global_step, saving.stop_reason)
+        return None
+    return trainer

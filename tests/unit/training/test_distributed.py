@@ -1,0 +1,26 @@
+"""Training on two processes (gloo, on the CPU) against one."""
+
+import json
+
+import pytest
+import safetensors.torch
+import torch
+from small import UNEVEN, lines_of, train_step, train_step_on_two
+
+
+def test_two_processes_give_the_losses_of_one(inputs, unbroken, tmp_path):
+    """DDP, the same global batch: every logged value to 1e-5, and the summary says two processes."""
+    train_step_on_two(inputs, tmp_path, **UNEVEN)
+    assert json.loads((tmp_path / "train.json").read_text())["processes"] == 2
+    for one, two in zip(lines_of(unbroken), lines_of(tmp_path), strict=True):
+        for key in set(one) - {"tokens_per_second", "memory_gib"}:
+            assert one[key] == pytest.approx(two[key], rel=1e-5, abs=1e-5), key
+    a, b = (safetensors.torch.load_file(f / "model/latent.safetensors") for f in (unbroken, tmp_path))
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-5)
+
+
+def test_a_launcher_that_starts_fewer_processes_than_asked_fails_loudly(inputs, tmp_path):
+    errors = train_step(inputs, tmp_path, expect=1, processes=2)
+    assert "error: 2 processes were asked for, 1 with" in errors
+    assert not (tmp_path / "model").exists()

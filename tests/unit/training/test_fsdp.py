@@ -1,0 +1,58 @@
+"""Sharded training (FSDP2 on two gloo processes) against one process: the whole step, from the launch file's settings
+to the finished model."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from small import STEP_LATENT, lines_of, tokenised, train_step, train_step_on_two
+
+from lpc.model.policy import LatentPolicy
+from lpc.reference import reference_logps
+
+
+def launch_file() -> dict[str, str]:
+    """What `accelerate launch --config_file config/accelerate/fsdp.yaml` puts into the environment."""
+    settings = yaml.safe_load((Path(__file__).parents[3] / "config/accelerate/fsdp.yaml").read_text())
+    environment = {key.upper(): str(value).lower() for key, value in settings["fsdp_config"].items()}
+    for name in ("FSDP_AUTO_WRAP_POLICY", "FSDP_STATE_DICT_TYPE"):
+        environment[name] = environment[name].upper()
+    return environment | {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_MIXED_PRECISION": settings["mixed_precision"]}
+
+
+# In bfloat16 a log-probability of a completion is a sum of some 20 numbers with errors near 0.02 each, which beta = 0.1
+# makes 0.01 in a margin. Two processes add up gradients in another order, and training carries both on.
+@pytest.mark.parametrize("latent", [None, STEP_LATENT], ids=["plain", "latent"])
+@pytest.mark.parametrize("precision,tolerance", [("float32", 1e-4), ("bfloat16", 0.02)])
+def test_a_sharded_training_is_that_of_one_process(inputs, tmp_path, precision, tolerance, latent):
+    """Losses, norms and the finished model, with micro-batches, and a stop and resume after the first step."""
+    settings = {"precision": precision, "latent": latent, "micro_batch_size": 4, "gradient_checkpointing": True}
+    train_step(inputs, tmp_path / "one", **settings)
+    sharded = {"module": "sharded_step", **settings}
+    soon = {"SLURM_JOB_END_TIME": str(int(time.time()) + 5)}
+    train_step_on_two(inputs, tmp_path / "two", expect=85, environment=launch_file() | soon, **sharded)
+    (checkpoint,) = (tmp_path / "two").glob("checkpoints/*/checkpoint-1")
+    assert (checkpoint / "pytorch_model_fsdp_0").is_dir(), "the model was not sharded"
+    assert "resuming from checkpoint-1" in train_step_on_two(
+        inputs, tmp_path / "two", environment=launch_file(), **sharded
+    )
+
+    one, two = lines_of(tmp_path / "one"), lines_of(tmp_path / "two")
+    for a, b in zip(one, two, strict=True):
+        for key in ("loss", "objective", "margin", "grad_norm", "h_norm"):
+            assert b[key] == pytest.approx(a[key], rel=tolerance, abs=tolerance), (a["step"], key)
+    if latent is None:
+        # Before the first update the policy is its reference, which was scored on one device.
+        assert abs(two[0]["chosen_reward"]) < 1e-5 and abs(two[0]["rejected_reward"]) < 1e-5
+    tokens = tokenised()
+    scores = []
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        policy = LatentPolicy.from_pretrained(folder / "model").eval()
+        scores.append(reference_logps(policy, tokens, np.ones(48, bool), batch_size=16, precision="float32")[0])
+    start = tokens.reference
+    assert np.abs(scores[0] - start).mean() > 1  # training moved them
+    np.testing.assert_allclose(scores[0] - start, scores[1] - start, atol=20 * tolerance)
+    assert json.loads((tmp_path / "two/train.json").read_text())["processes"] == 2

@@ -1,0 +1,179 @@
+"""The trainer: the loss and its checks, what is logged, and that neither micro-batches nor checkpointing change it."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from small import LATENT, OBJECTIVES, TRAINING, make_base, run, tokenised
+
+from lpc import latents, objectives
+from lpc.cli import UserError
+from lpc.data.tokens import PairTokens, collate
+from lpc.model.policy import LatentPolicy
+from lpc.reference import reference_logps
+from lpc.training.checkpoints import Checkpointing
+from lpc.training.train import training_arguments
+from lpc.training.trainer import PreferenceTrainer
+
+
+@pytest.mark.parametrize("name,expected", [("dpo", np.log(2)), ("ipo", 25.0)])
+@pytest.mark.parametrize("latent", [None, LATENT])
+def test_the_first_loss_is_known_and_training_learns(tmp_path, name, expected, latent):
+    _, lines = run(tmp_path, name, latent)
+    assert lines[0]["objective"] == pytest.approx(expected, rel=0.01 if latent else 1e-5)
+    assert lines[-1]["objective"] < 0.8 * lines[0]["objective"] and lines[-1]["accuracy"] > 0.9
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_loss_holds_what_the_objective_adds_to_it(tmp_path):
+    """One batch of all pairs, at the start: mean −log π / tokens of the chosen completions, of the reference still."""
+    tokens = tokenised()
+    nll = np.mean([-logp / len(ids) for logp, ids in zip(tokens.reference[:, 0], tokens.chosen, strict=True)])
+    settings = {"name": "dpo", "nll_weight": 0.5}
+    _, lines = run(tmp_path, settings, tokens=tokens, batch_size=48, epochs=1)
+    assert lines[0]["loss"] - lines[0]["objective"] == pytest.approx(0.5 * nll, rel=1e-5)
+    assert lines[0]["objective"] == pytest.approx(np.log(2), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["lpc", "mlp"])
+def test_the_backbone_waits_for_the_latent(tmp_path, monkeypatch, kind):
+    """latent_first 0.5 of 6 steps: the backbone is the base's for three steps, with no moments kept, then learns."""
+    latent = {"kind": kind, "codes": 6, "learning_rate": 1e-3, "latent_first": 0.5}
+    base = {name: p.clone() for name, p in make_base().named_parameters()}
+    moved = []
+
+    def watch(self, args, state, control, model=None, optimizer=None, **kwargs):
+        parameters = dict(model.backbone.named_parameters())
+        moved.append(
+            (
+                any(not torch.equal(p, base[name]) for name, p in parameters.items()),
+                sum(p in optimizer.optimizer.state for p in parameters.values()) / len(parameters),
+                all(p in optimizer.optimizer.state for p in model.latent.parameters()),
+            )
+        )
+
+    monkeypatch.setattr(Checkpointing, "on_step_end", watch)
+    _, lines = run(tmp_path, latent=latent, weight_decay=0.1)
+    assert moved == [(False, 0, True)] * 3 + [(True, 1, True)] * 3
+    assert lines[0]["grad_norm"] < 0.5 * lines[3]["grad_norm"]
+
+
+def test_a_latent_alone_leaves_the_base_as_it_was(tmp_path):
+    trainer, _ = run(tmp_path, latent=LATENT | {"latent_first": 1.0})
+    for name, p in make_base().named_parameters():
+        assert torch.equal(dict(trainer.policy.backbone.named_parameters())[name], p), name
+
+
+def test_log_lines_hold_what_a_person_needs(tmp_path):
+    _, lines = run(tmp_path, latent=LATENT)
+    keys = {"loss", "objective", "kl", "chosen_reward", "rejected_reward", "margin", "accuracy", "gamma", "z_norm"}
+    keys |= {"h_norm", "grad_norm", "learning_rate", "prior_perplexity", "posterior_perplexity", "memory_gib"}
+    keys |= {"mean_prior_perplexity", "tokens_per_second", "epoch", "step", "temperature"}
+    assert set(lines[0]) == keys
+    assert [line["gamma"] for line in lines] == pytest.approx([i / 5 for i in range(6)])
+    for line in lines:
+        assert line["loss"] == pytest.approx(line["objective"] + LATENT["kl_weight"] * line["kl"], rel=1e-5)
+        assert 1 <= line["prior_perplexity"] <= line["mean_prior_perplexity"] * 1.0001 <= 6.001
+    assert tensorboard_values(tmp_path / "tensorboard", "train/kl") == pytest.approx([x["kl"] for x in lines], rel=1e-5)
+
+
+def tensorboard_values(folder: Path, tag: str) -> list[float]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return [event.value for event in events.Scalars(tag)]
+
+
+@pytest.mark.parametrize("latent", [None, LATENT])
+def test_a_reference_of_another_model_is_noticed_at_once(tmp_path, latent):
+    with pytest.raises(UserError, match=r"first batch: the policy's log-probabilities differ from the reference by"):
+        run(tmp_path, latent=latent, tokens=tokenised(seed=1))
+
+
+def test_a_reference_may_differ_by_rounding_alone(tmp_path):
+    """By 0.01 nats per token: rounding in bfloat16, another model in float32."""
+    tokens = copy.copy(tokenised("bfloat16"))
+    lengths = np.array([[len(a), len(b)] for a, b in zip(tokens.chosen, tokens.rejected, strict=True)])
+    tokens.reference = tokens.reference + 0.01 * lengths
+    run(tmp_path / "a", tokens=tokens, precision="bfloat16", epochs=1)
+    with pytest.raises(UserError, match=r"by 0\.01.* nats per token, above 0\.001"):
+        run(tmp_path / "b", tokens=tokens, epochs=1)
+
+
+def test_a_latent_that_starts_large_is_warned_about(tmp_path, caplog):
+    trainer, _ = run(tmp_path, latent=LATENT | {"init_std": 3.0}, epochs=1)
+    assert "the policy starts away from its reference" in caplog.text
+    assert trainer.totals["first_z_nats_per_token"] > 0.1
+
+
+def test_recipes_pass_the_first_batch_at_the_width_of_a_7b_model(tmp_path, caplog):
+    """Width 4,096, IPO and seeds: z of standard deviation 0.02 moves the loss by several percent there."""
+    config = transformers.LlamaConfig(
+        **{"vocab_size": 2000, "hidden_size": 4096, "intermediate_size": 256, "num_hidden_layers": 1},
+        **{"num_attention_heads": 4, "num_key_value_heads": 1},
+    )
+    torch.manual_seed(0)
+    policy = LatentPolicy(transformers.LlamaForCausalLM(config).eval())
+    rng = np.random.default_rng(0)
+    ids = {part: [rng.integers(3, 2000, n).astype(np.int32) for n in (60, 90)] for part in ("prompt", "good", "bad")}
+    tokens = PairTokens(np.arange(2), ids["prompt"], ids["good"], ids["bad"], 0)
+    tokens.reference, _ = reference_logps(policy, tokens, np.ones(2, bool), batch_size=1, precision="float32")
+    arguments = training_arguments(TRAINING | {"batch_size": 2, "epochs": 1}, seed=0, output_dir=tmp_path, processes=1)
+    trainer = PreferenceTrainer(policy, arguments, tokens, objectives.parse(OBJECTIVES["ipo"]), tmp_path / "l")
+    batch, away = collate([tokens[0], tokens[1]]), []
+    with torch.no_grad():
+        for seed in range(4):
+            policy.latent = latents.build(latents.parse(LATENT | {"init_std": 0.02, "width": 64}), 4096, seed)
+            trainer.check_first_loss = True
+            trainer.compute_loss(policy, batch)
+            away.append(abs(trainer.totals["first_loss"] / 25 - 1))
+            assert trainer.totals["first_z_nats_per_token"] < 0.1
+        assert max(away) > 0.001
+        # And yet another reference does not pass: half a nat a token.
+        tokens.reference = tokens.reference - 0.5 * np.array([[60, 60], [90, 90]])
+        trainer.check_first_loss = True
+        with pytest.raises(UserError, match=r"differ from the reference by 0\.5 nats per token"):
+            trainer.compute_loss(policy, collate([tokens[0], tokens[1]]))
+
+
+def test_a_dead_posterior_is_noticed_at_once(tmp_path):
+    """A posterior whose parameters are frozen by mistake."""
+    policy = LatentPolicy(make_base())
+    policy.latent = latents.build(latents.parse(LATENT), 32, 0)
+    for parameter in policy.latent.posterior.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(UserError, match="no gradient reaches the posterior"):
+        run(tmp_path, policy=policy)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    with pytest.raises(UserError, match=r"lower the learning rate|not finite"):
+        run(tmp_path, "ipo", learning_rate=1e30, max_grad_norm=0.0, epochs=4)
+
+
+@pytest.mark.parametrize("latent", [None, LATENT])
+def test_micro_batches_do_not_change_the_run(tmp_path, latent):
+    """The global batch is what counts: 16 pairs at once, or 4 times 4."""
+    tokens = tokenised()
+    _, whole = run(tmp_path / "a", latent=latent, tokens=tokens, micro_batch_size=16)
+    _, parts = run(tmp_path / "b", latent=latent, tokens=tokens, micro_batch_size=4)
+    for a, b in zip(whole, parts, strict=True):
+        for key in ("loss", "margin", "grad_norm"):
+            assert a[key] == pytest.approx(b[key], rel=1e-5, abs=1e-6)
+
+
+def test_gradient_checkpointing_does_not_change_the_run(tmp_path):
+    _, plain = run(tmp_path / "a", latent=LATENT)
+    _, checkpointed = run(tmp_path / "b", latent=LATENT, gradient_checkpointing=True)
+    assert [x["loss"] for x in plain] == pytest.approx([x["loss"] for x in checkpointed], rel=1e-6)
+
+
+def test_bfloat16_follows_float32(tmp_path):
+    """Autocast training needs its reference in the same precision; then it learns alike."""
+    tokens = tokenised("bfloat16")
+    _, lines = run(tmp_path, latent=LATENT, tokens=tokens, precision="bfloat16")
+    assert lines[0]["objective"] == pytest.approx(np.log(2), rel=0.01) and lines[-1]["accuracy"] > 0.9
