@@ -22,7 +22,7 @@ def inputs(tmp_path_factory) -> Path:
         "chat_template_kwargs": {},
         "dtype": "float32",
     }
-    write_json(folder / "base.json", record | {"trust_remote_code": False})
+    write_json(folder / "base.json", record | {"chat_template_kwargs": {}, "trust_remote_code": False})
     write_parquet(folder / "pairs.parquet", make_pairs(48))
     for precision in ("float32", "bfloat16"):
         words = ["--base", folder / "base.json", "--pairs", folder / "pairs.parquet"]

@@ -11,6 +11,7 @@ from small import LATENT, OBJECTIVES, TRAINING, make_base, run, tokenised
 
 from lpc import latents, objectives
 from lpc.cli import UserError
+from lpc.config.models import Training
 from lpc.data.tokens import PairTokens, collate
 from lpc.model.policy import LatentPolicy
 from lpc.reference import reference_logps
@@ -122,7 +123,9 @@ def test_recipes_pass_the_first_batch_at_the_width_of_a_7b_model(tmp_path, caplo
     ids = {part: [rng.integers(3, 2000, n).astype(np.int32) for n in (60, 90)] for part in ("prompt", "good", "bad")}
     tokens = PairTokens(np.arange(2), ids["prompt"], ids["good"], ids["bad"], 0)
     tokens.reference, _ = reference_logps(policy, tokens, np.ones(2, bool), batch_size=1, precision="float32")
-    arguments = training_arguments(TRAINING | {"batch_size": 2, "epochs": 1}, seed=0, output_dir=tmp_path, processes=1)
+    arguments = training_arguments(
+        Training(**TRAINING | {"batch_size": 2, "epochs": 1}), seed=0, output_dir=tmp_path, processes=1
+    )
     trainer = PreferenceTrainer(policy, arguments, tokens, objectives.parse(OBJECTIVES["ipo"]), tmp_path / "l")
     batch, away = collate([tokens[0], tokens[1]]), []
     with torch.no_grad():
