@@ -40,7 +40,7 @@ bench: .venv/bench.stamp ## measure speed and memory against peers
 	python benchmarks/workflow.py --output results/bench/workflow.json
 	python benchmarks/harness.py --output results/bench/harness.json
 
-images: .venv/images.stamp ## build the container images that are out of date
+images: .venv/images.stamp ## install for a cluster and build the container images that are out of date
 	python containers/build.py $(ARGUMENTS)
 
 report: .venv/run.stamp ## Snakemake's own report on the finished results of CONFIG
@@ -66,4 +66,5 @@ help: ## list the targets
 
 .venv/test.stamp: EXTRAS := [test,lint,slurm,images]
 .venv/bench.stamp: EXTRAS := [bench]
-.venv/images.stamp: EXTRAS := [images]
+# What a login node needs: the build of the images, and the submission of jobs.
+.venv/images.stamp: EXTRAS := [slurm,images]
