@@ -39,8 +39,11 @@ def apptainer() -> Path:
 
 @pytest.fixture(scope="session")
 def folder():
-    """For all that the tests write. Not pytest's, which others cannot enter: munge refuses to serve from there."""
-    path = Path(tempfile.mkdtemp(prefix="lpc-cluster-", dir="/tmp"))
+    """For all that the tests write. Not pytest's, which others cannot enter: munge refuses to serve from there.
+
+    Not in /tmp either, which a container shows whether or not it is bound.
+    """
+    path = Path(tempfile.mkdtemp(prefix="lpc-cluster-", dir="/srv"))
     path.chmod(0o755)
     yield path
     shutil.rmtree(path)

@@ -17,6 +17,7 @@ ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT / "src"))
 
 from lpc import environment, images
+from lpc.cli import UserError
 from lpc.config import ConfigError, resolve
 from lpc.files import canonical
 from lpc.paths import is_local
@@ -37,6 +38,11 @@ RUN = f"{R}/runs/{{base}}/{{variant}}/{{recipe}}/seed-{{seed}}"
 
 # The interpreter is Snakemake's own unless the rule's image brings one.
 in_containers = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
+if in_containers:
+    try:
+        os.environ["APPTAINER_BIND"] = environment.binds(ROOT)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
 shell.prefix(
     "set -euo pipefail; export "
     + " ".join(f"{name}={value}" for name, value in environment.VARIABLES.items())
