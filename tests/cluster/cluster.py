@@ -35,10 +35,10 @@ def wait_for(condition, what: str, seconds: float = 180.0):
 
 
 class Cluster:
-    """A checkout of the working tree, and the environment in which Snakemake finds SLURM and Apptainer."""
+    """A checkout of the working tree, SLURM's folder, and the environment in which Snakemake finds its programs."""
 
-    def __init__(self, checkout: Path, environment: dict[str, str]):
-        self.checkout, self.environment, self.started = checkout, environment, []
+    def __init__(self, checkout: Path, slurm: Path, environment: dict[str, str]):
+        self.checkout, self.slurm, self.environment, self.started = checkout, slurm, environment, []
 
     def start(
         self,

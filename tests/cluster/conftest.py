@@ -127,7 +127,7 @@ def cluster(checkout, apptainer, folder):
         packages = checkout / ".local/lib/python3.11/site-packages"
         packages.mkdir(parents=True)
         (packages / "poison.py").write_text("")
-        cluster = Cluster(checkout, environment)
+        cluster = Cluster(checkout, state, environment)
         yield cluster
         cluster.end()
     finally:
