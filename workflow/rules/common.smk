@@ -50,6 +50,10 @@ shell.prefix(
     + ("" if in_containers else f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
 )
 
+# An sbatch that waits where SLURM refuses a job for the moment.
+if workflow.is_main_process:
+    os.environ["PATH"] = f"{ROOT / 'workflow/profiles/bin'}:{os.environ['PATH']}"
+
 
 def one_of(names):
     """A wildcard constraint: exactly these names."""
