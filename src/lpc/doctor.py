@@ -260,7 +260,7 @@ def check_partitions(folder: Path, profile: dict, settings: dict, partitions: di
     try:
         configured = read_partition_file(file)
     except WorkflowError as error:
-        yield failed("partitions", f"{error}; see the keys in docs/cluster.md")
+        yield failed("partitions", f"{error}; the comment in {file} names the page with all keys")
         return
     for entry in configured:
         if entry.name not in partitions:
