@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -48,6 +49,31 @@ class Finding:
         return f"{self.level:<6} {self.subject}: {self.text}"
 
 
+@dataclass(frozen=True)
+class SetUp:
+    """What is checked: a profile and what the configuration asks for."""
+
+    folder: Path
+    """Of the profile."""
+    profile: dict
+    resources: dict[str, dict]
+    """By rule, with an entry "default" for all others: threads, mem_mb, mem_mb_per_billion, runtime, gpus."""
+    parameters: int
+    """Of the largest base model that was downloaded; 0 before the first one."""
+
+
+def read(folder: Path, files: list[str]) -> SetUp:
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; use --profile with the folder of a profile, such as slurm")
+    settings = load(*files).settings
+    section = settings["resources"]
+    resources = {rule: {**section["default"], **entry} for rule, entry in section.items()}
+    records = Path("results").glob(f"{settings['project']}/bases/*/base.json")
+    parameters = max((json.loads(record.read_text())["parameters"] for record in records), default=0)
+    return SetUp(folder, yaml.safe_load(file.read_text()), resources, parameters)
+
+
 def ok(subject: str, text: str) -> Finding:
     return Finding("ok", subject, text)
 
@@ -74,27 +100,22 @@ def parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> int:
     """Print all findings; return 1 if one of them is a failure."""
-    file = Path(args.profile) / "config.yaml"
-    if not file.is_file():
-        raise UserError(f"{file}: no such file; use --profile with the folder of a profile, such as slurm")
-    profile = yaml.safe_load(file.read_text())
-    settings = load(*args.configfile).settings
     failures = 0
-    for finding in check(Path(args.profile), profile, settings):
+    for finding in check(read(Path(args.profile), args.configfile)):
         print(finding, flush=True)
         failures += finding.level == "FAILED"
     print(f"{failures} checks failed" if failures else "all checks passed")
     return 1 if failures else 0
 
 
-def check(folder: Path, profile: dict, settings: dict) -> Iterator[Finding]:
+def check(setup: SetUp) -> Iterator[Finding]:
     yield from check_python()
-    yield from check_slurm(folder, profile, settings)
-    containers = "apptainer" in profile.get("software-deployment-method", [])
+    yield from check_slurm(setup)
+    containers = "apptainer" in setup.profile.get("software-deployment-method", [])
     if containers:
-        yield from check_containers(profile)
+        yield from check_containers(setup.profile)
     yield from check_gpus()
-    yield from check_folders(settings, containers)
+    yield from check_folders(setup, containers)
 
 
 def output_of(*command: str) -> str:
@@ -124,7 +145,7 @@ def check_python() -> Iterator[Finding]:
 # SLURM
 
 
-def check_slurm(folder: Path, profile: dict, settings: dict) -> Iterator[Finding]:
+def check_slurm(setup: SetUp) -> Iterator[Finding]:
     lacking = [command for command in ("sbatch", "squeue", "scontrol", "sinfo") if not shutil.which(command)]
     if lacking:
         yield failed("SLURM", f"{', '.join(lacking)}: not on PATH; use a login node (module load slurm)")
@@ -136,11 +157,11 @@ def check_slurm(folder: Path, profile: dict, settings: dict) -> Iterator[Finding
         yield failed("SLURM", f"the controller does not answer ({error}); try again later, or ask the administrators")
         return
     yield ok("SLURM", f"version {config['SLURM_VERSION']}, cluster {config['ClusterName']}")
-    yield from check_polling(profile, config)
-    yield from check_queue(profile, config)
-    yield from check_account(profile)
+    yield from check_polling(setup.profile, config)
+    yield from check_queue(setup.profile, config)
+    yield from check_account(setup.profile)
     if importlib.util.find_spec("snakemake_executor_plugin_slurm"):
-        yield from check_partitions(folder, profile, settings, partitions)
+        yield from check_partitions(setup, partitions)
 
 
 def slurm_partitions() -> dict[str, dict[str, str]]:
@@ -241,22 +262,23 @@ class Resources(dict):
             raise AttributeError(name) from None
 
 
-def resources_of(rule: str, settings: dict, attempt: int) -> tuple[int, Resources]:
-    """Threads and resources of a rule's job at its attempt, from 1, without the share of the model's size."""
-    section = settings["resources"]
-    entry = {**section["default"], **section[rule]}
-    found = Resources(mem_mb=entry["mem_mb"] * attempt, runtime=entry["runtime"] * attempt)
+def resources_of(rule: str, setup: SetUp, attempt: int) -> Resources:
+    """Resources of a rule's job at its attempt, from 1."""
+    entry = setup.resources[rule]
+    memory = entry["mem_mb"] + round(entry["mem_mb_per_billion"] * setup.parameters / 1e9)
+    own = {"mem_mb": memory * attempt, "runtime": entry["runtime"] * attempt}
     if entry["gpus"]:
-        found["gpu"] = entry["gpus"]
-    return entry["threads"], found
+        own["gpu"] = entry["gpus"]
+    overridden = setup.profile.get("set-resources", {}).get(rule, {})
+    return Resources({**setup.profile.get("default-resources", {}), **own, **overridden})
 
 
-def check_partitions(folder: Path, profile: dict, settings: dict, partitions: dict) -> Iterator[Finding]:
+def check_partitions(setup: SetUp, partitions: dict) -> Iterator[Finding]:
     """The partitions of the profile's file, then what SLURM says about a job of each rule."""
     from snakemake_executor_plugin_slurm.partitions import read_partition_file
     from snakemake_interface_common.exceptions import WorkflowError
 
-    file = folder / profile["slurm-partition-config"]
+    file = setup.folder / setup.profile["slurm-partition-config"]
     try:
         configured = read_partition_file(file)
     except WorkflowError as error:
@@ -279,22 +301,22 @@ def check_partitions(folder: Path, profile: dict, settings: dict, partitions: di
         else:
             yield ok("partition", f"{entry.name}, time limit {longest}, nodes {partitions[entry.name]['Nodes']}")
     usable = [entry for entry in configured if entry.name in partitions]
-    attempts = 1 + profile.get("retries", 0)
-    for rule in settings["resources"]:
+    attempts = 1 + setup.profile.get("retries", 0)
+    for rule, entry in setup.resources.items():
         subject = "jobs of other rules" if rule == "default" else f"jobs of rule {rule}"
-        request, fault = judge(rule, 1, profile, settings, usable, partitions)
+        request, fault = judge(rule, 1, setup, usable, partitions)
         if fault:
             yield failed(subject, f"{request}: {fault}; lower `resources` of the configuration, or correct {file}")
             continue
-        share = {**settings["resources"]["default"], **settings["resources"][rule]}["mem_mb_per_billion"]
-        more = f", and {share} MB for each billion parameters" if share else ""
+        unknown = entry["mem_mb_per_billion"] and not setup.parameters
+        more = f", and {entry['mem_mb_per_billion']} MB for each billion parameters" if unknown else ""
         yield ok(subject, request + more)
-        request, fault = judge(rule, attempts, profile, settings, usable, partitions)
+        request, fault = judge(rule, attempts, setup, usable, partitions)
         if fault:
             yield note(subject, f"attempt {attempts} of a failed job asks for {request}: {fault}")
 
 
-def judge(rule: str, attempt: int, profile: dict, settings: dict, usable: list, partitions: dict) -> tuple[str, str]:
+def judge(rule: str, attempt: int, setup: SetUp, usable: list, partitions: dict) -> tuple[str, str]:
     """The request of a rule's job in words, and what is wrong with it ("" if nothing is).
 
     The plugin chooses the partition and writes the line for sbatch; SLURM tests it.
@@ -304,9 +326,7 @@ def judge(rule: str, attempt: int, profile: dict, settings: dict, usable: list, 
     from snakemake_executor_plugin_slurm.utils import set_gres_string
     from snakemake_interface_common.exceptions import WorkflowError
 
-    threads, own = resources_of(rule, settings, attempt)
-    overridden = profile.get("set-resources", {}).get(rule, {})
-    resources = Resources({**profile.get("default-resources", {}), **own, **overridden})
+    threads, resources = setup.resources[rule]["threads"], resources_of(rule, setup, attempt)
     job = SimpleNamespace(name=rule, threads=threads, resources=resources, is_group=lambda: False)
     silent = logging.getLogger("lpc.doctor.plugin")
     silent.addHandler(logging.NullHandler())
@@ -320,7 +340,7 @@ def judge(rule: str, attempt: int, profile: dict, settings: dict, usable: list, 
     words += f" in partition {partition}"
     if partition in partitions and minutes(partitions[partition]["MaxTime"]) < resources["runtime"]:
         return words, f"the partition's time limit is {partitions[partition]['MaxTime']}"
-    account = f"-A {resources['slurm_account']}" if resources.get("slurm_account") else ""
+    account = f"-A {shlex.quote(str(resources['slurm_account']))}" if resources.get("slurm_account") else ""
     parameters = {
         "run_uuid": "lpc-doctor",
         "slurm_logfile": os.devnull,
@@ -329,7 +349,7 @@ def judge(rule: str, attempt: int, profile: dict, settings: dict, usable: list, 
         "partition": f"-p {partition}",
         "workdir": os.getcwd(),
     }
-    executor = SimpleNamespace(requeue=profile.get("slurm-requeue"), no_requeue=False, qos=None, reservation=None)
+    executor = SimpleNamespace(requeue=setup.profile.get("slurm-requeue"), no_requeue=False, qos=None, reservation=None)
     try:
         line = get_submit_command(job, parameters, executor) + set_gres_string(job)
         output_of("bash", "-c", f"{line} --test-only --wrap true")
@@ -417,9 +437,9 @@ def check_gpus() -> Iterator[Finding]:
 # Folders
 
 
-def check_folders(settings: dict, containers: bool) -> Iterator[Finding]:
+def check_folders(setup: SetUp, containers: bool) -> Iterator[Finding]:
     results = Path("results").resolve()
-    needed = LEAST_FREE + BYTES_PER_PARAMETER * largest_base(settings)
+    needed = LEAST_FREE + BYTES_PER_PARAMETER * setup.parameters
     yield check_folder("results", results, needed, "make results a link to a file system with room")
     home = os.environ.get("HF_HOME")
     default = Path.cwd() / ".cache/huggingface" if containers else Path.home() / ".cache/huggingface"
@@ -432,12 +452,6 @@ def check_folders(settings: dict, containers: bool) -> Iterator[Finding]:
     for name, path in {"working directory": Path.cwd(), "HF_HOME": Path(home or default).resolve()}.items():
         if path.is_relative_to("/tmp"):
             yield note(name, f"{path} lies in /tmp, which each node has its own of; use a shared file system")
-
-
-def largest_base(settings: dict) -> int:
-    """Parameters of the largest base model that was downloaded; 0 before the first one."""
-    records = Path("results").glob(f"{settings['project']}/bases/*/base.json")
-    return max((json.loads(record.read_text())["parameters"] for record in records), default=0)
 
 
 def check_folder(subject: str, path: Path, needed: int, fix: str) -> Finding:

@@ -27,7 +27,7 @@ def test_checkout_and_cache_outside_of_the_working_directory(cluster, folder):
     elsewhere.mkdir()
 
     code, output = cluster.snakemake(
-        "results/cluster/data/prefs/pairs.parquet",
+        "results/cluster/data/prefs/split.json",
         "--directory",
         str(elsewhere),
         config=("hub.yaml",),
@@ -39,7 +39,7 @@ def test_checkout_and_cache_outside_of_the_working_directory(cluster, folder):
     assert code == 0, output[-8000:]
     data = elsewhere / "results/cluster/data/prefs"
     assert json.loads((data / "source.json").read_text())["files"] == [str(snapshot / "train.jsonl")]
-    assert json.loads((data / "pairs.json").read_text())["container"]["image"].startswith("training-")
+    assert json.loads((data / "split.json").read_text())["container"]["image"].startswith("training-")
     assert not (cluster.checkout / "results/cluster/data/prefs").exists()
 
 

@@ -29,13 +29,13 @@ def test_jobs_without_containers(cluster):
     checkout = cluster.checkout
     (checkout / "venv.json").write_text('{"project": "venv"}')
     code, output = cluster.snakemake(
-        "results/venv/data/world/pairs.parquet",
+        "results/venv/data/world/split.json",
         config=("venv.json",),
         profile=("--profile", "workflow/profiles/slurm-venv"),
     )
     assert code == 0, output[-6000:]
     assert "submitted with SLURM jobid" in output and "Activating singularity image" not in output
-    assert "container" not in json.loads((checkout / "results/venv/data/world/pairs.json").read_text())
+    assert "container" not in json.loads((checkout / "results/venv/data/world/split.json").read_text())
 
 
 def test_gpus_by_gres_and_devices_of_amd(cluster, tmp_path):
