@@ -32,9 +32,9 @@ ROOT = Path(__file__).resolve().parents[2]
 LONGEST_PAUSE = 180
 """Seconds between two polls of Snakemake's SLURM plugin, which grow by 10 after each in which no job ended."""
 LEAST_FREE = 2 * 10**9
-"""Bytes that results and HF_HOME need in any case: images' caches, logs, a small model."""
+"""Bytes that results and HF_HOME need with the smallest of models."""
 BYTES_PER_PARAMETER = 24
-"""Of a training: weights and two moments in float32, and two checkpoints while the older one is replaced."""
+"""Of a checkpoint (weights and two moments in float32), twice: the new one is written before the old one is deleted."""
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64le"}
 
 

@@ -23,6 +23,18 @@ VARIABLES = {
 }
 
 
+def prepare(root: Path, *, containers: bool, main: bool) -> None:
+    """Set the variables of this Snakemake process that its containers and submissions read.
+
+    root: the checkout. main: not the process inside of a job. Raises UserError as `binds` does.
+    """
+    if containers:
+        os.environ["APPTAINER_BIND"] = binds(root)
+    if main:
+        # An sbatch that waits where SLURM refuses a job for the moment.
+        os.environ["PATH"] = f"{root / 'workflow/profiles/bin'}{os.pathsep}{os.environ['PATH']}"
+
+
 def binds(root: Path) -> str:
     """Return the value of APPTAINER_BIND with which a container sees the checkout `root` and the cache of the hub.
 

@@ -38,21 +38,16 @@ RUN = f"{R}/runs/{{base}}/{{variant}}/{{recipe}}/seed-{{seed}}"
 
 # The interpreter is Snakemake's own unless the rule's image brings one.
 in_containers = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
-if in_containers:
-    try:
-        os.environ["APPTAINER_BIND"] = environment.binds(ROOT)
-    except UserError as error:
-        raise WorkflowError(str(error)) from None
+try:
+    environment.prepare(ROOT, containers=in_containers, main=workflow.is_main_process)
+except UserError as error:
+    raise WorkflowError(str(error)) from None
 shell.prefix(
     "set -euo pipefail; export "
     + " ".join(f"{name}={value}" for name, value in environment.VARIABLES.items())
     + f" PYTHONPATH={shlex.quote(str(ROOT / 'src'))}; "
     + ("" if in_containers else f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
 )
-
-# An sbatch that waits where SLURM refuses a job for the moment.
-if workflow.is_main_process:
-    os.environ["PATH"] = f"{ROOT / 'workflow/profiles/bin'}:{os.environ['PATH']}"
 
 
 def one_of(names):
