@@ -1,7 +1,9 @@
-# `make demo` on a fresh clone does everything. Variables: PYTHON (3.11 or newer), CORES, CONFIG, PIP_ARGS, ARGUMENTS.
+# `make demo` on a fresh clone does everything. Variables: PYTHON (3.11 or newer), CORES, CONFIG, PROFILE,
+# PIP_ARGS, ARGUMENTS.
 PYTHON ?= python3
 CORES ?= all
 CONFIG ?= config/demo.yaml
+PROFILE ?= slurm
 # For pip, e.g. PIP_ARGS="--extra-index-url URL" with PyTorch's index of CPU wheels where there is no GPU
 PIP_ARGS ?=
 # For the tool behind a target, e.g. ARGUMENTS="-k config" with test
@@ -9,7 +11,7 @@ ARGUMENTS ?=
 
 SHELL := /bin/bash -euo pipefail
 .DEFAULT_GOAL := help
-.PHONY: demo test lint format bench images report clean help
+.PHONY: demo test lint format bench images doctor report clean help
 
 # Rules run what is first on PATH.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -40,8 +42,11 @@ bench: .venv/bench.stamp ## measure speed and memory against peers
 	python benchmarks/workflow.py --output results/bench/workflow.json
 	python benchmarks/harness.py --output results/bench/harness.json
 
-images: .venv/images.stamp ## build the container images that are out of date
+images: .venv/images.stamp ## install for a cluster and build the container images that are out of date
 	python containers/build.py $(ARGUMENTS)
+
+doctor: .venv/images.stamp ## check SLURM, images, folders and limits for PROFILE and CONFIG
+	@PYTHONPATH=src python -m lpc.doctor --profile $(PROFILE) --configfile $(CONFIG)
 
 report: .venv/run.stamp ## Snakemake's own report on the finished results of CONFIG
 	snakemake --configfile $(CONFIG) --report results/snakemake-report.html
@@ -66,4 +71,5 @@ help: ## list the targets
 
 .venv/test.stamp: EXTRAS := [test,lint,slurm,images]
 .venv/bench.stamp: EXTRAS := [bench]
-.venv/images.stamp: EXTRAS := [images]
+# What a login node needs: the build of the images, and the submission of jobs.
+.venv/images.stamp: EXTRAS := [slurm,images]

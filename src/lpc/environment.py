@@ -1,5 +1,12 @@
-"""Environment variables of every job of the workflow. Set in its command itself, since a container passes none on."""
+"""What every job of the workflow gets from its surroundings: environment variables, and folders seen in a container."""
 
+import os
+import socket
+from pathlib import Path
+
+from lpc.cli import UserError
+
+# Set in the job's command itself, since a container passes none on.
 VARIABLES = {
     # Only the download rules may use the network.
     "HF_HUB_OFFLINE": "1",
@@ -14,3 +21,33 @@ VARIABLES = {
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
+
+
+def prepare(root: Path, *, containers: bool, main: bool) -> None:
+    """Set the variables of this Snakemake process that its containers and submissions read.
+
+    root: the checkout. main: not the process inside of a job. Raises UserError as `binds` does.
+    """
+    if containers:
+        os.environ["APPTAINER_BIND"] = binds(root)
+    if main:
+        # An sbatch that waits where SLURM refuses a job for the moment.
+        os.environ["PATH"] = f"{root / 'workflow/profiles/bin'}{os.pathsep}{os.environ['PATH']}"
+
+
+def binds(root: Path) -> str:
+    """Return the value of APPTAINER_BIND with which a container sees the checkout `root` and the cache of the hub.
+
+    Apptainer shows the working directory by itself. Entries that the user has set are kept. Raises UserError if HF_HOME
+    is set and is not a folder: Apptainer would end each job with a message that does not name the variable.
+    """
+    folders = [str(root)]
+    if cache := os.environ.get("HF_HOME"):
+        if not Path(cache).is_dir():
+            raise UserError(
+                f"HF_HOME={cache} is not a folder on {socket.gethostname()}; create it (mkdir -p) on a file system "
+                "that the login node and the compute nodes share, or set HF_HOME to one that exists"
+            )
+        folders.append(os.path.abspath(cache))
+    given = os.environ.get("APPTAINER_BIND", "").split(",")
+    return ",".join(dict.fromkeys(entry for entry in [*given, *folders] if entry))

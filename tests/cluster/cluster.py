@@ -44,12 +44,18 @@ def image_path(checkout: Path, name: str) -> Path:
 
 
 class Cluster:
-    """A checkout of the working tree, and the environment in which Snakemake finds SLURM and Apptainer."""
+    """A checkout of the working tree, SLURM's folder, and the environment in which Snakemake finds its programs."""
 
-    def __init__(self, checkout: Path, environment: dict[str, str]):
-        self.checkout, self.environment, self.started = checkout, environment, []
+    def __init__(self, checkout: Path, slurm: Path, environment: dict[str, str]):
+        self.checkout, self.slurm, self.environment, self.started = checkout, slurm, environment, []
 
-    def start(self, *arguments: str, config: tuple[str, ...] = (), profile: tuple[str, ...] = ("--profile", "slurm")):
+    def start(
+        self,
+        *arguments: str,
+        config: tuple[str, ...] = (),
+        profile: tuple[str, ...] = ("--profile", "slurm"),
+        variables: dict[str, str] | None = None,
+    ):
         """Start Snakemake; its output is in the file `output` of the returned process."""
         configfiles = ["--configfile", str(HERE / "config.yaml"), *config]
         # The file system is local, and jobs take seconds: polls come after 6 s, 16 s later, 26 s later and so on.
@@ -58,7 +64,7 @@ class Cluster:
         process = subprocess.Popen(
             ["snakemake", *profile, *arguments, *configfiles, *fast],
             cwd=self.checkout,
-            env=self.environment,
+            env={**self.environment, **(variables or {})},
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,

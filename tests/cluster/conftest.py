@@ -38,8 +38,11 @@ def apptainer() -> Path:
 
 @pytest.fixture(scope="session")
 def folder():
-    """For all that the tests write. Not pytest's, which others cannot enter: munge refuses to serve from there."""
-    path = Path(tempfile.mkdtemp(prefix="lpc-cluster-", dir="/tmp"))
+    """For all that the tests write. Not pytest's, which others cannot enter: munge refuses to serve from there.
+
+    Not in /tmp either, which a container shows whether or not it is bound.
+    """
+    path = Path(tempfile.mkdtemp(prefix="lpc-cluster-", dir="/srv"))
     path.chmod(0o755)
     yield path
     shutil.rmtree(path)
@@ -122,7 +125,7 @@ def cluster(checkout, apptainer, folder):
         packages = checkout / ".local/lib/python3.11/site-packages"
         packages.mkdir(parents=True)
         (packages / "poison.py").write_text("")
-        cluster = Cluster(checkout, environment)
+        cluster = Cluster(checkout, state, environment)
         yield cluster
         cluster.end()
     finally:

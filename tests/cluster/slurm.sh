@@ -3,14 +3,15 @@
 # slurm-wlm munge slurmdbd mariadb-server.
 #   slurm.sh up FOLDER      then: . FOLDER/environment
 #   slurm.sh down FOLDER
-# Two virtual nodes of 4 CPUs and 8000 MB, n1 with two GPUs that are none; partitions cpu, gpu, and urgent, which preempts.
+# Two virtual nodes of 4 CPUs and 8000 MB, the first with two GPUs that are none; partitions cpu, gpu, and urgent, which
+# preempts.
 set -euo pipefail
 export PATH=$PATH:/usr/sbin
 
 usage="usage: slurm.sh up|down FOLDER"
 action=${1:?$usage}
 here=$(realpath -m "${2:?$usage}")
-daemons=(munged mariadbd slurmdbd slurmctld slurmd-n1 slurmd-n2)
+daemons=(munged mariadbd slurmdbd slurmctld slurmd-1 slurmd-2)
 
 alive() { # PID: a zombie does not count, its parent may collect it late
     [ -e "/proc/$1/stat" ] && ! grep -q '^State:[[:space:]]*Z' "/proc/$1/status" 2>/dev/null
@@ -51,8 +52,8 @@ down() {
         kill -TERM "$pid"
         wait_for 15 ended "$pid" || kill -KILL "$pid"
     done
-    for node in n1 n2; do
-        find /sys/fs/cgroup/{freezer,memory}/slurm_$node -depth -type d -exec rmdir {} + 2>/dev/null || true
+    for node in $(cat "$here/nodes" 2>/dev/null); do
+        find "/sys/fs/cgroup/freezer/slurm_$node" "/sys/fs/cgroup/memory/slurm_$node" -depth -type d -exec rmdir {} + 2>/dev/null || true
     done
 }
 
@@ -70,6 +71,9 @@ sockets = [socket.socket() for _ in range(5)]
 for each in sockets:
     each.bind(("127.0.0.1", 0))
 print(*(each.getsockname()[1] for each in sockets))')
+# Two clusters on one machine have different nodes: control groups are named after the node and the job's number.
+first=n1-$controller second=n2-$controller
+echo "$first $second" >"$here/nodes"
 host=$(hostname -s)
 user=$(id -un)
 
@@ -146,13 +150,14 @@ AccountingStorageHost=127.0.0.1
 AccountingStoragePort=$accounting
 AccountingStoragePass=$here/munge.socket
 AccountingStorageTRES=gres/gpu
-NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=$node1 CPUs=4 RealMemory=8000 Gres=gpu:2
-NodeName=n2 NodeHostname=$host NodeAddr=127.0.0.1 Port=$node2 CPUs=4 RealMemory=8000
-PartitionName=cpu Nodes=n1,n2 Default=YES DefaultTime=10 MaxTime=INFINITE DefMemPerCPU=500 PriorityTier=1
-PartitionName=gpu Nodes=n1 DefaultTime=10 MaxTime=INFINITE DefMemPerCPU=500 PriorityTier=1
-PartitionName=urgent Nodes=n1,n2 DefaultTime=10 MaxTime=INFINITE DefMemPerCPU=500 PriorityTier=10 PreemptMode=OFF
+AccountingStorageEnforce=associations,limits,qos
+NodeName=$first NodeHostname=$host NodeAddr=127.0.0.1 Port=$node1 CPUs=4 RealMemory=8000 Gres=gpu:2
+NodeName=$second NodeHostname=$host NodeAddr=127.0.0.1 Port=$node2 CPUs=4 RealMemory=8000
+PartitionName=cpu Nodes=$first,$second Default=YES DefaultTime=10 MaxTime=INFINITE DefMemPerCPU=500 PriorityTier=1
+PartitionName=gpu Nodes=$first DefaultTime=10 MaxTime=INFINITE DefMemPerCPU=500 PriorityTier=1
+PartitionName=urgent Nodes=$first,$second DefaultTime=10 MaxTime=INFINITE DefMemPerCPU=500 PriorityTier=10 PreemptMode=OFF
 CONF
-echo "NodeName=n1 Name=gpu File=/dev/zero,/dev/full" >"$here/gres.conf"
+echo "NodeName=$first Name=gpu File=/dev/zero,/dev/full" >"$here/gres.conf"
 (umask 077 && cat >"$here/slurmdbd.conf" <<CONF
 AuthType=auth/munge
 AuthInfo=socket=$here/munge.socket
@@ -171,9 +176,11 @@ StorageLoc=slurm
 CommitDelay=1
 CONF
 )
-# The step that Snakemake's plugin starts in a job loses SLURM_CONF, which a cluster with /etc/slurm does not need.
-printf '#!/bin/sh\nSLURM_CONF=%s exec /usr/bin/srun "$@"\n' "$here/slurm.conf" >"$here/bin/srun"
-chmod +x "$here/bin/srun"
+# Snakemake's plugin drops SLURM_CONF where it runs in a job, which a cluster with /etc/slurm does not need.
+for command in sacct sacctmgr sbatch scancel scontrol sinfo squeue srun; do
+    printf '#!/bin/sh\nSLURM_CONF=%s exec /usr/bin/%s "$@"\n' "$here/slurm.conf" $command >"$here/bin/$command"
+    chmod +x "$here/bin/$command"
+done
 cat >"$here/environment" <<ENV
 export SLURM_CONF=$here/slurm.conf PATH=$here/bin:\$PATH
 ENV
@@ -185,9 +192,8 @@ wait_for 30 sacctmgr -n list cluster
 sacctmgr -i add cluster test >/dev/null
 start slurmctld slurmctld -D -c
 wait_for 30 scontrol ping
-for node in n1 n2; do
-    mkdir -p "$here/spool-$node"
-    start "slurmd-$node" slurmd -D -N "$node"
-done
+mkdir -p "$here/spool-$first" "$here/spool-$second"
+start slurmd-1 slurmd -D -N "$first"
+start slurmd-2 slurmd -D -N "$second"
 idle() { [ "$(sinfo --noheader --Node --partition=cpu --format=%t | grep -c '^idle$')" = 2 ]; }
 wait_for 30 idle

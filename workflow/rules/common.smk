@@ -52,6 +52,10 @@ TASK = RESULTS.task("{task}")
 
 # The interpreter is Snakemake's own unless the rule's image brings one.
 in_containers = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
+try:
+    environment.prepare(ROOT, containers=in_containers, main=workflow.is_main_process)
+except UserError as error:
+    raise WorkflowError(str(error)) from None
 shell.prefix(
     "set -euo pipefail; export "
     + " ".join(f"{name}={value}" for name, value in environment.VARIABLES.items())
