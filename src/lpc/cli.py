@@ -79,6 +79,20 @@ def json_object(text: str) -> dict:
     return value
 
 
+def parse(parser: argparse.ArgumentParser, words: list[str] | None = None) -> argparse.Namespace:
+    """Parse a command line, the program's own without `words`; `args.spec` becomes the step's typed spec.
+
+    Exits with code 2 and one line where a key of it is faulty.
+    """
+    args = parser.parse_args(words)
+    if spec_type := getattr(args, "spec_type", None):
+        try:
+            args.spec = spec_type.parse(args.spec, args.execution)
+        except ValueError as error:
+            parser.error(f"--spec: {error}; --help lists the keys")
+    return args
+
+
 def run(parser: argparse.ArgumentParser, main) -> None:
     """Parse the command line and call `main(args)`.
 
@@ -88,14 +102,9 @@ def run(parser: argparse.ArgumentParser, main) -> None:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
-    args = parser.parse_args()
+    args = parse(parser)
     # Prompts and weights must not be writable by everyone, whatever the user's umask.
     os.umask(os.umask(0o077) | stat.S_IWOTH)
-    if spec_type := getattr(args, "spec_type", None):
-        try:
-            args.spec = spec_type.parse(args.spec, args.execution)
-        except ValueError as error:
-            fail(f"--spec: {error}; --help lists the keys", 1)
     try:
         if image := running():
             log.info("image %(image)s, SHA-256 %(sha256)s", image)

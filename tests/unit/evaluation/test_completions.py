@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import make_backbone, make_pairs, make_tokenizer
 
-from lpc import latents
+from lpc import cli, latents
 from lpc.cli import UserError
 from lpc.data.tokens import tokenize_pairs
 from lpc.evaluation.completions import answer, choose_prompts, forced_completions, strongest_codes
@@ -106,7 +106,7 @@ def run_of(tmp_path_factory):
         write_parquet(folder / "latents.parquet", pa.table({**columns, "prior": prior}))
         arguments = ["--spec", canonical(SPEC), "--model", folder / "model", "--base", folder / "base.json"]
         arguments += ["--pairs", folder / "pairs.parquet", "--latents", folder / "latents.parquet"]
-        return step.parser().parse_args([*map(str, arguments), "--output", str(folder / "completions.json")])
+        return cli.parse(step.parser(), [*map(str, arguments), "--output", str(folder / "completions.json")])
 
     return make
 

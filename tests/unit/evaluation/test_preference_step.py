@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 from tiny import make_backbone, make_pairs, make_tokenizer
 
-from lpc import objectives
+from lpc import cli, objectives
 from lpc.data.tokens import tokenize_pairs
 from lpc.evaluation.preference import score_pairs
 from lpc.evaluation.statistics import accuracy_interval, outcomes
@@ -29,7 +29,7 @@ def scored(tmp_path_factory):
     arguments = ["--spec", canonical({**SPEC, "objective": OBJECTIVE}), "--model", folder / "model"]
     arguments += ["--base", folder / "base.json", "--pairs", folder / "pairs.parquet"]
     arguments += ["--output", folder / "rewards.parquet", "--summary", folder / "summary.json"]
-    step.main(step.parser().parse_args([*map(str, arguments)]))
+    step.main(cli.parse(step.parser(), [*map(str, arguments)]))
     return pairs, read_parquet(folder / "rewards.parquet"), read_json(folder / "summary.json")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from lpc import files
+from lpc import cli, files
 from lpc.evaluation import statistics
 from lpc.evaluation.diagnostics import latent_diagnostics
 from lpc.report.runs import resolve
@@ -173,6 +173,7 @@ def write_run(root: Path, run: dict) -> None:
             "latent_parameters": 50_000 * latent,
             "first_loss": float(np.log(2)),
             "last_loss": 0.4,
+            "saved": {"dtype": "bfloat16", "moved": 1.0, "undone": 0.25, "margin": {"before": 0.4, "after": 0.3}},
             "device": "cpu",
             "processes": 1,
             "torch": "2.13.0",
@@ -258,7 +259,7 @@ def write_completions(folder: Path, *, same: bool) -> None:
 def step(name: str, spec: dict, *arguments) -> None:
     """Run a step with the command line that a rule gives it, in this process: starting one costs seconds."""
     module = importlib.import_module(f"lpc.steps.{name}")
-    module.main(module.parser().parse_args(["--spec", files.canonical(spec), *map(str, arguments)]))
+    module.main(cli.parse(module.parser(), ["--spec", files.canonical(spec), *map(str, arguments)]))
 
 
 def tables_spec() -> dict:

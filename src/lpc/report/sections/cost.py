@@ -4,7 +4,7 @@ from collections import defaultdict
 
 from lpc.report.page import Cell, Column, Missing, Section, Table, cell, number_column, rough, text_column
 from lpc.report.results import Results
-from lpc.report.words import NONE, duration, number
+from lpc.report.words import NONE, duration, number, percent
 
 
 def section(results: Results) -> Section:
@@ -22,6 +22,12 @@ def section(results: Results) -> Section:
         ),
         number_column("tokens / s", "tokens_per_second"),
         Column("peak GiB", lambda row: rough(row["peak_memory_gib"])),
+        Column(
+            "undone %",
+            lambda row: cell(percent(row["undone"]), detail=margin_detail(row)),
+            "weights that training moved and rounding to the saved dtype returned to the base; small: reward margin of"
+            " training pairs before and after",
+        ),
         Column("extra", extra_cell, "parameters of the latent"),
         Column("note", lambda row: Cell("" if row["status"] == "ok" else "missing", row["status"]), number=False),
     ]
@@ -55,6 +61,12 @@ def section(results: Results) -> Section:
 def ratio_cell(results: Results, row: dict) -> Cell:
     ratio = results.step_ratios.get((row["base"], row["variant"], row["recipe"], row["seed"]))
     return Cell(f"× {number(ratio, 2)}" if ratio else NONE, ratio)
+
+
+def margin_detail(row: dict) -> str:
+    if row["margin_before"] is None:
+        return ""
+    return f"{number(row['margin_before'], 3)} → {number(row['margin_after'], 3)}"
 
 
 def extra_cell(row: dict) -> Cell:

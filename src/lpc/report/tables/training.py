@@ -17,6 +17,10 @@ COLUMNS = {
     "latent_parameters": "parameters of the latent",
     "first_loss": "loss of the first step",
     "last_loss": "loss of the last logging interval",
+    "saved_dtype": "dtype of the saved weights",
+    "undone": "share of the weights that training moved and rounding to that dtype returned to the base",
+    "margin_before": "mean reward margin of a sample of training pairs before that rounding",
+    "margin_after": "the same after it",
     "device": "device of training",
     "processes": "processes of training",
     **STATUS,
@@ -27,8 +31,20 @@ def rows(inputs: Inputs) -> list[dict]:
     found = []
     for run in inputs.runs:
         summary, status = inputs.load(f"{run['folder']}/train.json")
-        found.append(select(COLUMNS, summary, names(run), {"status": status}))
+        found.append(select(COLUMNS, summary, names(run), saved(summary), {"status": status}))
     return found
+
+
+def saved(summary: dict) -> dict:
+    """Return what saving did to the weights; weights saved in float32 have no rounding to report."""
+    record = summary.get("saved", {})
+    margin = record.get("margin", {})
+    return {
+        "saved_dtype": record.get("dtype"),
+        "undone": record.get("undone"),
+        "margin_before": margin.get("before"),
+        "margin_after": margin.get("after"),
+    }
 
 
 TABLE = TableDefinition(
