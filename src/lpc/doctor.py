@@ -26,6 +26,7 @@ import yaml
 
 from lpc import environment, images
 from lpc.cli import UserError, fail
+from lpc.config import models
 from lpc.config.load import load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,8 +57,8 @@ class SetUp:
     folder: Path
     """Of the profile."""
     profile: dict
-    resources: dict[str, dict]
-    """By rule, with an entry "default" for all others: threads, mem_mb, mem_mb_per_billion, runtime, gpus."""
+    resources: dict[str, models.Resources]
+    """By rule, with an entry "default" for all others."""
     parameters: int
     """Of the largest base model that was downloaded; 0 before the first one."""
 
@@ -68,7 +69,7 @@ def read(folder: Path, files: list[str]) -> SetUp:
         raise UserError(f"{file}: no such file; use --profile with the folder of a profile, such as slurm")
     settings = load(*files).settings
     section = settings.resources
-    resources = {rule: section.of(rule).model_dump() for rule in type(section).model_fields}
+    resources = {rule: section.of(rule) for rule in type(section).model_fields}
     records = Path("results").glob(f"{settings.project}/bases/*/base.json")
     parameters = max((json.loads(record.read_text())["parameters"] for record in records), default=0)
     return SetUp(folder, yaml.safe_load(file.read_text()), resources, parameters)
@@ -262,20 +263,12 @@ class Resources(dict):
             raise AttributeError(name) from None
 
 
-def at_most(limit: int | None, value: int) -> int:
-    return value if limit is None else min(limit, value)
-
-
 def resources_of(rule: str, setup: SetUp, attempt: int) -> Resources:
     """Resources of a rule's job at its attempt, from 1."""
     entry = setup.resources[rule]
-    memory = entry["mem_mb"] + round(entry["mem_mb_per_billion"] * setup.parameters / 1e9)
-    own = {
-        "mem_mb": at_most(entry["max_mem_mb"], memory * attempt),
-        "runtime": at_most(entry["max_runtime"], entry["runtime"] * (1 if rule == "train" else attempt)),
-    }
-    if entry["gpus"]:
-        own["gpu"] = entry["gpus"]
+    own = {"mem_mb": entry.memory_at(attempt, setup.parameters), "runtime": entry.minutes_at(attempt)}
+    if entry.gpus:
+        own["gpu"] = entry.gpus
     overridden = setup.profile.get("set-resources", {}).get(rule, {})
     return Resources({**setup.profile.get("default-resources", {}), **own, **overridden})
 

@@ -137,33 +137,22 @@ def resource(rule, key):
     return getattr(SETTINGS.resources.of(rule), key)
 
 
-def at_most(limit, value):
-    return value if limit is None else min(limit, value)
-
-
 def memory(rule):
     """MB, growing with the attempt and, for rules with `base` as input, with the size of the model."""
 
     def mem_mb(wildcards, input, attempt):
-        needed = resource(rule, "mem_mb")
-        per_billion = resource(rule, "mem_mb_per_billion")
-        if per_billion:
+        parameters = 0
+        if resource(rule, "mem_mb_per_billion"):
             # Not there until the base was fetched: Snakemake then asks again before it starts the job.
             with open(input.base, encoding="utf-8") as stream:
-                needed += round(per_billion * json.load(stream)["parameters"] / 1e9)
-        return at_most(resource(rule, "max_mem_mb"), needed * attempt)
+                parameters = json.load(stream)["parameters"]
+        return SETTINGS.resources.of(rule).memory_at(attempt, parameters)
 
     return mem_mb
 
 
-def runtime(rule, resumes=False):
-    """Minutes, growing with the attempt; a rule that resumes keeps its time, since its next attempt has less to do."""
-
-    def minutes(wildcards, attempt):
-        needed = resource(rule, "runtime")
-        return at_most(resource(rule, "max_runtime"), needed if resumes else needed * attempt)
-
-    return minutes
+def runtime(rule):
+    return lambda wildcards, attempt: SETTINGS.resources.of(rule).minutes_at(attempt)
 
 
 # Stage data

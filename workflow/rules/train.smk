@@ -56,7 +56,7 @@ rule train:
     threads: resource("train", "threads")
     resources:
         mem_mb=memory("train"),
-        runtime=runtime("train", resumes=True),
+        runtime=runtime("train"),
         gpu=resource("train", "gpus"),
     params:
         spec=tracked(train_spec),

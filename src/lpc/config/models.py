@@ -4,7 +4,7 @@ The rules' parameters, the identity of a checkpoint, the checks, the tables of c
 editors all come from here. Objectives and latents declare their own settings in their own files.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Discriminator, Field, JsonValue, StringConstraints, Tag, create_model, model_validator
 from pydantic_core import PydanticCustomError, core_schema
@@ -381,11 +381,26 @@ class Resources(Section):
     max_runtime: Integer | None = key(None, "minutes that no attempt exceeds; null: none", role=Role.EXECUTION, ge=1)
     gpus: Integer | None = key(None, "GPUs", role=Role.EXECUTION, ge=0)
 
+    resumes: ClassVar[bool] = False
+    """Whether the next attempt of a job goes on where the last one ended, and so needs no more time."""
+
+    def memory_at(self, attempt: int, parameters: int) -> int:
+        """Return the MB of a job at its attempt, from 1; parameters: of its base model, 0 where it has none."""
+        needed = (self.mem_mb + round(self.mem_mb_per_billion * parameters / 1e9)) * attempt
+        return needed if self.max_mem_mb is None else min(needed, self.max_mem_mb)
+
+    def minutes_at(self, attempt: int) -> int:
+        """Return the minutes of a job at its attempt, from 1."""
+        needed = self.runtime if self.resumes else self.runtime * attempt
+        return needed if self.max_runtime is None else min(needed, self.max_runtime)
+
 
 DEFAULT = Resources(threads=1, mem_mb=4000, mem_mb_per_billion=0, runtime=60, gpus=0)
 
 
 class TrainResources(Resources):
+    resumes: ClassVar[bool] = True
+
     launch: Text | None = key(
         None,
         "launch file of accelerate (`config/accelerate/`), which starts one process for each GPU; needed for more than"
@@ -411,7 +426,7 @@ class AllResources(Section):
     completions: Resources = key(Resources(), "of rule completions", role=Role.EXECUTION)
 
     def of(self, rule: str) -> Resources:
-        """Return the resources of a rule: its own entry, then `default`, then `DEFAULT`, key by key."""
+        """Return the resources of a rule: its own entry, then `default`, then `DEFAULT`, key by key, all set."""
         own = getattr(self, rule, Resources())
         given = {
             name: value
@@ -419,7 +434,7 @@ class AllResources(Section):
             for name, value in section.model_dump().items()
             if value is not None
         }
-        return TrainResources(**given)
+        return type(own)(**given)
 
 
 # The whole

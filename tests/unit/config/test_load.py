@@ -296,3 +296,20 @@ def test_recipe_names_a_relation_that_its_training_breaks_once_in_a_sweep():
         experiments__main__sweep={"latent.information_weight": [1.0]},
     )
     assert "experiments.main.sweep.latent.information_weight: requires micro_batch_size > 1" in message
+
+
+def test_resources_of_later_attempts_stay_below_their_limits():
+    """Memory and time grow with the attempt; a training resumes, so its time does not."""
+    config = resolve(
+        changed(
+            resources={
+                "default": {"mem_mb": 1000, "runtime": 10, "max_mem_mb": 2500, "max_runtime": 15},
+                "train": {"mem_mb_per_billion": 500, "runtime": 12},
+            }
+        )
+    )
+    split, train = config.settings.resources.of("split"), config.settings.resources.of("train")
+    assert [split.memory_at(attempt, 0) for attempt in (1, 2, 3)] == [1000, 2000, 2500]
+    assert [split.minutes_at(attempt) for attempt in (1, 2)] == [10, 15]
+    assert train.memory_at(1, 2_000_000_000) == 2000
+    assert [train.minutes_at(attempt) for attempt in (1, 2)] == [12, 12]
