@@ -308,8 +308,8 @@ def check_partitions(setup: SetUp, partitions: dict) -> Iterator[Finding]:
         if fault:
             yield failed(subject, f"{request}: {fault}; lower `resources` of the configuration, or correct {file}")
             continue
-        unknown = entry["mem_mb_per_billion"] and not setup.parameters
-        more = f", and {entry['mem_mb_per_billion']} MB for each billion parameters" if unknown else ""
+        unknown = entry.mem_mb_per_billion and not setup.parameters
+        more = f", and {entry.mem_mb_per_billion} MB for each billion parameters" if unknown else ""
         yield ok(subject, request + more)
         request, fault = judge(rule, attempts, setup, usable, partitions)
         if fault:
