@@ -10,8 +10,8 @@ import subprocess
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
-BY_RECIPE = ("lpc.latents", "lpc.objectives")
-"""Packages of which a job uses the modules of its recipe alone: a rule adds those, and a new one reruns nothing."""
+BY_KIND = ("lpc.data.formats", "lpc.latents", "lpc.objectives")
+"""Packages of which a job uses what its recipe or dataset names: a rule adds that, and a new kind reruns nothing."""
 FILE_NAME = re.compile(r"[\w/-]+(\.\w+)+")
 
 
@@ -22,7 +22,7 @@ def sources(module: str) -> tuple[Path, ...]:
     They are the module, what it imports anywhere in its code (inside functions too), their packages, all modules of a
     package that looks for them (its `__init__.py` reads `__path__`), and files beside a module that it names in a
     string, such as a template. Left out are `lpc.config`, from which a step gets nothing but its tracked parameter, and
-    the modules that the packages `BY_RECIPE` find. Raises FileNotFoundError where `module` is none of ours.
+    the modules that the packages `BY_KIND` find. Raises FileNotFoundError where `module` is none of ours.
     """
     if _file(module) is None:
         raise FileNotFoundError(f"no module {module} under {PACKAGE}")
@@ -78,7 +78,7 @@ def _read(file: Path, module: str) -> tuple[frozenset[str], frozenset[Path]]:
             origin = ".".join([*above, *([node.module] if node.module else [])])
             names.add(origin)
             names.update(f"{origin}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Name) and node.id == "__path__" and module not in BY_RECIPE:
+        elif isinstance(node, ast.Name) and node.id == "__path__" and module not in BY_KIND:
             names.update(f"{module}.{found.stem}" for found in file.parent.glob("*.py") if found != file)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and FILE_NAME.fullmatch(node.value):
             named.add(file.parent / node.value)

@@ -22,6 +22,7 @@ from lpc.cli import UserError
 from lpc.config import models, specs
 from lpc.config.keys import Role
 from lpc.config.load import ConfigError, resolve
+from lpc.data.formats.world import World
 from lpc.files import canonical
 from lpc.layout import Layout, dataset_of, noisy
 from lpc.paths import is_local
@@ -36,7 +37,7 @@ except ConfigError as error:
 SETTINGS = CONFIG.settings
 EVALUATION = SETTINGS.evaluation
 TASKS = EVALUATION.benchmarks.tasks
-WORLDS = [name for name, entry in SETTINGS.datasets.items() if isinstance(entry, models.World)]
+WORLDS = [name for name, entry in SETTINGS.datasets.items() if isinstance(entry, World)]
 SCRATCH = [name for name, entry in SETTINGS.bases.items() if isinstance(entry, models.ScratchBase)]
 
 # Files of a dataset, a base, a run, ... as patterns with the wildcards that name them.
@@ -90,16 +91,21 @@ def here(path):
 def code(step, *parts):
     """The modules that `lpc.steps.<step>` runs, as input: editing one reruns the rules that use it.
 
-    parts: "objective" and "latent", where it uses those of the recipe.
+    parts: "objective" and "latent", where it uses those of the recipe; "dataset", where it reads the dataset's rows.
     """
     files = [here(file) for file in sources(f"lpc.steps.{step}")]
     return lambda wildcards: files + [
-        file for part in parts for file in kind_code(getattr(recipe(wildcards), part)) if file not in files
+        file for part in parts for file in kind_code(settings_of(part, wildcards)) if file not in files
     ]
 
 
+def settings_of(part, wildcards):
+    """The dataset's section, or the recipe's section `objective` or `latent`."""
+    return dataset(wildcards) if part == "dataset" else getattr(recipe(wildcards), part)
+
+
 def kind_code(settings):
-    """The modules of a recipe's objective or latent; none where the recipe has no latent."""
+    """The modules of a dataset's kind, an objective or a latent; none where the recipe has no latent."""
     return [here(file) for file in sources(type(settings).__module__)] if settings else []
 
 

@@ -79,7 +79,7 @@ rule split:
     input:
         source=DATASET.source,
         file=world_file,
-        code=code("split"),
+        code=code("split", "dataset"),
     output:
         rows=DATASET.rows,
         rejects=DATASET.rejects,

@@ -1,14 +1,15 @@
 """How a key of the configuration is declared: type, bounds, default, description and role, in one place.
 
-A section is a class; a key is one of its fields. Objectives and latents declare their settings with the same two names,
-`Section` and `key`. Nothing heavy is imported here, since every job of a workflow reads the configuration.
+A section is a class; a key is one of its fields. Objectives, latents and kinds of datasets declare their settings with
+the same two names, `Section` and `key`. Nothing heavy is imported here, since every job of a workflow reads the
+configuration.
 """
 
 import enum
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, core_schema
 
 
 class Role(enum.StrEnum):
@@ -75,3 +76,19 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=100)]
 """A name that becomes a folder."""
 Text = Annotated[str, StringConstraints(min_length=1)]
+
+
+class Unique:
+    """Annotation of a list without duplicates."""
+
+    def __get_pydantic_core_schema__(self, source, handler):
+        return core_schema.no_info_after_validator_function(_without_duplicates, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema, handler):
+        return {**handler(schema), "uniqueItems": True}
+
+
+def _without_duplicates(values: list) -> list:
+    if any(value in values[:position] for position, value in enumerate(values)):
+        raise PydanticCustomError("duplicates", "contains duplicates")
+    return values

@@ -1,35 +1,20 @@
 """Every key of a configuration, once: type, bounds, default, description and role.
 
 The rules' parameters, the identity of a checkpoint, the checks, the tables of config/README.md and the JSON schema for
-editors all come from here. Objectives and latents declare their own settings in their own files.
+editors all come from here. Objectives, latents and kinds of datasets declare their
+settings in their own files.
 """
 
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Discriminator, Field, JsonValue, StringConstraints, Tag, create_model, model_validator
-from pydantic_core import PydanticCustomError, core_schema
 
 from lpc import latents, objectives
-from lpc.config.keys import REQUIRED, Integer, Name, Role, Section, Seed, Share, Text, fault, key
+from lpc.config.keys import REQUIRED, Integer, Name, Role, Section, Seed, Share, Text, Unique, fault, key
+from lpc.data import formats
 
 CLEAN = "clean"
 """How an experiment names a dataset without noise."""
-
-
-class Unique:
-    """Annotation of a list without duplicates."""
-
-    def __get_pydantic_core_schema__(self, source, handler):
-        return core_schema.no_info_after_validator_function(_without_duplicates, handler(source))
-
-    def __get_pydantic_json_schema__(self, schema, handler):
-        return {**handler(schema), "uniqueItems": True}
-
-
-def _without_duplicates(values: list) -> list:
-    if any(value in values[:position] for position, value in enumerate(values)):
-        raise PydanticCustomError("duplicates", "contains duplicates")
-    return values
 
 
 class Named:
@@ -66,55 +51,7 @@ def one_of(tag: str, kinds: dict[str, type[Section]], default: str | None = None
 # Data
 
 
-class Split(Section):
-    validation: Integer = key(REQUIRED, "rows for validation; no prompt is in two splits", ge=1)
-    test: Integer = key(REQUIRED, "rows for testing", ge=1)
-    seed: Seed = key(0, "chooses which prompts")
-
-
-class Pairs(Section):
-    ties: Literal["keep", "drop"] = key(
-        "keep", "a best completion that shares its score: `keep` (the first is chosen) or `drop`"
-    )
-    seed: Seed = key(0, "draws the rejected completion")
-    drop_sources: Annotated[list[str], Unique()] = key([], "sources that give no pairs, e.g. `[truthful_qa]`")
-
-
-class Dataset(Section):
-    """What every kind of dataset has."""
-
-    split: Split = key(REQUIRED, "sizes of the splits")
-    pairs: Pairs = key(Pairs(), "how pairs are built")
-    max_rejected_rows: Share = key(0.0, "share of malformed rows above which the split stops")
-
-
-class World(Dataset):
-    kind: Literal["world"] = key(REQUIRED, "generated rows whose hidden preferences are known")
-    rows: Integer = key(7500, "rows to generate", ge=1)
-    completions: Integer = key(4, "completions of a generated row", ge=2)
-    score_noise: float = key(0.8, "standard deviation of the noise on generated scores", ge=0)
-    seed: Seed = key(0, "of the generator")
-
-
-class Rows(Dataset):
-    path: Text = key(REQUIRED, "name on the hub, or a local .jsonl, .jsonl.gz or .parquet")
-    revision: str | None = key(None, "commit, branch or tag on the hub; null: the newest, and its commit is recorded")
-    hub_split: Text = key("train", "split of the hub's dataset that is read")
-    group: Text | None = key(
-        None,
-        "column of the group that a row belongs to, such as its annotator; `prompt`: rows of a prompt are a group",
-    )
-
-
-class UltraFeedback(Rows):
-    kind: Literal["ultrafeedback"] = key(REQUIRED, "rows with several scored completions")
-
-
-class FlatPairs(Rows):
-    kind: Literal["pairs"] = key(REQUIRED, "rows with `chosen` and `rejected`")
-
-
-AnyDataset = one_of("kind", {"ultrafeedback": UltraFeedback, "pairs": FlatPairs, "world": World})
+Dataset = one_of("kind", formats.KINDS)
 
 
 class Noise(Section):
@@ -444,7 +381,7 @@ class Settings(Section):
     """A configuration."""
 
     project: Name = key(REQUIRED, "name of the folder under `results/`")
-    datasets: dict[Name, AnyDataset] = key(REQUIRED, "preference data by name", min_length=1)
+    datasets: dict[Name, Dataset] = key(REQUIRED, "preference data by name", min_length=1)
     noise: dict[Name, Noise] = key({}, "label noise by name")
     tokens: Tokens = key(Tokens(), "lengths")
     bases: dict[Name, AnyBase] = key(REQUIRED, "base models by name", min_length=1)

@@ -13,6 +13,8 @@ from lpc.config import models
 from lpc.config.faults import explain_all, sections
 from lpc.config.keys import REQUIRED, Role, Section, Seed, key, role_of
 from lpc.config.models import dump
+from lpc.data import formats
+from lpc.data.formats import world
 
 
 def of(section: type[Section], name: str) -> Any:
@@ -70,29 +72,29 @@ def _merge(first: dict, second: dict) -> dict:
 
 
 class World(Spec):
-    rows: of(models.World, "rows")
-    completions: of(models.World, "completions")
-    score_noise: of(models.World, "score_noise")
-    seed: of(models.World, "seed")
+    rows: of(world.World, "rows")
+    completions: of(world.World, "completions")
+    score_noise: of(world.World, "score_noise")
+    seed: of(world.World, "seed")
 
 
 class DownloadDataset(Spec):
     kind: str = key(REQUIRED, "kind of the dataset")
-    path: of(models.Rows, "path")
-    revision: of(models.Rows, "revision")
-    hub_split: of(models.Rows, "hub_split")
-    group: of(models.Rows, "group")
+    path: of(formats.base.Rows, "path")
+    revision: of(formats.base.Rows, "revision")
+    hub_split: of(formats.base.Rows, "hub_split")
+    group: of(formats.base.Rows, "group")
 
 
 class Split(Spec):
-    split: models.Split = key(REQUIRED, "sizes of the splits")
-    max_rejected_rows: of(models.Dataset, "max_rejected_rows")
+    split: formats.base.Split = key(REQUIRED, "sizes of the splits")
+    max_rejected_rows: of(formats.base.Dataset, "max_rejected_rows")
 
 
 class Pairs(Spec):
-    ties: of(models.Pairs, "ties")
-    seed: of(models.Pairs, "seed")
-    drop_sources: of(models.Pairs, "drop_sources")
+    ties: of(formats.base.Pairs, "ties")
+    seed: of(formats.base.Pairs, "seed")
+    drop_sources: of(formats.base.Pairs, "drop_sources")
 
 
 class Flip(Spec):

@@ -3,8 +3,8 @@ import random
 import pytest
 
 from lpc.cli import UserError
+from lpc.data.formats.ultrafeedback import scored_row
 from lpc.data.pairs import build, choose, describe
-from lpc.data.read import scored_row
 
 
 def row(scores, i=0, source="s", texts=None, split="train"):

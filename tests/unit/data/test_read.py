@@ -8,8 +8,11 @@ import pyarrow.parquet as parquet
 import pytest
 
 from lpc.cli import UserError
+from lpc.data.formats.base import Malformed
+from lpc.data.formats.pairs import pair_row
+from lpc.data.formats.ultrafeedback import scored_row
 from lpc.data.hub import describe_dataset
-from lpc.data.read import ROWS, Malformed, check_share, pair_row, read, scored_row
+from lpc.data.read import ROWS, check_share, read
 
 REAL = Path(__file__).parents[4] / "shared" / "data"
 
@@ -347,7 +350,7 @@ def test_malformed_rows_are_listed_and_fatal_above_the_share(tmp_path):
     assert check_share(len(rows), rejects, 0.5) == {"empty response": 1, "no completions": 1}
     with pytest.raises(UserError, match=r"2 of 4 rows are malformed \(1 empty response, 1 no completions; .*row 2 of"):
         check_share(len(rows), rejects, 0.49)
-    with pytest.raises(UserError, match=r"a\.jsonl, with columns source, instruction, .*; `pairs` reads chosen and"):
+    with pytest.raises(UserError, match=r"a\.jsonl, with columns source, instruction, .*; `pairs` reads `chosen` and"):
         check_share(len(rows), rejects, 0.1)
     with pytest.raises(UserError, match="2 of 2 rows"):
         check_share(0, rejects, 1.0)  # nothing left is an error, whatever is allowed

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lpc.cli import UserError
 from lpc.data import world
-from lpc.data.read import scored_row
+from lpc.data.formats.ultrafeedback import scored_row
 from lpc.data.tokens import encode_completions, encode_prompts
 from lpc.model import scratch
 

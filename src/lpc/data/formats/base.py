@@ -1,0 +1,154 @@
+"""What a kind of dataset is: settings, and a function that reads one row.
+
+A kind is a file of this package with one subclass of `Rows` (files, or a data set of the hub) and its `row`. A row
+that the split writes is a dict: row_id, prompt_id (SHA-256 of its content and of its prompt), source, group (or None),
+messages (list of {role, content}, ending with the user's), completions (list of {model, response, score, aspects}; at
+least two). `make_row` makes it from messages and completions.
+
+Modules of this package import neither torch nor pyarrow: the configuration reads the settings of every kind, and each
+job of a workflow reads the configuration.
+"""
+
+import unicodedata
+from hashlib import sha256
+from typing import Annotated, Any, ClassVar, Literal
+
+from lpc import files
+from lpc.config.keys import REQUIRED, Integer, Section, Seed, Share, Text, Unique, key
+
+ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
+"""Ratings that a completion may have beside its score."""
+
+
+class Malformed(Exception):
+    """A row that cannot be used; the message is the reason under which it is counted."""
+
+
+# Settings
+
+
+class Split(Section):
+    validation: Integer = key(REQUIRED, "rows for validation; no prompt is in two splits", ge=1)
+    test: Integer = key(REQUIRED, "rows for testing", ge=1)
+    seed: Seed = key(0, "chooses which prompts")
+
+
+class Pairs(Section):
+    ties: Literal["keep", "drop"] = key(
+        "keep", "a best completion that shares its score: `keep` (the first is chosen) or `drop`"
+    )
+    seed: Seed = key(0, "draws the rejected completion")
+    drop_sources: Annotated[list[str], Unique()] = key([], "sources that give no pairs, e.g. `[truthful_qa]`")
+
+
+class Dataset(Section):
+    """A dataset. A subclass adds its own keys, and makes `kind` a Literal of one value."""
+
+    title: ClassVar[str]
+    """The form of its rows, for the documentation and for the error of too many malformed rows."""
+
+    kind: str
+    split: Split = key(REQUIRED, "sizes of the splits")
+    pairs: Pairs = key(Pairs(), "how pairs are built")
+    max_rejected_rows: Share = key(0.0, "share of malformed rows above which the split stops")
+
+    @staticmethod
+    def row(record: object, default_source: str) -> dict:
+        """Return the row of one record of the data as it stands; see `make_row`. Raises Malformed."""
+        raise NotImplementedError
+
+
+class Rows(Dataset):
+    """A dataset of local files or of the hub."""
+
+    path: Text = key(REQUIRED, "name on the hub, or a local .jsonl, .jsonl.gz or .parquet")
+    revision: str | None = key(None, "commit, branch or tag on the hub; null: the newest, and its commit is recorded")
+    hub_split: Text = key("train", "split of the hub's dataset that is read")
+    group: Text | None = key(
+        None,
+        "column of the group that a row belongs to, such as its annotator; `prompt`: rows of a prompt are a group",
+    )
+
+
+# Rows
+
+
+def make_row(record: object, default_source: str, messages: list[dict], completions: list[dict]) -> dict:
+    """Return the row of `messages` and `completions`, with ids. Raises Malformed.
+
+    The columns `source` (else `default_source`) and `system` (the system turn) are read from `record`.
+    """
+    source = _source(check_object(record), default_source)
+    messages = _with_system(record, messages)
+    content = files.canonical([source, messages, completions])
+    # The same question in another Unicode form, or with other white space around it, belongs into the same split.
+    prompt = files.canonical([{**message, "content": identity(message["content"])} for message in messages])
+    return {
+        "row_id": sha256(content.encode()).hexdigest(),
+        "prompt_id": sha256(prompt.encode()).hexdigest(),
+        "source": source,
+        "group": None,
+        "messages": messages,
+        "completions": completions,
+    }
+
+
+def preferred(chosen: str, rejected: str) -> list[dict]:
+    """Return the completions of a row that says only which one is better: chosen first with score 1, rejected 0."""
+    return [
+        {"model": None, "response": response, "score": score, "aspects": None}
+        for response, score in ((chosen, 1.0), (rejected, 0.0))
+    ]
+
+
+def check_object(value: object) -> dict:
+    """Return `value`, a dict. Raises Malformed."""
+    if not isinstance(value, dict):
+        raise Malformed("not an object")
+    return value
+
+
+def field(record: object, name: str) -> Any:
+    """Return what the column `name` of a record holds. Raises Malformed where it is missing or null."""
+    if check_object(record).get(name) is None:
+        raise Malformed(f"missing field {name}")
+    return record[name]
+
+
+def check_text(value: object, name: str) -> str:
+    """Return `value`, a text that is not blank. Raises Malformed, which calls it `name`."""
+    if not isinstance(value, str):
+        raise Malformed(f"{name} is not text")
+    if not value.strip():
+        raise Malformed(f"empty {name}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON can say half of a surrogate pair, no file can hold it
+        raise Malformed(f"{name} is not valid Unicode") from None
+    return value
+
+
+def identity(text: str) -> str:
+    """Return the form in which texts are compared: composed (NFC), without white space around it."""
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def _source(record: dict, default: str) -> str:
+    source = record.get("source")
+    return default if source is None else check_text(source, "source")
+
+
+def _with_system(record: dict, messages: list[dict]) -> list[dict]:
+    """`messages` after the turn of a column `system`, which must not contradict their own. Refuses pictures."""
+    for name in ("image", "images"):
+        if record.get(name):
+            raise Malformed(f"{name} cannot be used, only text")
+    system = record.get("system")
+    if system is None or (isinstance(system, str) and not system.strip()):
+        return messages
+    turn = {"role": "system", "content": check_text(system, "system")}
+    if messages[0]["role"] != "system":
+        return [turn, *messages]
+    if identity(messages[0]["content"]) != identity(system):
+        raise Malformed("the system column is not the system turn of the messages")
+    return messages
