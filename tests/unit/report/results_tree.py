@@ -264,7 +264,13 @@ def step(name: str, spec: dict, *arguments) -> None:
 
 def tables_spec() -> dict:
     sweeps = {"codebook": [["latent.codes", SETTINGS["experiments"]["codebook"]["sweep"]["latent.codes"]]]}
-    return {"runs": LISTED, "recipes": WITH_TRAINING, "tasks": list(TASKS), "datasets": [], "sweeps": sweeps}
+    return {
+        "runs": LISTED,
+        "recipes": WITH_TRAINING,
+        "tasks": dict.fromkeys(TASKS, "acc"),
+        "datasets": [],
+        "sweeps": sweeps,
+    }
 
 
 COMMIT = "0123456789abcdef"
