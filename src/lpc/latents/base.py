@@ -153,7 +153,7 @@ class Latent:
     def start_from(self, statistics: dict[str, Tensor], seed: int) -> None:
         """Start from statistics of the base model's hidden states, in place; only where `settings.needs_statistics`.
 
-        statistics: as `lpc.evaluation.preference.reference_logps` returns them.
+        statistics: as `lpc.reference.reference_logps` returns them.
         """
         for name in ("prompt", "completion"):
             if (standardizer := getattr(self, f"{name}_standardizer", None)) is not None:
