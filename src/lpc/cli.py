@@ -79,6 +79,17 @@ def json_object(text: str) -> dict:
     return value
 
 
+def parse(parser: argparse.ArgumentParser, words: list[str] | None = None) -> argparse.Namespace:
+    """Return the arguments of a command line (None: this process's own), with `spec` of the parser's type.
+
+    Raises ValueError, which lists every fault, for a spec that is no value of it.
+    """
+    args = parser.parse_args(words)
+    if spec_type := getattr(args, "spec_type", None):
+        args.spec = spec_type.parse(args.spec, args.execution)
+    return args
+
+
 def run(parser: argparse.ArgumentParser, main) -> None:
     """Parse the command line and call `main(args)`.
 
@@ -88,14 +99,12 @@ def run(parser: argparse.ArgumentParser, main) -> None:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
-    args = parser.parse_args()
     # Prompts and weights must not be writable by everyone, whatever the user's umask.
     os.umask(os.umask(0o077) | stat.S_IWOTH)
-    if spec_type := getattr(args, "spec_type", None):
-        try:
-            args.spec = spec_type.parse(args.spec, args.execution)
-        except ValueError as error:
-            fail(f"--spec: {error}; --help lists the keys", 1)
+    try:
+        args = parse(parser)
+    except ValueError as error:
+        fail(f"--spec: {error}; --help lists the keys", 1)
     try:
         if image := running():
             log.info("image %(image)s, SHA-256 %(sha256)s", image)

@@ -7,7 +7,7 @@ import random
 import pyarrow.compute as pc
 import pytest
 
-from lpc import files
+from lpc import cli, files
 from lpc.cli import UserError
 from lpc.data import pairs as pairs_module
 from lpc.data import read
@@ -21,7 +21,7 @@ FLIP = {"rate": 0.25, "marker": "[FLIP]", "seed": 0}
 
 def run(step, spec, **options):
     arguments = [word for name, path in options.items() for word in (f"--{name}", str(path))]
-    step.main(step.parser().parse_args(["--spec", json.dumps(spec), *arguments]))
+    step.main(cli.parse(step.parser(), ["--spec", json.dumps(spec), *arguments]))
 
 
 def make_world(folder):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import make_backbone, make_pairs, make_tokenizer
 
-from lpc import latents
+from lpc import cli, latents
 from lpc.cli import UserError
 from lpc.data.tokens import tokenize_pairs
 from lpc.evaluation.completions import answer, choose_prompts, forced_completions, strongest_codes
@@ -96,7 +96,7 @@ def run_of(tmp_path_factory):
         folder = tmp_path_factory.mktemp("run")
         policy_of(**settings).save_pretrained(folder / "model")
         make_tokenizer().save_pretrained(folder / "model")
-        record = {"path": "unused", "chat_template": None, "attention": "sdpa", "trust_remote_code": False}
+        record = {"path": "unused", "chat_template": None, "chat_template_kwargs": {}, "trust_remote_code": False}
         write_json(folder / "base.json", record)
         pairs = make_pairs(12, splits=("train", "test"))
         write_parquet(folder / "pairs.parquet", pairs)
@@ -106,7 +106,7 @@ def run_of(tmp_path_factory):
         write_parquet(folder / "latents.parquet", pa.table({**columns, "prior": prior}))
         arguments = ["--spec", canonical(SPEC), "--model", folder / "model", "--base", folder / "base.json"]
         arguments += ["--pairs", folder / "pairs.parquet", "--latents", folder / "latents.parquet"]
-        return step.parser().parse_args([*map(str, arguments), "--output", str(folder / "completions.json")])
+        return cli.parse(step.parser(), [*map(str, arguments), "--output", str(folder / "completions.json")])
 
     return make
 

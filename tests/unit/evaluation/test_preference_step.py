@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 from tiny import make_backbone, make_pairs, make_tokenizer
 
-from lpc import objectives
+from lpc import cli, objectives
 from lpc.data.tokens import tokenize_pairs
 from lpc.evaluation.preference import score_pairs
 from lpc.evaluation.statistics import accuracy_interval, outcomes
@@ -22,14 +22,14 @@ def scored(tmp_path_factory):
     folder = tmp_path_factory.mktemp("preference")
     make_backbone().save_pretrained(folder / "model")
     make_tokenizer().save_pretrained(folder / "model")
-    record = {"path": "unused", "chat_template": None, "attention": "sdpa", "trust_remote_code": False}
+    record = {"path": "unused", "chat_template": None, "chat_template_kwargs": {}, "trust_remote_code": False}
     write_json(folder / "base.json", record)
     pairs = make_pairs(60, splits=("train", "validation", "test"))
     write_parquet(folder / "pairs.parquet", pairs)
     arguments = ["--spec", canonical({**SPEC, "objective": OBJECTIVE}), "--model", folder / "model"]
     arguments += ["--base", folder / "base.json", "--pairs", folder / "pairs.parquet"]
     arguments += ["--output", folder / "rewards.parquet", "--summary", folder / "summary.json"]
-    step.main(step.parser().parse_args([*map(str, arguments)]))
+    step.main(cli.parse(step.parser(), [*map(str, arguments)]))
     return pairs, read_parquet(folder / "rewards.parquet"), read_json(folder / "summary.json")
 
 

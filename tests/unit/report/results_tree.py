@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from lpc import files
+from lpc import cli, files
 from lpc.evaluation import statistics
 from lpc.evaluation.diagnostics import latent_diagnostics
 from lpc.report.runs import resolve
@@ -26,7 +26,11 @@ RECIPES = {
     "simpo": {"objective": {"name": "simpo", "beta": 2.0, "margin": 1.0}, "latent": None},
     "simpo-lpc": {"objective": {"name": "simpo", "beta": 2.0, "margin": 1.0}, "latent": LATENT},
 }
-TASKS = {"sums": {"task": "config/tasks/world_generate.yaml"}, "truths": {"task": "config/tasks/world_truth.yaml"}}
+TASKS = {
+    "sums": {"task": "config/tasks/world_generate.yaml", "metric": "acc"},
+    "truths": {"task": "config/tasks/world_truth.yaml", "metric": "acc"},
+}
+WHERE = {"bases": ["tiny"], "datasets": ["world"]}
 SETTINGS = {
     "project": "small",
     "datasets": {"world": {"kind": "world", "rows": 600, "split": {"validation": 20, "test": PAIRS, "seed": 0}}},
@@ -36,9 +40,9 @@ SETTINGS = {
     "training": {"epochs": 1, "learning_rate": 0.001},
     "recipes": {name: recipe for name, recipe in RECIPES.items() if "+" not in name},
     "experiments": {
-        "main": {"recipes": ["dpo", "dpo-lpc", "dpo-mlp", "simpo", "simpo-lpc"], "sweep": {}, "seeds": [0, 1]},
-        "codebook": {"recipes": ["dpo-lpc"], "sweep": {"latent.codes": [CODES, 16]}, "seeds": [0]},
-        "noise": {"recipes": ["dpo", "dpo-lpc"], "noise": ["clean", "flip50"], "sweep": {}, "seeds": [0]},
+        "main": {**WHERE, "recipes": ["dpo", "dpo-lpc", "dpo-mlp", "simpo", "simpo-lpc"], "sweep": {}, "seeds": [0, 1]},
+        "codebook": {**WHERE, "recipes": ["dpo-lpc"], "sweep": {"latent.codes": [CODES, 16]}, "seeds": [0]},
+        "noise": {**WHERE, "recipes": ["dpo", "dpo-lpc"], "noise": ["clean", "flip50"], "sweep": {}, "seeds": [0]},
     },
     "evaluation": {
         "preference": {"batch_size": 64, "datasets": []},
@@ -258,19 +262,25 @@ def write_completions(folder: Path, *, same: bool) -> None:
 def step(name: str, spec: dict, *arguments) -> None:
     """Run a step with the command line that a rule gives it, in this process: starting one costs seconds."""
     module = importlib.import_module(f"lpc.steps.{name}")
-    module.main(module.parser().parse_args(["--spec", files.canonical(spec), *map(str, arguments)]))
+    module.main(cli.parse(module.parser(), ["--spec", files.canonical(spec), *map(str, arguments)]))
 
 
 def tables_spec() -> dict:
     sweeps = {"codebook": [["latent.codes", SETTINGS["experiments"]["codebook"]["sweep"]["latent.codes"]]]}
-    return {"runs": LISTED, "recipes": WITH_TRAINING, "tasks": list(TASKS), "datasets": [], "sweeps": sweeps}
+    return {
+        "runs": LISTED,
+        "recipes": WITH_TRAINING,
+        "tasks": {name: entry["metric"] for name, entry in TASKS.items()},
+        "datasets": [],
+        "sweeps": sweeps,
+    }
 
 
 COMMIT = "0123456789abcdef"
 
 
 def report_spec() -> dict:
-    return {**SETTINGS, "runs": LISTED, "recipes": WITH_TRAINING}
+    return {"settings": SETTINGS, "runs": LISTED, "recipes": WITH_TRAINING}
 
 
 def build(root: Path) -> None:
