@@ -9,6 +9,7 @@ import pytest
 
 from lpc.config.load import load
 from lpc.layout import Benchmarks, Layout, dataset_of, noisy
+from lpc.report.tables import TABLES
 
 ROOT = Path(__file__).parents[2]
 RULES = sorted((ROOT / "workflow" / "rules").glob("*.smk"))
@@ -100,7 +101,7 @@ def test_the_rules_write_nothing_else():
         return files(model) | {path for task in tasks for path in (results.result(task), results.samples(task))}
 
     known = files(layout)
-    known |= {layout.table(file.stem) for file in (ROOT / "workflow" / "report").glob("*.rst")}
+    known |= {path(table) for table in TABLES for path in (layout.table, layout.caption)}
     for name in tasks:
         known |= files(layout.task(name))
     for dataset in demo.settings.datasets:

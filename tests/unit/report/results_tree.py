@@ -280,7 +280,7 @@ COMMIT = "0123456789abcdef"
 
 
 def report_spec() -> dict:
-    return {"settings": SETTINGS, "runs": LISTED, "recipes": WITH_TRAINING}
+    return copy.deepcopy({"settings": SETTINGS, "runs": LISTED, "recipes": WITH_TRAINING})
 
 
 def build(root: Path) -> None:

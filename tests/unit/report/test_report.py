@@ -1,5 +1,4 @@
 import base64
-import copy
 import html.parser
 import re
 
@@ -237,7 +236,7 @@ def test_nothing_trained_yet_still_makes_a_page(tmp_path):
 
 
 def test_the_papers_numbers_stand_beside_ours_where_base_and_task_are_the_same(results, tmp_path):
-    spec = copy.deepcopy(report_spec())
+    spec = report_spec()
     spec["settings"]["bases"]["tiny"] = {"model": "meta-llama/Meta-Llama-3-8B"}
     spec["settings"]["evaluation"]["benchmarks"]["tasks"]["sums"]["task"] = "gsm8k"
     page = Page(report(results, spec, tmp_path))
