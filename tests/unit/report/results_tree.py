@@ -148,7 +148,6 @@ def write_benchmarks(folder: Path, value: float) -> None:
                 "base": "tiny",
                 "n": 200,
                 "metrics": metrics,
-                "primary": "acc",
                 "harness_version": "0.4.13",
                 "task_version": 1,
                 "num_fewshot": 0,
