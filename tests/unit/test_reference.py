@@ -1,13 +1,14 @@
 """Log-probabilities and feature statistics of the base model."""
 
 import numpy as np
+import pytest
 import torch
 from tiny import make_backbone, make_pairs, make_tokenizer
 
 from lpc import reference
 from lpc.data.tokens import tokenize_pairs
 from lpc.model.policy import LatentPolicy
-from lpc.reference import reference_logps
+from lpc.reference import Moments, reference_logps
 from lpc.scoring import prompt_states
 
 TOKENS = {"max_length": 64, "max_prompt_length": 32}
@@ -26,3 +27,17 @@ def test_statistics_hold_hidden_states_of_training_prompts(monkeypatch):
     monkeypatch.setattr(reference, "SAMPLE", 8)
     _, statistics = reference_logps(policy, tokens, train_rows, **options)
     torch.testing.assert_close(statistics["prompt.sample"], expected[::4])
+
+
+def test_features_that_never_vary_have_a_standard_deviation_of_one():
+    """Sums of squares leave a rest of rounding where the values are large, by which nothing must be divided."""
+    moments = Moments()
+    generator = torch.Generator().manual_seed(0)
+    varying = 1000.1 + torch.randn(70, generator=generator)
+    for part in varying.split(7):
+        moments.add(torch.stack([torch.zeros(7), torch.full((7,), 1000.1), part], -1))
+    mean, std = moments.mean_std()
+    torch.testing.assert_close(mean, torch.stack([torch.tensor(0.0), torch.tensor(1000.1), varying.mean()]))
+    assert moments.squares[1] / moments.count != (moments.total[1] / moments.count) ** 2, "no rest of rounding"
+    assert std[:2].tolist() == [1.0, 1.0]
+    assert std[2].item() == pytest.approx(varying.std(correction=0).item(), rel=1e-4)
