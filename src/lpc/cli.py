@@ -80,16 +80,13 @@ def json_object(text: str) -> dict:
 
 
 def parse(parser: argparse.ArgumentParser, words: list[str] | None = None) -> argparse.Namespace:
-    """Parse a command line, the program's own without `words`; `args.spec` becomes the step's typed spec.
+    """Return the arguments of a command line (None: this process's own), with `spec` of the parser's type.
 
-    Exits with code 2 and one line where a key of it is faulty.
+    Raises ValueError, which lists every fault, for a spec that is no value of it.
     """
     args = parser.parse_args(words)
     if spec_type := getattr(args, "spec_type", None):
-        try:
-            args.spec = spec_type.parse(args.spec, args.execution)
-        except ValueError as error:
-            parser.error(f"--spec: {error}; --help lists the keys")
+        args.spec = spec_type.parse(args.spec, args.execution)
     return args
 
 
@@ -102,9 +99,12 @@ def run(parser: argparse.ArgumentParser, main) -> None:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
-    args = parse(parser)
     # Prompts and weights must not be writable by everyone, whatever the user's umask.
     os.umask(os.umask(0o077) | stat.S_IWOTH)
+    try:
+        args = parse(parser)
+    except ValueError as error:
+        fail(f"--spec: {error}; --help lists the keys", 1)
     try:
         if image := running():
             log.info("image %(image)s, SHA-256 %(sha256)s", image)

@@ -15,8 +15,9 @@ SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 def run(tmp_path, body: str, *arguments, **options) -> subprocess.CompletedProcess:
     """Run a step whose `main` is `body`, in a folder of its own."""
-    code = "import os, signal\nfrom pathlib import Path\nfrom lpc import cli, files\ndef main(args):\n"
-    code += textwrap.indent(textwrap.dedent(body), "    ") + "\ncli.run(cli.step_parser('a step'), main)\n"
+    code = "import os, signal\nfrom pathlib import Path\nfrom lpc import cli, files\n"
+    code += "from lpc.config.specs import Spec\ndef main(args):\n"
+    code += textwrap.indent(textwrap.dedent(body), "    ") + "\ncli.run(cli.step_parser('a step', Spec), main)\n"
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         env={**os.environ, "PYTHONPATH": str(SOURCE)},
@@ -88,8 +89,9 @@ def test_torn_record_of_the_image(tmp_path):
 
 
 def test_interrupt_from_outside(tmp_path):
-    code = "import time\nfrom lpc import cli\ndef main(args):\n print('runs', flush=True)\n time.sleep(60)\n"
-    code += "cli.run(cli.step_parser('a step'), main)"
+    code = "import time\nfrom lpc import cli\nfrom lpc.config.specs import Spec\n"
+    code += "def main(args):\n print('runs', flush=True)\n time.sleep(60)\n"
+    code += "cli.run(cli.step_parser('a step', Spec), main)"
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(SOURCE)},

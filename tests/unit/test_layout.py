@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
-from lpc.config import load
+from lpc.config.load import load
 from lpc.layout import Benchmarks, Layout, dataset_of, noisy
+from lpc.report.tables import TABLES
 
 ROOT = Path(__file__).parents[2]
 RULES = sorted((ROOT / "workflow" / "rules").glob("*.smk"))
@@ -93,22 +93,22 @@ def test_the_rules_write_nothing_else():
         for kind in ("output", "log", "benchmark")
     }
 
-    demo, layout = load(config), Layout(f"results/{yaml.safe_load(config.read_text())['project']}")
-    tasks = demo.settings["evaluation"]["benchmarks"]["tasks"]
+    demo, layout = load(config), Layout("results/demo")
+    tasks = demo.settings.evaluation.benchmarks.tasks
 
     def of_model(model) -> set[Path]:
         results: Benchmarks = model.benchmarks
         return files(model) | {path for task in tasks for path in (results.result(task), results.samples(task))}
 
     known = files(layout)
-    known |= {layout.table(file.stem) for file in (ROOT / "workflow" / "report").glob("*.rst")}
+    known |= {path(table) for table in TABLES for path in (layout.table, layout.caption)}
     for name in tasks:
         known |= files(layout.task(name))
-    for dataset in demo.settings["datasets"]:
+    for dataset in demo.settings.datasets:
         known |= files(layout.data(dataset))
-    for base in demo.settings["bases"]:
+    for base in demo.settings.bases:
         known |= of_model(layout.base(base))
-        for dataset in demo.settings["datasets"]:
+        for dataset in demo.settings.datasets:
             known |= files(layout.reference(base, dataset))
     for item in demo.runs:
         run = layout.run(item.base, item.variant, item.recipe, item.seed)

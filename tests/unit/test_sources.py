@@ -8,10 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from lpc import latents, objectives
 from lpc import sources as module
 from lpc.sources import PACKAGE, sources
 
 STEPS = sorted(file.stem for file in (PACKAGE / "steps").glob("*.py") if file.stem != "__init__")
+
+
+def file_of(kind):
+    return str(Path(sys.modules[kind.__module__].__file__).relative_to(PACKAGE))
+
+
+KINDS = {**objectives.KINDS, **latents.KINDS}
 
 
 def names(files):
@@ -19,30 +27,33 @@ def names(files):
 
 
 def test_closure_holds_every_module_that_a_step_imports():
-    """Each step is imported for real, with our modules unloaded before; each of our files that this runs is listed."""
+    """Each step is imported for real, with our modules unloaded before; each of our files that this runs is listed.
+
+    But for the configuration and what it imports itself, which is every kind of objective and latent.
+    """
     program = """
 import importlib, json, sys
 imported = {}
-for step in sys.argv[1:]:
+for module in sys.argv[1:]:
     for name in [name for name in sys.modules if name.split(".")[0] == "lpc"]:
         del sys.modules[name]
-    importlib.import_module(f"lpc.{step}")
-    imported[step] = [m.__file__ for n, m in sys.modules.items() if n.split(".")[0] == "lpc" and m.__file__]
+    importlib.import_module(module)
+    imported[module] = [m.__file__ for n, m in sys.modules.items() if n.split(".")[0] == "lpc" and m.__file__]
 print(json.dumps(imported))
 """
     output = subprocess.run(
-        [sys.executable, "-c", program, "config.specs", *(f"steps.{step}" for step in STEPS)],
+        [sys.executable, "-c", program, "lpc.config.docs", *(f"lpc.steps.{step}" for step in STEPS)],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
     ).stdout
-    imported = json.loads(output.splitlines()[-1])
-    # The configuration, a step's spec, imports every kind of a thing; what a job uses of them, its rule adds.
-    of_specs = set(imported.pop("config.specs"))
-    for step, files in imported.items():
-        assert len(files) > 3
-        assert set(map(Path, set(files) - of_specs)) <= set(sources(f"lpc.{step}"))
+    imported = {module: set(map(Path, files)) for module, files in json.loads(output.splitlines()[-1]).items()}
+    of_config = imported.pop("lpc.config.docs")
+    assert set(map(file_of, KINDS.values())) <= names(of_config)
+    for name, files in imported.items():
+        assert len(files - of_config) > 0
+        assert files - of_config <= set(sources(name))
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -50,12 +61,31 @@ def test_closure_holds_no_other_step(step):
     assert names(sources(f"lpc.steps.{step}")) & {f"steps/{other}.py" for other in STEPS} == {f"steps/{step}.py"}
 
 
+@pytest.mark.parametrize("step", STEPS)
+def test_closure_holds_neither_configuration_nor_kinds(step):
+    found = names(sources(f"lpc.steps.{step}"))
+    assert not any(name.startswith("config/") for name in found)
+    assert not found & {file_of(kind) for kind in KINDS.values()}
+
+
+def test_closure_of_training_holds_what_all_kinds_share():
+    found = names(sources("lpc.steps.train"))
+    assert {"objectives/__init__.py", "objectives/base.py", "latents/__init__.py", "latents/base.py"} <= found
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_closure_of_a_kind_holds_its_file_and_no_other_kind(name):
+    files = {other: file_of(kind) for other, kind in KINDS.items()}
+    assert names(sources(KINDS[name].__module__)) & set(files.values()) == {files[name]}
+
+
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A package of its own with every form of import."""
     files = {
         "__init__.py": "",
-        "a.py": "from lpc.sub import b, VALUE\n\n\ndef late():\n    import lpc.late\n    import lpc.kinds\n",
+        "a.py": "from lpc.sub import b, VALUE\n\n\ndef late():\n    import lpc.late\n    import lpc.kinds\n"
+        "    import lpc.latents\n    from lpc.config import keys\n",
         "late.py": "from . import other\n",
         "other.py": "from .sub.deep import c\nimport os.path\n",
         "unused.py": "",
@@ -66,6 +96,13 @@ def package(tmp_path, monkeypatch):
         "sub/b.py": "",
         "kinds/__init__.py": "import pkgutil\nFOUND = list(pkgutil.iter_modules(__path__))\n",
         "kinds/one.py": "",
+        "latents/__init__.py": "FOUND = __path__\nfrom . import base\n",
+        "latents/base.py": "",
+        "latents/one.py": "from lpc.latents.shared import x\nfrom lpc.config.keys import key\n",
+        "latents/shared.py": "",
+        "latents/two.py": "",
+        "config/__init__.py": "",
+        "config/keys.py": "",
         "sub/deep/__init__.py": "",
         "sub/deep/c.py": "from ...other import x\nfrom .. import b\n",
     }
@@ -87,6 +124,8 @@ def test_lazy_relative_and_package_imports_and_files_beside(package):
         "kinds/__init__.py",
         "kinds/one.py",
         "late.py",
+        "latents/__init__.py",
+        "latents/base.py",
         "other.py",
         "sub/__init__.py",
         "sub/extra.py",
@@ -95,6 +134,11 @@ def test_lazy_relative_and_package_imports_and_files_beside(package):
         "sub/deep/__init__.py",
         "sub/deep/c.py",
     }
+
+
+def test_a_kind_of_latent_brings_its_own_modules(package):
+    found = {str(file.relative_to(package)) for file in sources("lpc.latents.one")}
+    assert found == {"__init__.py", *(f"latents/{name}.py" for name in ("__init__", "base", "one", "shared"))}
 
 
 def test_cycles_end(package):

@@ -67,7 +67,7 @@ def test_missing_files_are_named_before_any_job(checkout):
     config["bases"]["other"] = {"model": "./config"}
     output = checkout.snakemake("all", "--cores", "1", "--configfile", checkout.write(config), expect=1)
     assert "datasets.mine.path: ./elsewhere.jsonl.gz: no such file" in output
-    assert "bases.other.model: ./config is no checkpoint" in output
+    assert "bases.other.model: ./config is not a checkpoint" in output
     assert not (checkout.folder / "results").exists()
 
 

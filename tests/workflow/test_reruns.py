@@ -8,9 +8,18 @@ import copy
 import pytest
 import yaml
 from checkout import ROOT, Checkout
+from pydantic import BaseModel
+
+from lpc.config.keys import Role, role_of
+from lpc.config.models import Settings
 
 DEMO = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
-RECIPES = list(DEMO["experiments"]["main"]["recipes"])
+# One recipe of each sort: with and without reference, latent and codes; and one task of each file.
+RECIPES = ["dpo", "simpo", "dpo-lpc", "dpo-mlp"]
+DEMO["recipes"] = {name: DEMO["recipes"][name] for name in RECIPES}
+DEMO["experiments"]["main"]["recipes"] = RECIPES
+for dropped in ("world_hard", "world_generate"):
+    del DEMO["evaluation"]["benchmarks"]["tasks"][dropped]
 LATENT = [name for name in RECIPES if "latent" in DEMO["recipes"][name]]
 # A control has no code that could be forced.
 CODES = [name for name in LATENT if DEMO["recipes"][name]["latent"].get("kind", "lpc") == "lpc"]
@@ -42,8 +51,8 @@ def after_train(recipes=RECIPES):
     return jobs("train preference benchmark latents tsne completions", recipes) | END
 
 
-def changed(path, value):
-    config = copy.deepcopy(DEMO)
+def changed(path, value, config=DEMO):
+    config = copy.deepcopy(config)
     *parents, last = path.split("/")
     place = config
     for parent in parents:
@@ -64,25 +73,27 @@ CASES = {
     "tokens/max_length": (200, FROM_BASE | {"pretrain"}),
     "training/weight_decay": (0.1, after_train()),
     "recipes/dpo/objective/beta": (0.2, after_train(["dpo"])),
-    "recipes/ipo-lpc/latent/kl_weight": (0.1, after_train(["ipo-lpc"])),
+    "recipes/dpo-lpc/latent/kl_weight": (0.1, after_train(["dpo-lpc"])),
     "recipes/simpo/training/learning_rate": (0.01, after_train(["simpo"])),
-    "evaluation/preference/batch_size": (32, jobs("preference latents tsne completions") | END),
+    # A code's inference and its draws are of no matter to training.
+    "recipes/dpo-lpc/latent/inference": ("mode", after_train(["dpo-lpc"]) - {"train dpo-lpc 0"}),
+    "recipes/dpo-lpc/latent/inference_seed": (1, after_train(["dpo-lpc"]) - {"train dpo-lpc 0"}),
     "evaluation/benchmarks/tasks/world_easy/limit": (
         10,
         {f"benchmark {recipe} 0 world_easy" for recipe in RECIPES} | {"benchmark_base world_easy"} | END,
     ),
-    "evaluation/benchmarks/tasks/world_hard/questions/count": (
+    "evaluation/benchmarks/tasks/world_truth/questions/count": (
         10,
-        {f"benchmark {recipe} 0 world_hard" for recipe in RECIPES}
-        | {"questions world_hard", "benchmark_base world_hard"}
+        {f"benchmark {recipe} 0 world_truth" for recipe in RECIPES}
+        | {"questions world_truth", "benchmark_base world_truth"}
         | END,
     ),
+    "evaluation/benchmarks/tasks/world_easy/metric": ("acc_norm", END),
     "evaluation/latents/seed": (1, jobs("latents tsne completions") | END),
     "evaluation/tsne/perplexity": (20, jobs("tsne") | END),
     "evaluation/completions/codes": (2, jobs("completions") | END),
     "evaluation/completions": (None, END),
     "experiments/main/recipes": (["dpo"], END),
-    "resources/train": ({"threads": 2, "mem_mb": 9000}, set()),
 }
 
 
@@ -90,6 +101,60 @@ CASES = {
 def test_changed_key_reruns_its_jobs_and_no_others(finished, path):
     value, expected = CASES[path]
     assert finished.planned(finished.write(changed(path, value))) == expected
+
+
+def other_than(value):
+    if isinstance(value, bool):
+        return not value
+    if value is None or value < 2:
+        return 2
+    return value // 2 if isinstance(value, int) else value / 2
+
+
+def execution_keys(section, path=()):
+    """(path, value that differs) of every key of this section of DEMO whose role is execution, at any depth."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from execution_keys(value, (*path, name))
+        elif role_of(type(section), name) is Role.EXECUTION:
+            if name == "launch":
+                yield (*path, name), "config/accelerate/single.yaml"
+            else:
+                yield (*path, name), other_than(value)
+
+
+EXECUTION = {"/".join(path): value for path, value in execution_keys(Settings.model_validate(DEMO))}
+
+
+def test_execution_keys_are_those_of_training_evaluation_and_resources():
+    assert set(EXECUTION) >= {
+        "training/micro_batch_size",
+        "training/gradient_checkpointing",
+        "training/logging_steps",
+        "training/save_minutes",
+        "evaluation/preference/batch_size",
+        "evaluation/benchmarks/batch_size",
+        "resources/train/launch",
+        "resources/latents/max_runtime",
+    }
+
+
+def test_execution_keys_rerun_nothing(finished):
+    """All at once: each of them that reran a job would show."""
+    config = DEMO
+    for path, value in EXECUTION.items():
+        config = changed(path, value, config)
+    assert finished.planned(finished.write(config)) == set()
+
+
+def test_micro_batch_size_trains_again_where_pairs_are_compared(tmp_path):
+    """Mutual information is estimated over the pairs of a micro-batch."""
+    checkout = Checkout(tmp_path)
+    config = changed("recipes/dpo-lpc/latent/information_weight", 0.1)
+    checkout.pretend_finished(checkout.write(config))
+    config = changed("training/micro_batch_size", 16, config)
+    assert checkout.planned(checkout.write(config)) == after_train(["dpo-lpc"])
 
 
 def test_new_seed_trains_only_the_new_runs(finished):
@@ -140,7 +205,7 @@ def test_nothing_reruns(finished, config):
 
 def test_comments_rerun_nothing(finished):
     path = finished.folder / "config/commented.yaml"
-    path.write_text("# A comment\n" + (ROOT / "config/demo.yaml").read_text() + "# another\n")
+    path.write_text("# A comment\n" + yaml.safe_dump(DEMO) + "# another\n")
     assert finished.planned(path) == set()
 
 
@@ -150,11 +215,20 @@ MODULES = {
     "steps/pairs.py": after_train() | {"pairs", "reference"},
     "steps/flip.py": set(),
     "steps/pretrain.py": FROM_BASE | {"pretrain"},
-    "steps/reference.py": (after_train() - after_train(["simpo", "simpo-lpc"])) | {"reference"} | END,
+    "steps/reference.py": (after_train() - after_train(["simpo"])) | {"reference"} | END,
     "steps/train.py": after_train(),
-    "training.py": after_train(),
+    "training/trainer.py": after_train(),
+    # The kinds: those of each recipe, and tables and report, which name them all.
+    "objectives/base.py": after_train(),
+    "objectives/dpo.py": after_train(["dpo", "dpo-lpc", "dpo-mlp"]),
+    "objectives/simpo.py": after_train(["simpo"]),
+    "objectives/slic.py": END,
+    "latents/lpc.py": after_train(["dpo-lpc"]),
+    "latents/mlp.py": after_train(["dpo-mlp"]),
+    "latents/codes.py": after_train(["dpo-lpc"]),
+    "latents/vector.py": END,
     "scoring.py": after_train() | {"reference"},
-    "reference.py": (after_train() - after_train(["simpo", "simpo-lpc"])) | {"reference"} | END,
+    "reference.py": (after_train() - after_train(["simpo"])) | {"reference"} | END,
     "steps/preference.py": jobs("preference") | END,
     "steps/benchmark.py": jobs("benchmark") | BASE_BENCHMARKS | END,
     "steps/questions.py": jobs("benchmark") | BASE_BENCHMARKS | END | {f"questions {task}" for task in TASKS},
@@ -165,8 +239,11 @@ MODULES = {
     "steps/report.py": {"report"},
     "report/page.css": {"report"},
     "config/__init__.py": set(),
+    "config/models.py": set(),
+    "config/specs.py": set(),
+    "config/keys.py": set(),
     "layout.py": set(),
-    "sources.py": set(),
+    "sources.py": after_train(),  # it says which code a checkpoint was made by
 }
 
 
@@ -179,6 +256,19 @@ def test_edited_module_reruns_the_rules_that_use_it(finished, module):
         assert finished.planned(finished.write(DEMO)) == MODULES[module]
     finally:
         path.write_bytes(original)
+
+
+@pytest.mark.parametrize(("package", "kind", "key"), [("objectives", "slic", "name"), ("latents", "vector", "kind")])
+def test_new_kind_remakes_tables_and_report_alone(finished, package, kind, key):
+    folder = finished.folder / "src/lpc" / package
+    text = (folder / f"{kind}.py").read_text()
+    assert f'{key}: Literal["{kind}"]' in text
+    new = folder / "added.py"
+    new.write_text(text.replace(f'Literal["{kind}"]', 'Literal["added"]').replace(f'= "{kind}"', '= "added"'))
+    try:
+        assert finished.planned(finished.write(DEMO)) == END
+    finally:
+        new.unlink()
 
 
 def test_newer_file_of_the_same_content_reruns_nothing(finished):

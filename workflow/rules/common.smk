@@ -444,7 +444,7 @@ def tables_spec(wildcards):
     return specs.Tables(
         runs=run_entries(),
         recipes=CONFIG.recipes,
-        tasks={name: entry.metric for name, entry in TASKS.items()},
+        tasks=[(name, entry.metric) for name, entry in TASKS.items()],
         datasets=HELDOUT,
         # As lists: their order decides between equal settings.
         sweeps={name: list(entry.sweep.items()) for name, entry in SETTINGS.experiments.items() if entry.sweep},

@@ -242,7 +242,7 @@ class Tables(Spec):
 
     runs: list[RunEntry] = key(REQUIRED, "all runs")
     recipes: dict[str, models.Recipe] = key(REQUIRED, "recipes by name, those of sweeps included")
-    tasks: dict[str, of(models.Task, "metric")] = key(REQUIRED, "metric of each benchmark task")
+    tasks: list[tuple[str, of(models.Task, "metric")]] = key(REQUIRED, "benchmark tasks with their metrics, in order")
     datasets: list[str] = key(REQUIRED, "further held-out datasets")
     sweeps: dict[str, list[tuple[str, list[JsonValue]]]] = key(REQUIRED, "swept keys and their values, by experiment")
 

@@ -21,7 +21,7 @@ def parser():
 def main(args) -> None:
     spec = args.spec.tracked()
     runs = resolve(spec["runs"], spec["recipes"], spec["datasets"])
-    inputs = base.Inputs(args.results, runs, spec["tasks"], spec["sweeps"])
+    inputs = base.Inputs(args.results, runs, dict(spec["tasks"]), spec["sweeps"])
     made = {name: definition(name).rows(inputs) for name in TABLES}
     for name, rows in made.items():
         base.write(args.output, name, definition(name), rows)

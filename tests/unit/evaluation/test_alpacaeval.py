@@ -99,7 +99,7 @@ def test_a_models_answers_have_the_packages_format(checkpoint, tmp_path):
 
 def test_the_step_that_answers(checkpoint, tmp_path):
     base = {"path": str(checkpoint), "dtype": "float32", "trust_remote_code": False}
-    (tmp_path / "base.json").write_text(json.dumps(base | {"chat_template": None}))
+    (tmp_path / "base.json").write_text(json.dumps(base | {"chat_template": None, "chat_template_kwargs": {}}))
     (tmp_path / "i.json").write_text(json.dumps([{"instruction": "the quick", "dataset": "test"}]))
     done = step(
         "generate",
@@ -197,7 +197,7 @@ def judged(tmp_path, settings, environment, outputs=None, reference=None):
         "judge",
         environment,
         *("--outputs", tmp_path / "outputs.json", "--reference", tmp_path / "reference.json"),
-        *("--spec", json.dumps(settings)),
+        *("--spec", json.dumps({"judge": settings})),
         *("--output", tmp_path / "judged.json", "--annotations", tmp_path / "annotations.json"),
     )
     assert done.returncode == 0, done.stderr
@@ -213,7 +213,7 @@ def not_judged(tmp_path, *arguments, **keys):
 
 
 def test_without_a_judge_or_its_key_the_result_says_so(tmp_path):
-    assert not_judged(tmp_path, {}, {}) == "no judge is configured"
+    assert not_judged(tmp_path, None, {}) == "no judge is configured"
     assert "TEST_JUDGE_KEY is not set" in not_judged(tmp_path, JUDGE, {})
 
 

@@ -96,7 +96,7 @@ def run_of(tmp_path_factory):
         folder = tmp_path_factory.mktemp("run")
         policy_of(**settings).save_pretrained(folder / "model")
         make_tokenizer().save_pretrained(folder / "model")
-        record = {"path": "unused", "chat_template": None, "attention": "sdpa", "trust_remote_code": False}
+        record = {"path": "unused", "chat_template": None, "chat_template_kwargs": {}, "trust_remote_code": False}
         write_json(folder / "base.json", record)
         pairs = make_pairs(12, splits=("train", "test"))
         write_parquet(folder / "pairs.parquet", pairs)

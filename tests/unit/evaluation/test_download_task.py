@@ -101,7 +101,7 @@ def test_what_was_downloaded_is_run_without_a_network(hub, checkpoint, tmp_path)
         "dtype": "float32",
         "trust_remote_code": False,
     }
-    (tmp_path / "base.json").write_text(json.dumps(base | {"chat_template": None}))
+    (tmp_path / "base.json").write_text(json.dumps(base | {"chat_template": None, "chat_template_kwargs": {}}))
     files = ("--base", tmp_path / "base.json", "--output", tmp_path / "r.json", "--samples", tmp_path / "s.jsonl")
     # HF_HUB_OFFLINE is left to the step; its endpoint is one where nobody listens.
     nowhere = {"HF_HOME": str(tmp_path / "cache"), "HF_ENDPOINT": "http://127.0.0.1:9"}

@@ -22,7 +22,7 @@ def scored(tmp_path_factory):
     folder = tmp_path_factory.mktemp("preference")
     make_backbone().save_pretrained(folder / "model")
     make_tokenizer().save_pretrained(folder / "model")
-    record = {"path": "unused", "chat_template": None, "attention": "sdpa", "trust_remote_code": False}
+    record = {"path": "unused", "chat_template": None, "chat_template_kwargs": {}, "trust_remote_code": False}
     write_json(folder / "base.json", record)
     pairs = make_pairs(60, splits=("train", "validation", "test"))
     write_parquet(folder / "pairs.parquet", pairs)

@@ -10,6 +10,7 @@ from task_entry import entry
 
 from lpc import files
 from lpc.cli import UserError
+from lpc.config.specs import DownloadTask
 from lpc.evaluation import tasks
 from lpc.steps import download_task
 
@@ -96,7 +97,7 @@ def test_kinds_of_files(tmp_path, name):
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-9], "truncated or not jsonl"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-9], "truncated or not jsonl"),
         ("a.jsonl.gz", b"plain", "truncated or not jsonl"),
         ("a.jsonl", b'{"a": 1}\n{"a"', "truncated or not jsonl"),
         ("a.json", b'{"a": 1}', "holds no rows"),
@@ -115,7 +116,7 @@ def test_bad_files_are_named(tmp_path, name, content, message):
 
 def test_the_record_of_a_download(arc_rows, tmp_path):
     own = entry(task="arc_challenge", metric="acc", data={"test": str(arc_rows)})
-    download_task.main(Namespace(spec=own, output=tmp_path / "task.json"))
+    download_task.main(Namespace(spec=DownloadTask.parse(own, {}), output=tmp_path / "task.json"))
     record = json.loads((tmp_path / "task.json").read_text())
     assert record["rows"] == {"mine": {"test": 9}} and record["hub"] == []
     assert record["data"]["test"] == {"file": str(arc_rows), "sha256": files.sha256(arc_rows)}

@@ -26,7 +26,11 @@ RECIPES = {
     "simpo": {"objective": {"name": "simpo", "beta": 2.0, "margin": 1.0}, "latent": None},
     "simpo-lpc": {"objective": {"name": "simpo", "beta": 2.0, "margin": 1.0}, "latent": LATENT},
 }
-TASKS = {"sums": {"task": "config/tasks/world_generate.yaml"}, "truths": {"task": "config/tasks/world_truth.yaml"}}
+TASKS = {
+    "sums": {"task": "config/tasks/world_generate.yaml", "metric": "acc"},
+    "truths": {"task": "config/tasks/world_truth.yaml", "metric": "acc"},
+}
+WHERE = {"bases": ["tiny"], "datasets": ["world"]}
 SETTINGS = {
     "project": "small",
     "datasets": {"world": {"kind": "world", "rows": 600, "split": {"validation": 20, "test": PAIRS, "seed": 0}}},
@@ -36,9 +40,9 @@ SETTINGS = {
     "training": {"epochs": 1, "learning_rate": 0.001},
     "recipes": {name: recipe for name, recipe in RECIPES.items() if "+" not in name},
     "experiments": {
-        "main": {"recipes": ["dpo", "dpo-lpc", "dpo-mlp", "simpo", "simpo-lpc"], "sweep": {}, "seeds": [0, 1]},
-        "codebook": {"recipes": ["dpo-lpc"], "sweep": {"latent.codes": [CODES, 16]}, "seeds": [0]},
-        "noise": {"recipes": ["dpo", "dpo-lpc"], "noise": ["clean", "flip50"], "sweep": {}, "seeds": [0]},
+        "main": {**WHERE, "recipes": ["dpo", "dpo-lpc", "dpo-mlp", "simpo", "simpo-lpc"], "sweep": {}, "seeds": [0, 1]},
+        "codebook": {**WHERE, "recipes": ["dpo-lpc"], "sweep": {"latent.codes": [CODES, 16]}, "seeds": [0]},
+        "noise": {**WHERE, "recipes": ["dpo", "dpo-lpc"], "noise": ["clean", "flip50"], "sweep": {}, "seeds": [0]},
     },
     "evaluation": {
         "preference": {"batch_size": 64, "datasets": []},
@@ -144,7 +148,6 @@ def write_benchmarks(folder: Path, value: float) -> None:
                 "base": "tiny",
                 "n": 200,
                 "metrics": metrics,
-                "primary": "acc",
                 "harness_version": "0.4.13",
                 "task_version": 1,
                 "num_fewshot": 0,
@@ -267,7 +270,7 @@ def tables_spec() -> dict:
     return {
         "runs": LISTED,
         "recipes": WITH_TRAINING,
-        "tasks": dict.fromkeys(TASKS, "acc"),
+        "tasks": [[name, entry["metric"]] for name, entry in TASKS.items()],
         "datasets": [],
         "sweeps": sweeps,
     }
@@ -277,7 +280,7 @@ COMMIT = "0123456789abcdef"
 
 
 def report_spec() -> dict:
-    return {**SETTINGS, "runs": LISTED, "recipes": WITH_TRAINING}
+    return copy.deepcopy({"settings": SETTINGS, "runs": LISTED, "recipes": WITH_TRAINING})
 
 
 def build(root: Path) -> None:

@@ -1,5 +1,4 @@
 import base64
-import copy
 import html.parser
 import re
 
@@ -202,15 +201,15 @@ def test_figures_of_sweep_noise_codes_and_training_are_drawn(page, markup):
 def test_only_what_exists_is_shown(results, tmp_path):
     """Plain runs alone: no comparison, no codes, no sweep; each says how to get it."""
     spec = report_spec()
-    spec["experiments"] = {"main": SETTINGS["experiments"]["main"]}
+    spec["settings"]["experiments"] = {"main": SETTINGS["experiments"]["main"]}
     spec["runs"] = [run for run in spec["runs"] if run["recipe"] == "dpo" and run["noise"] == "clean"]
-    spec["evaluation"] = {**SETTINGS["evaluation"], "benchmarks": {"batch_size": 1, "tasks": {}}}
+    spec["settings"]["evaluation"] = {**SETTINGS["evaluation"], "benchmarks": {"batch_size": 1, "tasks": {}}}
     root = tmp_path / "results"
     results_tree.write_data(root)
     for run in results_tree.RUNS:
         if run["path"] in {listed["path"] for listed in spec["runs"]}:
             results_tree.write_run(root, run)
-    tables = {**results_tree.tables_spec(), "runs": spec["runs"], "tasks": [], "sweeps": {}}
+    tables = {**results_tree.tables_spec(), "runs": spec["runs"], "tasks": {}, "sweeps": {}}
     step("tables", tables, "--results", root, "--output", root / "tables")
     text = words_of(Page(report(root, spec, tmp_path)))
     for expected in (
@@ -237,9 +236,9 @@ def test_nothing_trained_yet_still_makes_a_page(tmp_path):
 
 
 def test_the_papers_numbers_stand_beside_ours_where_base_and_task_are_the_same(results, tmp_path):
-    spec = copy.deepcopy(report_spec())
-    spec["bases"]["tiny"] = {"model": "meta-llama/Meta-Llama-3-8B"}
-    spec["evaluation"]["benchmarks"]["tasks"]["sums"]["task"] = "gsm8k"
+    spec = report_spec()
+    spec["settings"]["bases"]["tiny"] = {"model": "meta-llama/Meta-Llama-3-8B"}
+    spec["settings"]["evaluation"]["benchmarks"]["tasks"]["sums"]["task"] = "gsm8k"
     page = Page(report(results, spec, tmp_path))
     (row,) = [row for row in page.rows if row[0]["text"] == "DPO" and len(row) == 11]
     assert [cell["text"] for cell in row[-3:]] == ["69.3", "70.8", "+1.5"]

@@ -82,6 +82,6 @@ def test_z_that_is_the_same_for_every_prompt_is_not_drawn(folder, tmp_path):
 
 
 def test_perplexity_that_is_too_large_is_one_line(folder, tmp_path):
-    with pytest.raises(files.UserError, match=r"evaluation.tsne.perplexity: 60 must lie .* \(60\); lower it$"):
+    with pytest.raises(files.UserError, match=r"evaluation.tsne.perplexity: 60.0 must lie .* \(60\); lower it$"):
         embed(folder / "latents.parquet", tmp_path, {"perplexity": 60, "seed": 0})
     assert list(tmp_path.iterdir()) == []
