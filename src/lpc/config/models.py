@@ -243,6 +243,16 @@ class Recipe(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _whole_groups(self):
+        together = 1 if self.latent is None else self.latent.pairs_together
+        if (micro := self.training.micro_batch_size) % together:
+            raise fault(
+                "latent.group_size",
+                f"{together} must divide micro_batch_size ({micro}), so that no group is split; change one of them",
+            )
+        return self
+
 
 class RecipeEntry(Section):
     """A recipe as it is written: its training section overrides single keys."""

@@ -117,6 +117,10 @@ def test_training_of_a_recipe_overrides_single_keys():
             ["recipes.dpo.latent.information_weight: requires micro_batch_size > 1"],
         ),
         (
+            {"recipes__dpo__latent": {"kind": "exact", "group_size": 3}, "training__micro_batch_size": 4},
+            ["recipes.dpo.latent.group_size: 3 must divide micro_batch_size (4), so that no group is split"],
+        ),
+        (
             {"recipes__dpo__latent": {"gamma": {"until": 0}}},
             ["latent.gamma.until: 0 is out of range, must be more than 0"],
         ),
