@@ -284,6 +284,15 @@ class PreferenceEvaluation(Section):
     datasets: Annotated[list[str], Unique()] = key([], "further datasets whose test pairs every run is scored on")
 
 
+class Personalise(Section):
+    contexts: Annotated[list[Annotated[Integer, Field(ge=0)]], Unique()] = key(
+        [0, 1, 2, 4, 8, 16],
+        "numbers of labelled pairs of a person that are known; groups need more test pairs than the largest",
+        min_length=1,
+    )
+    seed: Seed = key(0, "chooses which pairs of a person are known")
+
+
 class Questions(Section):
     kind: Literal["easy", "hard", "generate", "truth"] = key(REQUIRED, "generated questions about the world")
     count: Integer = key(300, "number of questions", ge=1)
@@ -359,6 +368,9 @@ class AlpacaEval(Section):
 
 class Evaluation(Section):
     preference: PreferenceEvaluation = key(PreferenceEvaluation(), "accuracy on preference pairs")
+    personalise: Personalise | None = key(
+        None, "accuracy with a person's code, of runs with codes on datasets with `group`; null: none"
+    )
     benchmarks: Benchmarks = key(Benchmarks(), "tasks of lm-eval")
     latents: LatentsEvaluation = key(LatentsEvaluation(), "diagnostics of the latent")
     tsne: TSNE = key(TSNE(), "map of the latents")
@@ -414,6 +426,7 @@ class AllResources(Section):
     reference: Resources = key(Resources(), "of rule reference", role=Role.EXECUTION)
     train: TrainResources = key(TrainResources(), "of rule train", role=Role.EXECUTION)
     preference: Resources = key(Resources(), "of rule preference", role=Role.EXECUTION)
+    personalise: Resources = key(Resources(), "of rule personalise", role=Role.EXECUTION)
     benchmark: Resources = key(Resources(), "of rules benchmark and benchmark_base", role=Role.EXECUTION)
     alpacaeval_generate: Resources = key(Resources(), "of rule alpacaeval_generate", role=Role.EXECUTION)
     latents: Resources = key(Resources(), "of rule latents", role=Role.EXECUTION)
