@@ -69,7 +69,11 @@ def one_of(tag: str, kinds: dict[str, type[Section]], default: str | None = None
 class Split(Section):
     validation: Integer = key(REQUIRED, "rows for validation; no prompt is in two splits", ge=1)
     test: Integer = key(REQUIRED, "rows for testing", ge=1)
-    seed: Seed = key(0, "chooses which prompts")
+    seed: Seed = key(0, "chooses which prompts or groups")
+    by: Literal["prompt", "group"] = key(
+        "prompt",
+        "what stays whole; `group`: no group is in two splits either, and other rows of held-out prompts are dropped",
+    )
 
 
 class Pairs(Section):
@@ -86,6 +90,12 @@ class Dataset(Section):
     split: Split = key(REQUIRED, "sizes of the splits")
     pairs: Pairs = key(Pairs(), "how pairs are built")
     max_rejected_rows: Share = key(0.0, "share of malformed rows above which the split stops")
+
+    @model_validator(mode="after")
+    def _groups_to_split_by(self):
+        if self.split.by == "group" and getattr(self, "group", None) is None:
+            raise fault("split.by", "group needs a dataset with `group`; set it, or split by prompt")
+        return self
 
 
 class World(Dataset):
