@@ -280,6 +280,27 @@ def test_sweep_over_any_key_of_a_recipe(key, value, name):
     assert [run.recipe for run in config.runs] == [name]
 
 
+def test_pairs_that_share_a_code_need_groups():
+    latent = {"kind": "exact", "group_size": 4}
+    message = faults(recipes__dpo__latent=latent)
+    assert "experiments.main.datasets: recipe dpo has latent.group_size 4, but dataset world has no groups" in message
+    rows = {"kind": "pairs", "path": "hub/name", "group": "annotator", "split": {"validation": 1, "test": 2}}
+    swept = {
+        "recipes__exact": {"objective": {"name": "dpo"}, "latent": {"kind": "exact"}},
+        "experiments__main__recipes": ["exact"],
+        "experiments__main__sweep": {"latent.group_size": [1, 4]},
+    }
+    names = [run.recipe for run in resolve(changed(datasets__world=rows, **swept)).runs]
+    assert names == ["exact", "exact+latent.group_size=4"]
+    message = faults(**swept)
+    assert message.count("has no groups") == 1 and "recipe exact+latent.group_size=4 has" in message
+
+
+def test_a_split_by_group_needs_groups():
+    message = faults(datasets__world__split__by="group")
+    assert "datasets.world.split.by: group needs a dataset with `group`" in message
+
+
 def test_sweep_names_that_no_file_system_holds():
     """The name of a recipe holds every swept key; logs hold the whole run."""
     sweep = {f"latent.{name}": [value] for name, value in SWEPT.items()}
@@ -300,24 +321,3 @@ def test_recipe_names_a_relation_that_its_training_breaks_once_in_a_sweep():
         experiments__main__sweep={"latent.information_weight": [1.0]},
     )
     assert "experiments.main.sweep.latent.information_weight: requires micro_batch_size > 1" in message
-
-
-def test_pairs_that_share_a_code_need_groups():
-    latent = {"kind": "exact", "group_size": 4}
-    message = faults(recipes__dpo__latent=latent)
-    assert "experiments.main.datasets: recipe dpo has latent.group_size 4, but dataset world has no groups" in message
-    rows = {"kind": "pairs", "path": "hub/name", "group": "annotator", "split": {"validation": 1, "test": 2}}
-    swept = {
-        "recipes__exact": {"objective": {"name": "dpo"}, "latent": {"kind": "exact"}},
-        "experiments__main__recipes": ["exact"],
-        "experiments__main__sweep": {"latent.group_size": [1, 4]},
-    }
-    names = [run.recipe for run in resolve(changed(datasets__world=rows, **swept)).runs]
-    assert names == ["exact", "exact+latent.group_size=4"]
-    message = faults(**swept)
-    assert message.count("has no groups") == 1 and "recipe exact+latent.group_size=4 has" in message
-
-
-def test_a_split_by_group_needs_groups():
-    message = faults(datasets__world__split__by="group")
-    assert "datasets.world.split.by: group needs a dataset with `group`" in message

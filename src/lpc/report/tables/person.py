@@ -19,15 +19,15 @@ def rows(inputs: Inputs) -> list[dict]:
     for run in inputs.runs:
         # Most projects ask for no such file, so that its absence is no gap.
         person, _ = inputs.load(f"{run['folder']}/person.json") if has_codes(latent_kind(run)) else ({}, "")
-        for known, accuracy in person.get("contexts", {}).items():
+        for known, accuracy in sorted(person.get("contexts", {}).items(), key=lambda item: int(item[0])):
             found.append(select(COLUMNS, person, accuracy, names(run), {"known_pairs": int(known)}))
-    return sorted(found, key=lambda row: [row[name] for name in ("base", "variant", "recipe", "seed", "known_pairs")])
+    return found
 
 
 TABLE = TableDefinition(
     caption=(
-        "Accuracy on test pairs of people of whom some labelled pairs are known. The posterior of the codes given these "
-        "pairs weighs the codes in scoring the others. The known pairs are never scored."
+        "Accuracy on test pairs of people of whom some labelled pairs are known. The posterior of the codes, given "
+        "these pairs, weighs the codes in scoring the others. The known pairs are never scored."
     ),
     section="preference",
     columns=COLUMNS,
