@@ -88,12 +88,14 @@ def make_pairs(count: int, seed: int = 0, splits=("train",)):
     import pyarrow as pa
 
     rng = np.random.default_rng(seed)
-    columns = {"pair_id": [], "prompt_id": [], "split": [], "source": [], "messages": [], "chosen": [], "rejected": []}
+    names = ("pair_id", "prompt_id", "split", "source", "messages", "chosen", "rejected", "group")
+    columns = {name: [] for name in names}
     for i in range(count):
         columns["pair_id"].append(f"pair-{i:04d}")
         columns["prompt_id"].append(f"prompt-{i // 2:04d}")
         columns["split"].append(splits[i % len(splits)])
         columns["source"].append(f"source-{i % 3}")
+        columns["group"].append(f"person-{i % 7}")
         columns["messages"].append([{"role": "user", "content": random_text(rng, 2, 8)}])
         columns["chosen"].append("good " + random_text(rng, 1, 10))
         columns["rejected"].append("bad " + random_text(rng, 1, 10))

@@ -108,6 +108,7 @@ class Run:
         self.metrics = folder / "train.jsonl"
         self.summary = folder / "train.json"
         self.benchmarks = Benchmarks(folder / "benchmarks")
+        self.person = folder / "person.json"
         self.latents = folder / "latents.parquet"
         self.latents_summary = folder / "latents.json"
         self.tsne = folder / "tsne.csv"

@@ -49,6 +49,7 @@ TREE = {
     "runs/b/d.n/r/seed-3/latents.json": RUN.latents_summary,
     "runs/b/d.n/r/seed-3/latents.parquet": RUN.latents,
     "runs/b/d.n/r/seed-3/model": RUN.model,
+    "runs/b/d.n/r/seed-3/person.json": RUN.person,
     "runs/b/d.n/r/seed-3/preference/d.json": RUN.preference("d"),
     "runs/b/d.n/r/seed-3/preference/d.parquet": RUN.rewards("d"),
     "runs/b/d.n/r/seed-3/train.json": RUN.summary,

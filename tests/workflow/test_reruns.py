@@ -292,7 +292,7 @@ def test_every_rule_is_covered():
     """A rule that is added must be added here, too; those that the demo does not run are tested with local data."""
     covered = {job.split()[0] for _, expected in CASES.values() for job in expected}
     covered |= {job.split()[0] for expected in MODULES.values() for job in expected}
-    local = {"flip", "download_dataset", "download_base", "download_task"}
+    local = {"flip", "personalise", "download_dataset", "download_base", "download_task"}
     local |= {"alpacaeval_download", "alpacaeval_generate", "alpacaeval_judge"}
     listed = Checkout.rules(ROOT)
     assert covered | local == listed
@@ -382,3 +382,16 @@ def test_changed_key_of_a_project_on_local_files(local, path, value, expected):
         place = place[parent]
     place[last] = value
     assert local.planned(local.write(config)) == expected
+
+
+def test_people_are_asked_for_where_they_and_codes_are(local):
+    config = copy.deepcopy(local.config)
+    config["recipes"]["exact"] = {"objective": {"name": "dpo"}, "latent": {"kind": "exact"}}
+    config["experiments"]["one"]["recipes"] = ["dpo", "exact"]
+    config["evaluation"]["personalise"] = {"contexts": [0, 4]}
+    asked = lambda: {job for job in local.planned(local.write(config)) if job.startswith("personalise")}  # noqa: E731
+    assert asked() == set()
+    config["datasets"]["mine"]["group"] = "annotator"
+    assert asked() == {"personalise exact 0"}
+    del config["evaluation"]["personalise"]
+    assert asked() == set()

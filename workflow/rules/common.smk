@@ -303,6 +303,16 @@ def preference_spec(wildcards):
     )
 
 
+def personalise_spec(wildcards):
+    return specs.Personalise(
+        tokens=SETTINGS.tokens,
+        precision=SETTINGS.training.precision,
+        objective=recipe(wildcards).objective,
+        batch_size=EVALUATION.preference.batch_size,
+        **dict(EVALUATION.personalise),
+    )
+
+
 def definition(name):
     """The YAML file of one of our own tasks, or lm-eval's name of one of its."""
     task = TASKS[name].task or name
@@ -421,8 +431,11 @@ def results_of(runs):
         files += [of_run.benchmarks.result(name) for name in TASKS]
         if latent:
             files += [of_run.latents_summary, of_run.latents, of_run.tsne_figure("source"), of_run.tsne_figure("code")]
-        if EVALUATION.completions and latent and latents.kind(latent.kind).has_codes:
+        has_codes = latent and latents.kind(latent.kind).has_codes
+        if EVALUATION.completions and has_codes:
             files += [of_run.completions]
+        if EVALUATION.personalise and has_codes and getattr(SETTINGS.datasets[run.dataset], "group", None):
+            files += [of_run.person]
         if EVALUATION.alpacaeval:
             files += [of_run.judged]
         files += [RESULTS.base(run.base).benchmarks.result(name) for name in TASKS]

@@ -1,7 +1,8 @@
 # Stage evaluate: preference accuracy and benchmarks of each run, benchmarks of each base.
 # Paths are below results/<project>/, as src/lpc/layout.py has them.
 # In : runs/<run>/model, bases/<base>/base.json, data/<dataset>/pairs.parquet; `evaluation` of the configuration
-# Out: runs/<run>/preference/<dataset>.{parquet,json}, runs/<run>/benchmarks/<task>.{json,samples.jsonl},
+# Out: runs/<run>/preference/<dataset>.{parquet,json}, runs/<run>/person.json,
+#      runs/<run>/benchmarks/<task>.{json,samples.jsonl},
 #      bases/<base>/benchmarks/<task>.{json,samples.jsonl}, runs/<run>/alpacaeval/{outputs,judged,annotations}.json
 
 
@@ -75,6 +76,39 @@ rule preference:
         " --model {input.model:q} --base {input.base:q}"
         ' --pairs {input.pairs:q} ${{reference:+--reference "$reference"}}'
         " --output {output.rewards:q} --summary {output.summary:q} > {log:q} 2>&1"
+
+
+rule personalise:
+    input:
+        model=RUN.model,
+        base=BASE.record,
+        pairs=lambda wildcards: RESULTS.data(dataset_of(wildcards.variant)).pairs,
+        # Test pairs are never flipped, so the reference of the variant is theirs.
+        reference=training_reference,
+        code=code("personalise", "objective", "latent"),
+    output:
+        RUN.person,
+    log:
+        RESULTS.log("personalise", *RUN_NAMES),
+    benchmark:
+        RESULTS.timing("personalise", *RUN_NAMES)
+    container:
+        image("training")
+    threads: resource("personalise", "threads")
+    resources:
+        mem_mb=memory("personalise"),
+        runtime=runtime("personalise"),
+        gpu=resource("personalise", "gpus"),
+    params:
+        spec=tracked(personalise_spec),
+        execution=execution(personalise_spec),
+    shell:
+        "reference={input.reference:q};"
+        " python -m lpc.steps.personalise"
+        " --spec {params.spec:q} --execution {params.execution:q}"
+        " --model {input.model:q} --base {input.base:q}"
+        ' --pairs {input.pairs:q} ${{reference:+--reference "$reference"}}'
+        " --output {output:q} > {log:q} 2>&1"
 
 
 rule benchmark:

@@ -73,6 +73,7 @@ def resolve(config: dict, files: tuple[str | Path, ...] | list[str | Path] = ())
     experiments = {}
     for name, experiment in sound["experiments"].items():
         experiments[name] = tuple(runs_of(name, experiment, recipes, faults))
+    _check_groups(sound, recipes, experiments, faults)
     _check_devices(sound, recipes, faults)
     if faults:
         raise ConfigError(str(faults))
@@ -246,6 +247,21 @@ def _recipes(sound: dict, faults: Faults) -> dict[str, Recipe]:
             for path, message in explain_all(error, Recipe):
                 faults.add(("recipes", name, *path), message)
     return recipes
+
+
+def _check_groups(sound: dict, recipes: dict[str, Recipe], experiments: dict[str, tuple], faults: Faults) -> None:
+    """Datasets of recipes whose pairs share a code."""
+    for name, runs in experiments.items():
+        for dataset, recipe in dict.fromkeys((run.dataset, run.recipe) for run in runs):
+            entry, latent = sound["datasets"].get(dataset), recipes[recipe].latent
+            if entry is None or latent is None or latent.pairs_together == 1:
+                continue
+            if getattr(entry, "group", None) is None:
+                faults.add(
+                    ("experiments", name, "datasets"),
+                    f"recipe {recipe} has latent.group_size {latent.pairs_together}, but dataset {dataset} has no"
+                    " groups; set its `group`",
+                )
 
 
 def _check_devices(sound: dict, recipes: dict[str, Recipe], faults: Faults) -> None:

@@ -180,6 +180,16 @@ class Recipe(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _whole_groups(self):
+        together = 1 if self.latent is None else self.latent.pairs_together
+        if (micro := self.training.micro_batch_size) % together:
+            raise fault(
+                "latent.group_size",
+                f"{together} must divide micro_batch_size ({micro}), so that no group is split; change one of them",
+            )
+        return self
+
 
 class RecipeEntry(Section):
     """A recipe as it is written: its training section overrides single keys."""
@@ -209,6 +219,15 @@ class Experiment(Section):
 class PreferenceEvaluation(Section):
     batch_size: Integer = key(64, "pairs scored at once", role=Role.EXECUTION, ge=1)
     datasets: Annotated[list[str], Unique()] = key([], "further datasets whose test pairs every run is scored on")
+
+
+class Personalise(Section):
+    contexts: Annotated[list[Annotated[Integer, Field(ge=0)]], Unique()] = key(
+        [0, 1, 2, 4, 8, 16],
+        "numbers of labelled pairs of a person that are known; groups need more test pairs than the largest",
+        min_length=1,
+    )
+    seed: Seed = key(0, "chooses which pairs of a person are known")
 
 
 class Questions(Section):
@@ -286,6 +305,9 @@ class AlpacaEval(Section):
 
 class Evaluation(Section):
     preference: PreferenceEvaluation = key(PreferenceEvaluation(), "accuracy on preference pairs")
+    personalise: Personalise | None = key(
+        None, "accuracy with a person's code, of runs with codes on datasets with `group`; null: none"
+    )
     benchmarks: Benchmarks = key(Benchmarks(), "tasks of lm-eval")
     latents: LatentsEvaluation = key(LatentsEvaluation(), "diagnostics of the latent")
     tsne: TSNE = key(TSNE(), "map of the latents")
@@ -356,6 +378,7 @@ class AllResources(Section):
     reference: Resources = key(Resources(), "of rule reference", role=Role.EXECUTION)
     train: TrainResources = key(TrainResources(), "of rule train", role=Role.EXECUTION)
     preference: Resources = key(Resources(), "of rule preference", role=Role.EXECUTION)
+    personalise: Resources = key(Resources(), "of rule personalise", role=Role.EXECUTION)
     benchmark: Resources = key(Resources(), "of rules benchmark and benchmark_base", role=Role.EXECUTION)
     alpacaeval_generate: Resources = key(Resources(), "of rule alpacaeval_generate", role=Role.EXECUTION)
     latents: Resources = key(Resources(), "of rule latents", role=Role.EXECUTION)

@@ -158,6 +158,15 @@ class Preference(Scoring):
     batch_size: of(models.PreferenceEvaluation, "batch_size")
 
 
+class Personalise(Spec):
+    tokens: models.Tokens = key(models.Tokens(), "lengths")
+    precision: of(models.Training, "precision")
+    objective: models.Objective = key(REQUIRED, "the loss, which weighs the codes")
+    batch_size: of(models.PreferenceEvaluation, "batch_size")
+    contexts: of(models.Personalise, "contexts")
+    seed: of(models.Personalise, "seed")
+
+
 class Latents(Scoring):
     seed: of(models.LatentsEvaluation, "seed")
     batch_size: of(models.PreferenceEvaluation, "batch_size")
@@ -266,6 +275,7 @@ RULES: dict[str, type[Spec]] = {
     "reference": Reference,
     "train": Train,
     "preference": Preference,
+    "personalise": Personalise,
     "download_task": DownloadTask,
     "questions": Questions,
     "benchmark": Benchmark,

@@ -1,4 +1,4 @@
-"""Train, validation and test by prompt: all rows of one prompt go to one split."""
+"""Train, validation and test by prompt, or by group too: no prompt is in two splits."""
 
 import collections
 from hashlib import sha256
@@ -8,8 +8,8 @@ from lpc.cli import UserError
 SPLITS = ("train", "validation", "test")
 
 
-def split_prompts(rows: dict[str, int], sizes: dict[str, int], seed: int) -> dict[str, str]:
-    """Assign prompts to splits.
+def split_prompts(rows: dict[str, int], sizes: dict[str, int], seed: int, what: str = "prompts") -> dict[str, str]:
+    """Assign prompts, or whatever else `what` says that the rows are counted by, to splits.
 
     rows: prompt_id to its number of rows; sizes: wanted rows of validation and test. Prompts are taken in the order of
     a salted hash, each that still fits; so a split misses its size by less than the rows of one prompt, if there are
@@ -35,15 +35,43 @@ def split_prompts(rows: dict[str, int], sizes: dict[str, int], seed: int) -> dic
         filled[name] += rows[prompt_id]
     if empty := [name for name in SPLITS if not filled[name]]:
         raise UserError(
-            f"split {' and '.join(empty)}: no rows left, with {total} rows of {len(rows)} prompts and "
+            f"split {' and '.join(empty)}: no rows left, with {total} rows of {len(rows)} {what} and "
             f"sizes {sizes}; change `split` of this dataset"
         )
     return assigned
 
 
-def count_rows(rows: list[dict]) -> dict[str, int]:
-    """Rows of each prompt_id."""
-    return dict(collections.Counter(row["prompt_id"] for row in rows))
+def split_groups(rows: list[dict], sizes: dict[str, int], seed: int) -> list[dict]:
+    """Return the rows with a split such that neither a group nor a prompt is in two of them.
+
+    Groups are assigned as `split_prompts` assigns prompts. People can share prompts. So a row is dropped whose prompt
+    is in a split that comes first: test, then validation, then train. What is held out keeps all rows of its groups,
+    but for validation rows of test prompts. Raises UserError where a row has no group or no row is left of a split.
+    """
+    if without := sum(row["group"] is None for row in rows):
+        raise UserError(
+            f"split.by: {without} of {len(rows)} rows have no group; set `group` of this dataset to a column that all "
+            "rows fill, or split by prompt"
+        )
+    assigned = split_prompts(count_rows(rows, "group"), sizes, seed, "groups")
+    taken: set[str] = set()
+    kept = set()
+    for name in reversed(SPLITS):
+        own = {id(row): row["prompt_id"] for row in rows if assigned[row["group"]] == name}
+        own = {row: prompt for row, prompt in own.items() if prompt not in taken}
+        if not own:
+            raise UserError(
+                f"split {name}: no rows left, since all its groups' prompts are in another split, too; make `split` of "
+                "this dataset smaller, or split by prompt"
+            )
+        taken |= set(own.values())
+        kept |= own.keys()
+    return [{**row, "split": assigned[row["group"]]} for row in rows if id(row) in kept]
+
+
+def count_rows(rows: list[dict], by: str = "prompt_id") -> dict[str, int]:
+    """Rows of each prompt_id, or of each value of another key."""
+    return dict(collections.Counter(row[by] for row in rows))
 
 
 def describe(rows: list[dict]) -> dict:

@@ -232,7 +232,8 @@ class Ragged:
 class PairTokens(torch.utils.data.Dataset):
     """Tokenised pairs: int32 arrays per row, and the row's number in the table that they came from.
 
-    `reference` [n, 2] float64: log-probabilities of the base model for chosen and rejected, or None.
+    `reference` [n, 2] float64: log-probabilities of the base model for chosen and rejected, or None. `groups` [n]
+    int32: the number of the pair's group, −1 where it has none; None where the table has no such column.
     """
 
     rows: np.ndarray
@@ -241,6 +242,7 @@ class PairTokens(torch.utils.data.Dataset):
     rejected: Sequence[np.ndarray]
     dropped: int
     reference: np.ndarray | None = None
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -250,6 +252,8 @@ class PairTokens(torch.utils.data.Dataset):
         item |= {"prompt": self.prompts[i], "chosen": self.chosen[i], "rejected": self.rejected[i]}
         if self.reference is not None:
             item["reference"] = self.reference[i]
+        if self.groups is not None:
+            item["group"] = self.groups[i]
         return item
 
     def lengths(self) -> np.ndarray:
@@ -266,7 +270,7 @@ class PairTokens(torch.utils.data.Dataset):
 def tokenize_pairs(
     pairs: pa.Table, tokenizer: PreTrainedTokenizerBase, *, max_length: int, max_prompt_length: int
 ) -> PairTokens:
-    """Tokenise a table of pairs (columns messages, chosen, rejected).
+    """Tokenise a table of pairs (columns messages, chosen, rejected, and group where it has groups).
 
     A prompt keeps its last `max_prompt_length` tokens: its end holds the question and the assistant's turn; BOS stays.
     A completion keeps its first `max_length` − prompt tokens, chosen and rejected alike, and loses its end-of-turn
@@ -286,7 +290,10 @@ def tokenize_pairs(
         for parts, column in zip((prompts, chosen, rejected), range(1, 4), strict=True):
             parts.append(Ragged.join(row[column] for row in batch))
     columns = map(Ragged.concatenate, (prompts, chosen, rejected))
-    return PairTokens(np.array(numbers, np.int64), *columns, dropped=len(pairs) - len(numbers))
+    rows, groups = np.array(numbers, np.int64), None
+    if "group" in pairs.column_names:
+        groups = pairs["group"].combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy()[rows]
+    return PairTokens(rows, *columns, dropped=len(pairs) - len(numbers), groups=groups)
 
 
 BATCH = 1000  # pairs that are Python lists at once
@@ -322,7 +329,7 @@ def collate(items: list[dict]) -> dict:
     states, token_rows, token_columns, labels [N]: for each completion token where the token *before* it stands, which
     of the 2B completions it belongs to, its number in it, and its id; index [B]: row of the data set; chosen_tokens,
     rejected_tokens [B]: completion lengths; tokens [B]: of the pair; and, where known, reference_chosen_logps,
-    reference_rejected_logps [B] float32.
+    reference_rejected_logps [B] float32, and groups [B], the numbers of their groups.
     """
     lengths = np.array([[len(item[part]) for part in ("prompt", "chosen", "rejected")] for item in items])
     prompts, chosen, rejected = lengths.T
@@ -356,6 +363,8 @@ def collate(items: list[dict]) -> dict:
     if "reference" in items[0]:
         reference = torch.from_numpy(np.stack([item["reference"] for item in items])).float()
         batch["reference_chosen_logps"], batch["reference_rejected_logps"] = reference[:, 0], reference[:, 1]
+    if "group" in items[0]:
+        batch["groups"] = torch.tensor([int(item["group"]) for item in items])
     return batch
 
 

@@ -37,6 +37,11 @@ class LatentSettings(Section):
         return False
 
     @property
+    def pairs_together(self) -> int:
+        """Pairs of one group that share a loss: neighbours in a micro-batch, which holds a multiple of them."""
+        return 1
+
+    @property
     def needs_statistics(self) -> bool:
         """Whether the latent starts from statistics of the base model's hidden states (`Latent.start_from`)."""
         return False
@@ -119,7 +124,8 @@ class Latent:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return `(losses, chosen_rewards, rejected_rewards)` [B] of those under each code [B, K]; where `marginal`.
 
-        Also sets what `step` then knows: the posterior of the codes, and its KL to the prior.
+        Each `settings.pairs_together` neighbours are of one group. Also sets what `step` then knows: the posterior of
+        the codes, and its KL to the prior.
         """
         raise NotImplementedError
 

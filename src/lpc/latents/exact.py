@@ -3,13 +3,18 @@
 −log Σ_k p(k|x) σ(Δ_k) has K terms, and one product with the LM head gives the log-probabilities under all codes. The
 gradient weighs each code by its responsibility r_k ∝ p(k|x) σ(Δ_k), which is the true posterior, and moves p towards r,
 as the gate of a mixture of experts learns. So nothing that approximates a posterior has a setting here.
+
+Pairs that share a person can share the code, −log Σ_k p_k Π_i σ(Δ_ik) over pairs i of the person (`group_size`). One
+pair a person does not tell persons apart (arXiv 2510.15716): it is the product that does.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from lpc.config.keys import Role, key
+from pydantic import model_validator
+
+from lpc.config.keys import Integer, Role, fault, key
 from lpc.latents.base import LatentStep
 from lpc.latents.codes import Codes, CodesSettings
 
@@ -25,6 +30,23 @@ class ExactSettings(CodesSettings):
         "else z from the prior: the mean of the codes, the strongest one, or one drawn",
         role=Role.INFERENCE,
     )
+    group_size: Integer = key(
+        1, "pairs of one group (`datasets.<name>.group`) that share a code; divides `micro_batch_size`", ge=1
+    )
+    prior: Literal["prompt", "shared"] = key(
+        "prompt", "`prompt`: p(k|x) from an MLP; `shared`: K learned logits, the same for every prompt"
+    )
+
+    @model_validator(mode="after")
+    def _shared_has_no_network(self) -> ExactSettings:
+        for name in ("standardize", "detach", "width", "logit_scale"):
+            if self.prior == "shared" and getattr(self, name) != type(self).model_fields[name].default:
+                raise fault("prior", f"shared is without an MLP, so {name} would change nothing; drop {name}")
+        return self
+
+    @property
+    def pairs_together(self) -> int:
+        return self.group_size
 
 
 class Exact(Codes):
@@ -40,27 +62,51 @@ class Exact(Codes):
     settings: ExactSettings
 
     def __init__(self, settings: ExactSettings, features: int):
+        import torch
+        from torch import nn
+
         super().__init__(settings, features)
-        self.make_prior(settings.codes)
+        if settings.prior == "shared":
+            self.shared_logits = nn.Parameter(torch.zeros(settings.codes))
+        else:
+            self.make_prior(settings.codes)
 
     @property
     def is_mixture(self) -> bool:
         return self.settings.inference == "mixture"
 
+    def prior_logits(self, h_x: Tensor) -> Tensor:
+        if self.settings.prior == "shared":
+            return self.shared_logits.expand(len(h_x), -1)
+        return super().prior_logits(h_x)
+
     def forward(
         self, h_x: Tensor, h_chosen: Tensor, h_rejected: Tensor, *, progress: float, noise: Tensor | None = None
     ) -> LatentStep:
-        """The prior, and as z its mean code, which no loss uses. The codes themselves are `codebook`."""
+        """The prior, and as z its mean code, which no loss uses. The codes themselves are `codebook`.
+
+        The prior of a group is the softmax of the mean logits of its pairs: the normalised geometric mean of theirs.
+        """
+        size = self.settings.group_size
         logits = self.prior_logits(h_x.detach() if self.settings.detach else h_x)
+        logits = logits.unflatten(0, (-1, size)).mean(1).repeat_interleave(size, 0)
         return LatentStep(logits.softmax(-1) @ self.codebook, h_x.new_zeros(len(h_x)).float(), logits)
 
     def marginalise(
         self, step: LatentStep, losses: Tensor, chosen_rewards: Tensor, rejected_rewards: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """−log Σ_k p_k exp(−Σ_i ℓ_ik) over pairs i of a group, shared equally by its pairs, and rewards pair by pair.
+
+        A group here is `group_size` neighbours, not all pairs of one name. Two chunks of a person can meet in a
+        micro-batch by chance; were they one product there, the loss would depend on the size of micro-batches.
+        """
         from lpc.latents.parts.divergences import categorical_kl
         from lpc.latents.parts.mixture import marginal_loss, mixture_rewards
 
+        size = self.settings.group_size
         log_prior = step.prior_logits.log_softmax(-1)
-        responsibilities = (log_prior - losses).detach()
+        of_group, losses = log_prior[::size], losses.unflatten(0, (-1, size)).sum(1)
+        responsibilities = (of_group - losses).detach().repeat_interleave(size, 0)
         step.posterior_logits, step.kl = responsibilities, categorical_kl(responsibilities, log_prior.detach())
-        return marginal_loss(log_prior, losses), *mixture_rewards(log_prior.detach(), chosen_rewards, rejected_rewards)
+        losses = (marginal_loss(of_group, losses) / size).repeat_interleave(size)
+        return losses, *mixture_rewards(log_prior.detach(), chosen_rewards, rejected_rewards)

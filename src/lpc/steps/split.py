@@ -1,4 +1,4 @@
-"""Read preference data, set malformed rows aside, and split the rest into train, validation and test by prompt."""
+"""Read preference data, set malformed rows aside, and split the rest into train, validation and test."""
 
 import json
 
@@ -25,14 +25,19 @@ def main(args):
     # First of all, so that who runs this by hand can look at what a failure below is about.
     files.write_text(args.rejects, "".join(json.dumps(reject, sort_keys=True) + "\n" for reject in rejects))
     reasons = read.check_share(len(rows), rejects, args.spec.max_rejected_rows)
-    assigned = split.split_prompts(split.count_rows(rows), sizes, args.spec.split.seed)
-    for row in rows:
-        row["split"] = assigned[row["prompt_id"]]
+    found = len(rows)
+    if args.spec.split.by == "group":
+        rows = split.split_groups(rows, sizes, args.spec.split.seed)
+    else:
+        assigned = split.split_prompts(split.count_rows(rows), sizes, args.spec.split.seed)
+        for row in rows:
+            row["split"] = assigned[row["prompt_id"]]
     summary = {
         "spec": args.spec.tracked(),
         "rows": len(rows),
         "rejected": reasons,
         "copies": copies,
+        "dropped": found - len(rows),
         "splits": split.describe(rows),
     }
     metadata = {"spec": args.spec.tracked(), "source": source}

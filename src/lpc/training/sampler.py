@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 
@@ -21,4 +22,30 @@ class EpochSampler(torch.utils.data.Sampler):
 
     def __iter__(self):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch())
-        return iter(torch.randperm(self.size, generator=generator)[: self.length].tolist())
+        return iter(self.order(generator)[: self.length].tolist())
+
+    def order(self, generator: torch.Generator) -> torch.Tensor:
+        return torch.randperm(self.size, generator=generator)
+
+
+class GroupSampler(EpochSampler):
+    """Chunks of `group_size` neighbours of one group, in random order.
+
+    groups [n]: the group of each pair. Each epoch cuts a group's pairs into other chunks; those that fill none, others
+    each time, wait for the next epoch. `batch_size` must be a multiple of `group_size`.
+    """
+
+    def __init__(self, groups: np.ndarray, group_size: int, batch_size: int, seed: int, epoch: Callable[[], int]):
+        self.groups, self.group_size = torch.from_numpy(groups).long(), group_size
+        _, numbers, self.sizes = self.groups.unique(return_inverse=True, return_counts=True)
+        self.groups = numbers
+        super().__init__(int((self.sizes // group_size).sum()) * group_size, batch_size, seed, epoch)
+
+    def order(self, generator: torch.Generator) -> torch.Tensor:
+        shuffled = torch.randperm(len(self.groups), generator=generator)
+        # Stable: groups one after the other, each in the order of the permutation.
+        shuffled = shuffled[self.groups[shuffled].argsort(stable=True)]
+        rank = torch.arange(len(shuffled)) - (self.sizes.cumsum(0) - self.sizes).repeat_interleave(self.sizes)
+        whole = (self.sizes // self.group_size * self.group_size).repeat_interleave(self.sizes)
+        chunks = shuffled[rank < whole].view(-1, self.group_size)
+        return chunks[torch.randperm(len(chunks), generator=generator)].flatten()

@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from transformers import PrinterCallback, TrainingArguments
@@ -63,6 +64,27 @@ def training_arguments(training: Training, *, seed: int, output_dir: Path, proce
     )
 
 
+def pairs_in_groups(pairs: PairTokens, size: int) -> int:
+    """Return the number of pairs that an epoch has in chunks of `size` pairs of one group.
+
+    Raises UserError where a pair has no group, or no group has as many pairs.
+    """
+    without = len(pairs) if pairs.groups is None else int((pairs.groups < 0).sum())
+    if without:
+        raise UserError(
+            f"latent.group_size: {size} pairs share a code, but {without} of {len(pairs)} training pairs have no group;"
+            " set `group` of this dataset to a column that all rows fill, or latent.group_size to 1"
+        )
+    sizes = np.bincount(pairs.groups)
+    if sizes.max() < size:
+        raise UserError(
+            f"latent.group_size: no group has {size} training pairs, the largest has {sizes.max()}; lower it"
+        )
+    if small := int(sizes[(sizes > 0) & (sizes < size)].sum()):
+        log.warning("%d training pairs are of groups of fewer than %d pairs, and are never seen", small, size)
+    return int((sizes // size).sum()) * size
+
+
 def train(
     policy: LatentPolicy,
     pairs: PairTokens,
@@ -88,8 +110,16 @@ def train(
             f"{processes} processes were asked for, {args.world_size} with {args.n_gpu} GPUs each run; launch with "
             "torchrun or `accelerate launch`, one process per GPU"
         )
-    if len(pairs) < training.batch_size:
-        raise UserError(f"{len(pairs)} training pairs: fewer than training.batch_size ({training.batch_size})")
+    usable, what = len(pairs), "training pairs"
+    if policy.latent is not None and (together := policy.latent.settings.pairs_together) > 1:
+        if (micro := args.per_device_train_batch_size) % together:
+            raise UserError(
+                f"latent.group_size: {together} must divide the {micro} pairs that a device takes at once; change "
+                "training.micro_batch_size, or training.batch_size"
+            )
+        usable, what = pairs_in_groups(pairs, together), f"training pairs in whole groups of {together}"
+    if usable < training.batch_size:
+        raise UserError(f"{usable} {what}: fewer than training.batch_size ({training.batch_size})")
     policy._no_split_modules = policy.backbone._no_split_modules  # what FSDP wraps by itself: the decoder layers
     if training.gradient_checkpointing:
         policy.backbone.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})

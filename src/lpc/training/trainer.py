@@ -28,7 +28,7 @@ from lpc.model.policy import LatentPolicy
 from lpc.objectives.base import Objective
 from lpc.training.checkpoints import COMPLETE, complete_checkpoints, seal
 from lpc.training.optimizers import parameter_groups
-from lpc.training.sampler import EpochSampler
+from lpc.training.sampler import EpochSampler, GroupSampler
 from lpc.training.sharding import prepare_sharding
 
 log = logging.getLogger("lpc")
@@ -49,8 +49,8 @@ class PreferenceTrainer(Trainer):
     """Trains a LatentPolicy on tokenised pairs.
 
     The loss is the mean over the pairs of the global batch of the objective + `kl_weight` · KL (equation 7), whatever
-    the number of devices and micro-batches. A latent's `information_weight` alone sees no more pairs at once than a
-    device takes.
+    the number of devices and micro-batches. Pairs of a group that share a code are always in one micro-batch. A
+    latent's `information_weight` alone sees no more pairs at once than a device takes.
     """
 
     def __init__(
@@ -79,9 +79,13 @@ class PreferenceTrainer(Trainer):
         return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
 
     def _get_train_sampler(self, train_dataset=None) -> EpochSampler:
-        size, batch_size = len(self.train_dataset), self.batch_size
-        steps_per_epoch = size // batch_size
-        return EpochSampler(size, batch_size, self.args.seed, lambda: self.state.global_step // steps_per_epoch)
+        pairs, latent = self.train_dataset, self.policy.latent
+        rest = (self.batch_size, self.args.seed, lambda: self.state.global_step // (len(sampler) // self.batch_size))
+        if latent is None or latent.settings.pairs_together == 1:
+            sampler = EpochSampler(len(pairs), *rest)
+        else:
+            sampler = GroupSampler(pairs.groups, latent.settings.pairs_together, *rest)
+        return sampler
 
     # ---- the loss
 
@@ -118,6 +122,11 @@ class PreferenceTrainer(Trainer):
     def _check_first_batch(self, model, tensors: dict, inputs: dict, chosen, rejected, losses: Tensor) -> None:
         """Stop unless the policy without z is its reference; log what z adds to its log-probabilities."""
         self.check_first_loss = False
+        together = 1 if self.policy.latent is None else self.policy.latent.settings.pairs_together
+        if together > 1:
+            groups = inputs["groups"].unflatten(0, (-1, together))
+            if not bool((groups == groups[:, :1]).all()):
+                raise RuntimeError(f"first batch: its pairs are not in chunks of {together} of one group")
         if not bool(torch.isfinite(losses).all()):
             raise UserError("first batch: the loss is not finite; check the base model's weights and the precision")
         self.totals["first_loss"] = losses.mean().item()

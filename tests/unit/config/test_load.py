@@ -117,6 +117,10 @@ def test_training_of_a_recipe_overrides_single_keys():
             ["recipes.dpo.latent.information_weight: requires micro_batch_size > 1"],
         ),
         (
+            {"recipes__dpo__latent": {"kind": "exact", "group_size": 3}, "training__micro_batch_size": 4},
+            ["recipes.dpo.latent.group_size: 3 must divide micro_batch_size (4), so that no group is split"],
+        ),
+        (
             {"recipes__dpo__latent": {"gamma": {"until": 0}}},
             ["latent.gamma.until: 0 is out of range, must be more than 0"],
         ),
@@ -274,6 +278,27 @@ def test_sweep_derives_recipes_and_keeps_the_own_value():
 def test_sweep_over_any_key_of_a_recipe(key, value, name):
     config = resolve(changed(experiments__main__recipes=["dpo-lpc"], experiments__main__sweep={key: [value]}))
     assert [run.recipe for run in config.runs] == [name]
+
+
+def test_pairs_that_share_a_code_need_groups():
+    latent = {"kind": "exact", "group_size": 4}
+    message = faults(recipes__dpo__latent=latent)
+    assert "experiments.main.datasets: recipe dpo has latent.group_size 4, but dataset world has no groups" in message
+    rows = {"kind": "pairs", "path": "hub/name", "group": "annotator", "split": {"validation": 1, "test": 2}}
+    swept = {
+        "recipes__exact": {"objective": {"name": "dpo"}, "latent": {"kind": "exact"}},
+        "experiments__main__recipes": ["exact"],
+        "experiments__main__sweep": {"latent.group_size": [1, 4]},
+    }
+    names = [run.recipe for run in resolve(changed(datasets__world=rows, **swept)).runs]
+    assert names == ["exact", "exact+latent.group_size=4"]
+    message = faults(**swept)
+    assert message.count("has no groups") == 1 and "recipe exact+latent.group_size=4 has" in message
+
+
+def test_a_split_by_group_needs_groups():
+    message = faults(datasets__world__split__by="group")
+    assert "datasets.world.split.by: group needs a dataset with `group`" in message
 
 
 def test_sweep_names_that_no_file_system_holds():

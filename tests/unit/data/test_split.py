@@ -3,7 +3,7 @@ import random
 import pytest
 
 from lpc.cli import UserError
-from lpc.data.split import SPLITS, count_rows, describe, split_prompts
+from lpc.data.split import SPLITS, count_rows, describe, split_groups, split_prompts
 
 
 def filled(rows, assigned):
@@ -85,3 +85,34 @@ def test_an_empty_split_stops(rows, sizes, empty):
 def test_splits_as_large_as_the_data_stop(sizes):
     with pytest.raises(UserError, match=rf"test \({sizes['test']}\) and .* but the data has 10; make `split`"):
         split_prompts({"a": 5, "b": 5}, sizes, 0)
+
+
+def people(count, each, prompts, seed=0):
+    rng = random.Random(seed)
+    return [
+        {"group": f"p{i % count}", "prompt_id": f"q{rng.randrange(prompts)}", "source": "s", "n": i}
+        for i in range(count * each)
+    ]
+
+
+@pytest.mark.parametrize("prompts", [60, 1000])
+def test_by_group_neither_a_group_nor_a_prompt_is_in_two_splits(prompts):
+    rows = people(30, 10, prompts)
+    found = split_groups(rows, {"validation": 20, "test": 40}, seed=0)
+    for key in ("group", "prompt_id"):
+        assert len({(row[key], row["split"]) for row in found}) == len({row[key] for row in found})
+    test = [row for row in found if row["split"] == "test"]
+    assert len(test) == 40 and len({row["group"] for row in test}) == 4, "all rows of test people are kept"
+    held_out = {row["prompt_id"] for row in found if row["split"] != "train"}
+    dropped = {row["n"] for row in rows} - {row["n"] for row in found}
+    assert dropped and all(rows[n]["prompt_id"] in held_out for n in dropped), "and no row is dropped without need"
+    assert all("split" not in row for row in rows)
+
+
+def test_by_group_what_cannot_be_split_is_refused():
+    rows = people(30, 10, 1)
+    with pytest.raises(UserError, match="split validation: no rows left, since all its groups' prompts are in another"):
+        split_groups(rows, {"validation": 20, "test": 40}, seed=0)
+    rows[7]["group"] = None
+    with pytest.raises(UserError, match=r"split\.by: 1 of 300 rows have no group"):
+        split_groups(rows, {"validation": 20, "test": 40}, seed=0)

@@ -1,5 +1,7 @@
 """The exact objective (equation 6) against a naive float64 version written from the equations, and its mixture."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -24,6 +26,16 @@ OBJECTIVES = {
     "simpo": {"name": "simpo", "beta": 2.0, "margin": 0.5, "nll_weight": 0.3},
     "slic": {"name": "slic", "beta": 0.1},
 }
+
+
+OPTIONS = [
+    {},
+    {"detach": True, "init_std": 2.0},
+    {"standardize": True, "width": 5},
+    {"group_size": 3, "init_std": 2.0},
+    {"group_size": 2, "prior": "shared"},
+    {"prior": "shared"},
+]
 
 
 def make_policy(init_std: float = 0.3, codes: int = 5, dtype=torch.float64, **settings) -> LatentPolicy:
@@ -61,9 +73,17 @@ def naive_loss_under(code, sequences, item, model, objective):
     return loss + objective.get("nll_weight", 0.0) * -logps[0] / lengths[0]
 
 
+def naive_prior(latent, h_x):
+    if latent.settings.prior == "shared":
+        return latent.shared_logits.softmax(-1)
+    standardised = (h_x - latent.prompt_standardizer.mean) / latent.prompt_standardizer.std
+    return latent.prior[2](F.gelu(latent.prior[0](standardised))).softmax(-1)
+
+
 def naive_step(policy, items, objective):
-    """Mean of −log Σ_k p_k exp(−ℓ_k), pair by pair and code by code."""
-    model, latent, total = policy.backbone, policy.latent, 0.0
+    """−log Σ_k p_k Π_i exp(−ℓ_ik) of each group over the number of pairs, pair by pair and code by code."""
+    model, latent, total, size = policy.backbone, policy.latent, 0.0, policy.latent.settings.group_size
+    priors, likelihoods = [], []
     for item in items:
         sequences = []
         for side in ("chosen", "rejected"):
@@ -72,10 +92,14 @@ def naive_step(policy, items, objective):
         h_x = sequences[0][1][len(item["prompt"]) - 1]
         if latent.settings.detach:
             h_x = h_x.detach()
-        standardised = (h_x - latent.prompt_standardizer.mean) / latent.prompt_standardizer.std
-        prior = latent.prior[2](F.gelu(latent.prior[0](standardised))).softmax(-1)
+        priors.append(naive_prior(latent, h_x))
         losses = [naive_loss_under(code, sequences, item, model, objective) for code in latent.codebook]
-        total = total - sum(p * torch.exp(-loss) for p, loss in zip(prior, losses, strict=True)).log()
+        likelihoods.append(torch.stack(losses).neg().exp())
+    for start in range(0, len(items), size):
+        mean = torch.stack([p.log() for p in priors[start : start + size]]).mean(0).exp()
+        prior = mean / mean.sum()
+        product = math.prod(likelihoods[start : start + size])
+        total = total - sum(p * product[k] for k, p in enumerate(prior)).log()
     return total / len(items)
 
 
@@ -91,10 +115,13 @@ def fast_step(policy, items, objective):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-@pytest.mark.parametrize("options", [{}, {"detach": True, "init_std": 2.0}, {"standardize": True, "width": 5}])
+@pytest.mark.parametrize("options", OPTIONS)
 def test_whole_step_equals_the_naive_one(name, options):
     """Loss and every gradient of one exact step, float64, for all objectives."""
-    policy = make_policy(logit_scale=3.0, **options)
+    policy = make_policy(**({} if options.get("prior") else {"logit_scale": 3.0}) | options)
+    if options.get("prior"):
+        with torch.no_grad():
+            policy.latent.shared_logits.copy_(torch.randn(5, generator=torch.Generator().manual_seed(9)))
     if policy.latent.settings.standardize:
         generator = torch.Generator().manual_seed(9)
         policy.latent.prompt_standardizer.mean.copy_(torch.randn(32, generator=generator))
@@ -112,6 +139,8 @@ def test_whole_step_equals_the_naive_one(name, options):
     (loss, gradients), (expected_loss, expected) = results
     torch.testing.assert_close(loss, expected_loss, rtol=1e-10, atol=1e-10)
     assert gradients.keys() == expected.keys() == {n for n, _ in policy.named_parameters()}
+    if options.get("prior"):
+        assert not any(key.startswith("latent.prior") for key in gradients)
     for key in gradients:
         torch.testing.assert_close(gradients[key], expected[key], rtol=1e-7, atol=1e-10, msg=key)
 
@@ -125,6 +154,44 @@ def test_the_step_knows_the_posterior_by_bayes_rule():
     torch.testing.assert_close(losses.exp(), torch.tensor([1 / 0.3]))
     torch.testing.assert_close(step.posterior_logits.softmax(-1), torch.tensor([[0.75, 0.25]]))
     torch.testing.assert_close(step.kl, torch.tensor([0.75 * np.log(3) + 0.25 * np.log(1 / 3)], dtype=torch.float32))
+
+
+def test_a_group_of_one_is_today_s_loss_bit_for_bit():
+    """Loss and gradients in float32 against logsumexp of one pair, without a group in sight."""
+    generator = torch.Generator().manual_seed(0)
+    latent = latents.build(ExactSettings(codes=5, logit_scale=4.0), 8, seed=0)
+    h_x, losses = torch.randn(7, 8, generator=generator), torch.rand(7, 5, generator=generator).mul(9)
+    results = []
+    for grouped in (True, False):
+        h, under = h_x.clone().requires_grad_(), losses.clone().requires_grad_()
+        latent.zero_grad()
+        if grouped:
+            loss, *_ = latent.marginalise(latent(h, h, h, progress=0.0), under, under, under)
+        else:
+            loss = -(latent.prior_logits(h).log_softmax(-1) - under).logsumexp(-1)
+        loss.mul(torch.arange(7)).sum().backward()
+        results.append([loss.detach(), h.grad, under.grad, *(p.grad for p in latent.prior.parameters())])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_group_shares_posterior_and_loss_and_knows_its_person():
+    """Two pairs with likelihoods .9/.2 and .8/.1 under two equal codes: product .72 against .02, by hand."""
+    latent = latents.build(ExactSettings(codes=2, group_size=2, prior="shared"), 4, seed=0)
+    step = latent(*[torch.zeros(4, 4)] * 3, progress=0.0)
+    losses = -torch.tensor([[0.9, 0.2], [0.8, 0.1], [0.5, 0.5], [0.5, 0.5]]).log()
+    found, *_ = latent.marginalise(step, losses, torch.zeros(4, 2), torch.zeros(4, 2))
+    torch.testing.assert_close(found, -torch.tensor([0.37, 0.37, 0.25, 0.25]).log() / 2)
+    posterior = torch.tensor([[36, 1], [36, 1]]) / 37
+    torch.testing.assert_close(step.posterior_logits.softmax(-1)[:2], posterior)
+    kl = (posterior * (2 * posterior).log()).sum(-1)
+    torch.testing.assert_close(step.kl, torch.cat([kl, torch.zeros(2)]))
+
+
+@pytest.mark.parametrize("name,value", [("standardize", True), ("detach", True), ("width", 8), ("logit_scale", 2.0)])
+def test_a_shared_prior_refuses_settings_of_the_network(name, value):
+    with pytest.raises(UserError, match=f"shared is without an MLP, so {name} would change nothing"):
+        latents.parse({"kind": "exact", "prior": "shared", name: value})
 
 
 def test_equal_codes_give_the_plain_loss():

@@ -68,11 +68,11 @@ def test_settings_say_what_they_mean_and_what_depends_on_them(kind):
 
 
 def test_defaults_that_kinds_share_are_those_of_lpc():
-    """But for a mixture, which is not scored with one z."""
+    """But for a mixture, which is not scored with one z, and whose pairs can share a code."""
     lpc_settings = latents.parse({}).model_dump()
     for kind in latents.KINDS:
         settings = latents.parse({"kind": kind}).model_dump()
-        own = {"kind", "inference"} if latents.kind(kind).marginal else {"kind"}
+        own = {"kind", "inference", "group_size", "prior"} if latents.kind(kind).marginal else {"kind"}
         assert {key: value for key, value in settings.items() if key not in own}.items() <= lpc_settings.items()
 
 

@@ -244,6 +244,10 @@ def write_latents(folder: Path, run: dict, generator) -> None:
     files.write_parquet(folder / "latents.parquet", pa.table(columns))
     measured = latent_diagnostics(prior, posterior, z, h_x, columns["source"], prompt_id=columns["prompt_id"], seed=0)
     files.write_json(folder / "latents.json", measured)
+    if run["recipe"] == "dpo-lpc":
+        accuracies = {"0": 0.5, "2": 0.7, "16": 0.8}
+        contexts = {size: {"accuracy": a, "low": a - 0.1, "high": a + 0.1} for size, a in accuracies.items()}
+        files.write_json(folder / "person.json", {"n": 60, "groups": 6, "contexts": contexts})
 
 
 def write_completions(folder: Path, *, same: bool) -> None:

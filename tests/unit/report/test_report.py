@@ -209,7 +209,7 @@ def test_only_what_exists_is_shown(results, tmp_path):
     for run in results_tree.RUNS:
         if run["path"] in {listed["path"] for listed in spec["runs"]}:
             results_tree.write_run(root, run)
-    tables = {**results_tree.tables_spec(), "runs": spec["runs"], "tasks": {}, "sweeps": {}}
+    tables = {**results_tree.tables_spec(), "runs": spec["runs"], "tasks": [], "sweeps": {}}
     step("tables", tables, "--results", root, "--output", root / "tables")
     text = words_of(Page(report(root, spec, tmp_path)))
     for expected in (

@@ -50,6 +50,16 @@ def test_killed_runs_go_on_bit_equal(inputs, unbroken, tmp_path):
     assert_same_run(unbroken, tmp_path)
 
 
+def test_a_training_with_groups_goes_on_bit_equal(inputs, tmp_path):
+    settings = UNEVEN | {"latent": {"kind": "exact", "codes": 3, "group_size": 2}}
+    train_step(inputs, tmp_path / "unbroken", **settings)
+    step = start_and_wait_for_step(inputs, tmp_path / "killed", 3, **settings)
+    step.send(signal.SIGKILL)
+    step.wait()
+    assert "resuming from checkpoint-" in train_step(inputs, tmp_path / "killed", **settings)
+    assert_same_run(tmp_path / "unbroken", tmp_path / "killed")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_signals_save_first(inputs, unbroken, tmp_path, number):
     stopped(inputs, tmp_path, by=number)

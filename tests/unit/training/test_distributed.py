@@ -20,6 +20,17 @@ def test_two_processes_give_the_losses_of_one(inputs, unbroken, tmp_path):
         torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-5)
 
 
+def test_groups_are_whole_on_two_processes(inputs, tmp_path):
+    """Micro-batches of two groups on each device: the losses of one process."""
+    latent = {"kind": "exact", "codes": 3, "group_size": 2, "init_std": 0.5, "learning_rate": 1e-3}
+    settings = {"latent": latent, "micro_batch_size": 4}
+    train_step(inputs, tmp_path / "one", **settings)
+    train_step_on_two(inputs, tmp_path / "two", **settings)
+    for one, two in zip(lines_of(tmp_path / "one"), lines_of(tmp_path / "two"), strict=True):
+        for key in set(one) - {"tokens_per_second", "memory_gib"}:
+            assert one[key] == pytest.approx(two[key], rel=1e-5, abs=1e-5), key
+
+
 def test_a_launcher_that_starts_fewer_processes_than_asked_fails_loudly(inputs, tmp_path):
     errors = train_step(inputs, tmp_path, expect=1, processes=2)
     assert "error: 2 processes were asked for, 1 with" in errors

@@ -1,5 +1,6 @@
 """Arguments of a training, and what is refused before it starts."""
 
+import copy
 import os
 
 import numpy as np
@@ -12,7 +13,7 @@ from tiny import make_tokenizer
 from lpc import objectives
 from lpc.cli import UserError
 from lpc.config.models import Training
-from lpc.data.tokens import tokenize_pairs
+from lpc.data.tokens import PairTokens, tokenize_pairs
 from lpc.model.policy import LatentPolicy
 from lpc.scoring import attach_reference
 from lpc.training.train import train
@@ -61,3 +62,36 @@ def test_deterministic_training_asks_torch_for_it(tmp_path, monkeypatch):
         torch.use_deterministic_algorithms(False)
     _, plain = run(tmp_path / "b", epochs=1)
     assert [line["loss"] for line in lines] == [line["loss"] for line in plain]
+
+
+def grouped(groups) -> PairTokens:
+    tokens = copy.copy(tokenised())
+    tokens.groups = None if groups is None else np.array(groups, np.int32)
+    return tokens
+
+
+@pytest.mark.parametrize(
+    "groups,size,message",
+    [
+        (None, 2, "48 of 48 training pairs have no group"),
+        ([-1, -1, -1] + [0] * 45, 2, "but 3 of 48 training pairs have no group"),
+        (np.arange(48) % 16, 4, "no group has 4 training pairs, the largest has 3"),
+        ([0] * 12 + list(range(1, 37)), 4, "12 training pairs in whole groups of 4: fewer than training.batch_size"),
+    ],
+)
+def test_groups_that_give_no_batch_are_refused(tmp_path, groups, size, message):
+    with pytest.raises(UserError, match=message) as caught:
+        run(tmp_path, latent={"kind": "exact", "codes": 3, "group_size": size}, tokens=grouped(groups))
+    assert "\n" not in str(caught.value)
+
+
+def test_pairs_of_small_groups_are_counted(tmp_path, caplog):
+    groups = [0] * 24 + [1] * 22 + [2, 2]
+    run(tmp_path, latent={"kind": "exact", "codes": 3, "group_size": 4}, tokens=grouped(groups), epochs=1)
+    assert "2 training pairs are of groups of fewer than 4 pairs" in caplog.text
+
+
+def test_a_device_s_part_of_a_batch_holds_whole_groups(tmp_path):
+    """Batches of 6 on a device that could take 8: then micro-batches are of 6."""
+    with pytest.raises(UserError, match="4 must divide the 6 pairs that a device takes at once"):
+        run(tmp_path, latent={"kind": "exact", "codes": 3, "group_size": 4}, batch_size=6)

@@ -19,6 +19,8 @@ from lpc.training.checkpoints import Checkpointing
 from lpc.training.train import training_arguments
 from lpc.training.trainer import PreferenceTrainer
 
+GROUPED = {"kind": "exact", "codes": 5, "group_size": 4, "prior": "shared", "init_std": 0.5, "learning_rate": 1e-2}
+
 
 @pytest.mark.parametrize("name,expected", [("dpo", np.log(2)), ("ipo", 25.0)])
 @pytest.mark.parametrize("latent", [None, LATENT])
@@ -158,7 +160,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         run(tmp_path, "ipo", learning_rate=1e30, epochs=4)
 
 
-@pytest.mark.parametrize("latent", [None, LATENT])
+@pytest.mark.parametrize("latent", [None, LATENT, GROUPED])
 def test_micro_batches_do_not_change_the_run(tmp_path, latent):
     """The global batch is what counts: 16 pairs at once, or 4 times 4."""
     tokens = tokenised()

@@ -13,8 +13,10 @@ import unicodedata
 from hashlib import sha256
 from typing import Annotated, Any, ClassVar, Literal
 
+from pydantic import model_validator
+
 from lpc import files
-from lpc.config.keys import REQUIRED, Integer, Section, Seed, Share, Text, Unique, key
+from lpc.config.keys import REQUIRED, Integer, Section, Seed, Share, Text, Unique, fault, key
 
 ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
 """Ratings that a completion may have beside its score."""
@@ -30,7 +32,11 @@ class Malformed(Exception):
 class Split(Section):
     validation: Integer = key(REQUIRED, "rows for validation; no prompt is in two splits", ge=1)
     test: Integer = key(REQUIRED, "rows for testing", ge=1)
-    seed: Seed = key(0, "chooses which prompts")
+    seed: Seed = key(0, "chooses which prompts or groups")
+    by: Literal["prompt", "group"] = key(
+        "prompt",
+        "what stays whole; `group`: no group is in two splits either, and other rows of held-out prompts are dropped",
+    )
 
 
 class Pairs(Section):
@@ -51,6 +57,12 @@ class Dataset(Section):
     split: Split = key(REQUIRED, "sizes of the splits")
     pairs: Pairs = key(Pairs(), "how pairs are built")
     max_rejected_rows: Share = key(0.0, "share of malformed rows above which the split stops")
+
+    @model_validator(mode="after")
+    def _groups_to_split_by(self):
+        if self.split.by == "group" and getattr(self, "group", None) is None:
+            raise fault("split.by", "group needs a dataset with `group`; set it, or split by prompt")
+        return self
 
     @staticmethod
     def row(record: object, default_source: str) -> dict:

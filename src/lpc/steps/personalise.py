@@ -1,0 +1,39 @@
+"""Accuracy of a run on test pairs of people of whom it knows some labelled pairs, from which it infers their code."""
+
+from lpc import cli
+from lpc.config import specs
+from lpc.evaluation.person import personal_accuracy, score_codes
+from lpc.files import write_json
+from lpc.model.loading import load_run
+from lpc.scoring import load_pairs, to_device
+
+
+def parser():
+    parser = cli.step_parser(__doc__, specs.Personalise)
+    parser.add_argument("--model", required=True, help="model folder of the run, whose latent has codes")
+    parser.add_argument("--base", required=True, help="base.json")
+    parser.add_argument("--pairs", required=True, help="pairs.parquet of the clean data set, with groups")
+    parser.add_argument("--reference", help="reference.parquet of the same pairs; for objectives that need one")
+    parser.add_argument("--output", required=True, help="accuracy by number of context pairs (.json)")
+    return parser
+
+
+def main(args):
+    spec = args.spec
+    if spec.objective.needs_reference and args.reference is None:
+        raise cli.UserError(f"objective {spec.objective.name}: needs --reference, the reference.parquet of the pairs")
+    policy, tokenizer = load_run(args.base, args.model)
+    if policy.latent is None or not policy.latent.has_codes:
+        raise cli.UserError(f"{args.model}: its latent has no codes, so a person has none; name another run")
+    to_device(policy)
+    rows, tokens = load_pairs(args.pairs, tokenizer, spec.tokens, split="test", reference=args.reference)
+    scores = score_codes(policy, tokens, spec.objective, batch_size=spec.batch_size, precision=spec.precision)
+    groups, pair_ids = rows["group"].to_pylist(), rows["pair_id"].to_pylist()
+    found = personal_accuracy(scores, groups, pair_ids, contexts=spec.contexts, seed=spec.seed)
+    write_json(args.output, {"spec": spec.tracked()} | found)
+    for size, accuracy in found["contexts"].items():
+        cli.log.info("%s context pairs: accuracy %.3f", size, accuracy["accuracy"])
+
+
+if __name__ == "__main__":
+    cli.run(parser(), main)
