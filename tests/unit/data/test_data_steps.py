@@ -80,7 +80,7 @@ def test_no_prompt_is_in_two_splits(done):
 
 def test_metadata_says_what_made_the_file(done):
     metadata = files.parquet_metadata(done / "noisy.parquet")
-    assert metadata["spec"] == SPLIT
+    assert metadata["spec"] == {**SPLIT, "split": {**SPLIT["split"], "by": "prompt"}}
     assert metadata["pairs"] == PAIRS
     assert metadata["noise"] == FLIP
     assert metadata["source"] == files.read_json(done / "source.json")
