@@ -326,7 +326,7 @@ def judge(rule: str, attempt: int, setup: SetUp, usable: list, partitions: dict)
     from snakemake_executor_plugin_slurm.utils import set_gres_string
     from snakemake_interface_common.exceptions import WorkflowError
 
-    threads, resources = setup.resources[rule]["threads"], resources_of(rule, setup, attempt)
+    threads, resources = setup.resources[rule].threads, resources_of(rule, setup, attempt)
     job = SimpleNamespace(name=rule, threads=threads, resources=resources, is_group=lambda: False)
     silent = logging.getLogger("lpc.doctor.plugin")
     silent.addHandler(logging.NullHandler())

@@ -10,9 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 import yaml
-from cluster import HERE
-
-from lpc import images
+from cluster import HERE, image_path
 
 pytestmark = pytest.mark.timeout(2700)  # the first test builds the images
 
@@ -89,7 +87,7 @@ def test_good_set_up(doctor, cluster, folder):
         "ok     partition: gpu, time limit UNLIMITED",
         "ok     jobs of rule train: 2 CPUs, 4000 MB, 10 minutes, 2 GPUs in partition gpu",
         "ok     Apptainer: apptainer version 1.",
-        f"ok     container: {images.path('training').name} runs, and sees the checkout and HF_HOME",
+        f"ok     container: {image_path(cluster.checkout, 'training').name} runs, and sees the checkout and HF_HOME",
         "note   GPU driver: not visible on this login node",
         f"GB free in {folder}/huggingface",
     ):
@@ -164,7 +162,7 @@ def test_submission_limit_of_the_account(doctor, cluster):
 
 def test_image_that_is_missing(doctor, cluster):
     folder = cluster.checkout / "containers/images"
-    image = folder / images.path("evaluation").name
+    image = image_path(cluster.checkout, "evaluation")
     image.rename(folder / "elsewhere")
     try:
         code, findings, _ = doctor(containers=True)
