@@ -53,7 +53,7 @@ def load(*files: str | Path) -> Config:
             raise ConfigError(f"{file}: {error}") from None
         if not isinstance(value, dict):
             raise ConfigError(f"{file}: expected keys at top level, such as project: and datasets:")
-        merged = _merge(merged, value)
+        merged = specs.merge(merged, value)
     return resolve(merged, files)
 
 
@@ -78,14 +78,6 @@ def resolve(config: dict, files: tuple[str | Path, ...] | list[str | Path] = ())
     if faults:
         raise ConfigError(str(faults))
     return Config(Settings.model_validate(raw), recipes, experiments)
-
-
-def _merge(first: dict, second: dict) -> dict:
-    merged = dict(first)
-    for key, value in second.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
 
 
 def _plain(value, path: tuple, faults: Faults):

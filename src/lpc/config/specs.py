@@ -50,7 +50,7 @@ class Spec(Section):
     @classmethod
     def parse(cls, tracked: dict, execution: dict) -> "Spec":
         """Return the spec of a command line's two parameters. Raises ValueError, which lists every fault."""
-        merged = _merge(tracked, execution)
+        merged = merge(tracked, execution)
         try:
             return cls.model_validate_json(json.dumps(merged))
         except ValidationError as error:
@@ -60,11 +60,12 @@ class Spec(Section):
             raise ValueError("; ".join(faults)) from None
 
 
-def _merge(first: dict, second: dict) -> dict:
+def merge(first: dict, second: dict) -> dict:
+    """Return both, at every depth; where both have a key, the second's value."""
     merged = dict(first)
     for name, value in second.items():
         old = merged.get(name)
-        merged[name] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        merged[name] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
 
 
