@@ -232,8 +232,10 @@ def test_training_on_two_nodes_by_the_batch_script_of_the_guide(cluster, demo):
     one_node, _ = training(cluster, "dpo-lpc")
     spec = one_node["identity"]["spec"]
     folder = f"{RESULTS}/nodes"
-    arguments = ["--spec", json.dumps(spec), "--base", f"{RESULTS}/bases/tiny/base.json"]
-    arguments += ["--pairs", f"{RESULTS}/data/world/pairs.parquet"]
+    settings = yaml.safe_load((HERE / "config.yaml").read_text())["training"]
+    execution = {"training": {key: settings[key] for key in ("micro_batch_size", "logging_steps")}}
+    arguments = ["--spec", json.dumps(spec), "--execution", json.dumps(execution)]
+    arguments += ["--base", f"{RESULTS}/bases/tiny/base.json", "--pairs", f"{RESULTS}/data/world/pairs.parquet"]
     arguments += ["--reference", f"{RESULTS}/reference/tiny/world/reference.parquet", "--processes", "2"]
     arguments += ["--checkpoints", f"{folder}/checkpoints", "--output", f"{folder}/model"]
     arguments += ["--metrics", f"{folder}/train.jsonl", "--summary", f"{folder}/train.json"]
