@@ -17,11 +17,6 @@ def dataset_of(variant: str) -> str:
     return variant.split(".")[0]
 
 
-def run_folder(base: str, variant: str, recipe: str, seed: int | str) -> str:
-    """Folder of a run, relative to `runs/`."""
-    return f"{base}/{variant}/{recipe}/seed-{seed}"
-
-
 class Layout:
     """The results of one project; `root` is their folder."""
 
@@ -44,7 +39,11 @@ class Layout:
         return Reference(self.root / "reference" / base / variant)
 
     def run(self, base: str, variant: str, recipe: str, seed: int | str) -> "Run":
-        return Run(self.root / "runs" / run_folder(base, variant, recipe, seed))
+        return Run(self.root / "runs" / base / variant / recipe / f"seed-{seed}")
+
+    def of(self, run: dict) -> "Run":
+        """The files of a run that is given by its keys base, variant, recipe and seed."""
+        return self.run(run["base"], run["variant"], run["recipe"], run["seed"])
 
     def checkpoints(self, base: str, variant: str, recipe: str, seed: int | str) -> Path:
         """Folder of a run's checkpoints: no output of a rule, or Snakemake would delete it when the job fails."""

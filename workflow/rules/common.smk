@@ -449,7 +449,7 @@ def run_entries():
     for name, runs in CONFIG.experiments.items():
         for run in runs:
             experiments[run].append(name)
-    names = ("path", "base", "dataset", "noise", "variant", "recipe", "seed")
+    names = ("base", "dataset", "noise", "variant", "recipe", "seed")
     return [specs.RunEntry(**pick(run, *names), experiments=experiments[run]) for run in CONFIG.runs]
 
 

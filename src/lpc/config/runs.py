@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from lpc.config.faults import Faults, closest, explain_all, one_of
 from lpc.config.keys import Role
 from lpc.config.models import CLEAN, Experiment, Recipe, dump
-from lpc.layout import noisy, run_folder
+from lpc.layout import noisy
 
 LONGEST = 255
 """Bytes of a file name, on every common file system."""
@@ -29,11 +29,6 @@ class Run:
     @property
     def variant(self) -> str:
         return self.dataset if self.noise == CLEAN else noisy(self.dataset, self.noise)
-
-    @property
-    def path(self) -> str:
-        """Folder of the run, relative to `results/<project>/runs`."""
-        return run_folder(self.base, self.variant, self.recipe, self.seed)
 
 
 def runs_of(name: str, experiment: Experiment, recipes: dict[str, Recipe], faults: Faults) -> Iterator[Run]:

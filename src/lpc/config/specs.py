@@ -237,7 +237,6 @@ class AlpacaEvalJudge(Spec):
 class RunEntry(Section):
     """A run, as tables and page name it."""
 
-    path: str = key(REQUIRED, "folder under runs/")
     base: str = key(REQUIRED, "base model")
     dataset: str = key(REQUIRED, "dataset")
     noise: str = key(REQUIRED, "noise, or clean")

@@ -15,6 +15,7 @@ import pyarrow as pa
 from lpc import files
 from lpc.data import world
 from lpc.evaluation import statistics
+from lpc.layout import Layout, dataset_of
 from lpc.report.runs import has_codes, resolve
 from lpc.report.tables import TABLES, base
 from lpc.report.words import number, percent
@@ -28,7 +29,7 @@ class Results:
     """Settings, runs and tables of a project. `spec` is that of the step report, `commit` that of the workflow."""
 
     def __init__(self, root: Path, spec: dict, commit: str) -> None:
-        self.root, self.commit = root, commit
+        self.layout, self.commit = Layout(root), commit
         self.settings = {key: value for key, value in spec.items() if key not in ("runs", "recipes")}
         self.recipes = spec["recipes"]
         self.tasks = self.settings["evaluation"]["benchmarks"]["tasks"]
@@ -37,14 +38,14 @@ class Results:
         # What the page compares first: the experiment of that name, or everything.
         self.main = [run for run in self.runs if "main" in run["experiments"]] or self.runs
         self.main_recipes = {(run["base"], run["variant"], run["recipe"]) for run in self.main}
-        self.tables = {name: base.read(root / "tables", name) for name in TABLES}
+        self.tables = {name: base.read(self.layout.tables, name) for name in TABLES}
 
     def csv(self, name: str) -> tuple[str, str]:
-        return f"{name}.csv", (self.root / "tables" / f"{name}.csv").read_text(encoding="utf-8")
+        return f"{name}.csv", self.layout.table(name).read_text(encoding="utf-8")
 
-    def json(self, path: str) -> dict:
+    def json(self, path: Path) -> dict:
         """Return a JSON file of the results; {} where it is absent."""
-        return files.read_json(self.root / path) if (self.root / path).exists() else {}
+        return files.read_json(path) if path.exists() else {}
 
     def in_main(self, row: dict) -> bool:
         return (row["base"], row["variant"], row["recipe"]) in self.main_recipes
@@ -69,7 +70,7 @@ class Results:
         return {
             (row["base"], row["variant"], row["recipe"]): row
             for row in self.accuracy()
-            if row["dataset"] == row["variant"].split(".")[0]
+            if row["dataset"] == dataset_of(row["variant"])
         }
 
     def comparisons(self, *, controls: bool = False) -> list[dict]:
@@ -104,14 +105,14 @@ class Results:
 
     def ceilings(self, dataset: str) -> dict[str, float]:
         """Return the accuracies of simple rules and an oracle on a generated dataset's test pairs; {} for others."""
-        path = self.root / "data" / dataset / "pairs.parquet"
+        path = self.layout.data(dataset).pairs
         if self.settings["datasets"][dataset]["kind"] != "world" or not path.exists():
             return {}
         pairs = files.read_parquet(path, ["split", "source", "chosen", "rejected"])
         return world.ceilings(pairs.filter(pa.compute.equal(pairs["split"], "test")).to_pylist())
 
     def training_log(self, run: dict) -> list[dict]:
-        path = self.root / run["folder"] / "train.jsonl"
+        path = self.layout.of(run).metrics
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         return [json.loads(line) for line in lines if line]
 

@@ -2,12 +2,9 @@
 
 from lpc import latents
 
-# Settings that a latent with codes and one without have in common: in these a control should not differ.
-LATENT_KEYS = {"width", "learning_rate", "standardize", "detach", "latent_first"}
-
 
 def resolve(runs: list[dict], recipes: dict[str, dict], datasets: list[str]) -> list[dict]:
-    """Return the runs of a spec, each with its recipe's settings, its `folder`, and its `heldout` data sets.
+    """Return the runs of a spec, each with its recipe's settings, and its `heldout` data sets.
 
     Args:
         runs: as the rules list them.
@@ -18,7 +15,6 @@ def resolve(runs: list[dict], recipes: dict[str, dict], datasets: list[str]) -> 
         {
             **run,
             **{section: recipes[run["recipe"]][section] for section in ("objective", "latent", "training")},
-            "folder": f"runs/{run['path']}",
             "heldout": list(dict.fromkeys([run["dataset"], *datasets])),
         }
         for run in runs
@@ -80,10 +76,16 @@ def opponents(run: dict, runs: list[dict]) -> list[tuple[dict, list[str]]]:
 
 
 def differences(run: dict, other: dict) -> list[str]:
-    """Return dotted keys of objective, training and, where both have one, latent in which two runs differ."""
+    """Return dotted keys of objective, training and latent in which two runs differ.
+
+    Of the latent they are the keys that both kinds have: in these a control should not differ. The number of codes is
+    the subject of the comparison.
+    """
     found = []
     for section in ("objective", "training", "latent"):
         mine, theirs = run[section] or {}, other[section] or {}
-        shared = mine.keys() & theirs.keys() & LATENT_KEYS if section == "latent" else mine.keys() | theirs.keys()
+        shared = (
+            (mine.keys() & theirs.keys()) - {"kind", "codes"} if section == "latent" else mine.keys() | theirs.keys()
+        )
         found += [f"{section}.{key}" for key in sorted(shared) if mine.get(key) != theirs.get(key)]
     return found

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lpc import cli
 from lpc.config import specs
+from lpc.layout import Layout
 from lpc.report.runs import resolve
 from lpc.report.tables import TABLES, base, definition
 
@@ -21,7 +22,7 @@ def parser():
 def main(args) -> None:
     spec = args.spec.tracked()
     runs = resolve(spec["runs"], spec["recipes"], spec["datasets"])
-    inputs = base.Inputs(args.results, runs, dict(spec["tasks"]), spec["sweeps"])
+    inputs = base.Inputs(Layout(args.results), runs, dict(spec["tasks"]), spec["sweeps"])
     made = {name: definition(name).rows(inputs) for name in TABLES}
     for name, rows in made.items():
         base.write(args.output, name, definition(name), rows)

@@ -236,9 +236,8 @@ def test_runs_of_experiments_are_products_and_shared():
         )
     )
     shared = Run("tiny", "world", "clean", "dpo", 0)
-    assert shared.path == "tiny/world/dpo/seed-0"
     assert shared in config.experiments["main"] and shared in config.experiments["noise"]
-    assert [run.path for run in config.runs] == [
+    assert [f"{run.base}/{run.variant}/{run.recipe}/seed-{run.seed}" for run in config.runs] == [
         "tiny/world/dpo/seed-0",
         "tiny/world/dpo/seed-1",
         "tiny/world/dpo-lpc/seed-0",

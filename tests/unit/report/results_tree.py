@@ -58,7 +58,6 @@ def listed(recipe: str, seed: int, noise: str = "clean", experiments: tuple[str,
     """A run as the rules list it."""
     variant = "world" if noise == "clean" else f"world.{noise}"
     return {
-        "path": f"tiny/{variant}/{recipe}/seed-{seed}",
         "base": "tiny",
         "dataset": "world",
         "noise": noise,
@@ -89,9 +88,14 @@ def a_run(recipe: str, seed: int, noise: str = "clean") -> dict:
     return copy.deepcopy(resolve([listed(recipe, seed, noise)], WITH_TRAINING, [])[0])
 
 
+def folder_of(run: dict) -> str:
+    """The run's folder as documented, without lpc.layout."""
+    return f"runs/{run['base']}/{run['variant']}/{run['recipe']}/seed-{run['seed']}"
+
+
 RUNS = resolve(LISTED, WITH_TRAINING, [])
 # Configured, but never trained: its rows and its section must say so.
-ABSENT = a_run("simpo-lpc", 1)["folder"]
+ABSENT = folder_of(a_run("simpo-lpc", 1))
 
 
 def pair_columns() -> dict:
@@ -156,8 +160,8 @@ def write_benchmarks(folder: Path, value: float) -> None:
 
 
 def write_run(root: Path, run: dict) -> None:
-    folder, seed = root / run["folder"], run["seed"]
-    generator = np.random.default_rng([seed, *run["folder"].encode()])
+    folder, seed = root / folder_of(run), run["seed"]
+    generator = np.random.default_rng([seed, *folder_of(run).encode()])
     latent = bool(run["latent"])
     write_preference(folder, SKILL[run["recipe"]], latent, generator)
     write_benchmarks(folder, SKILL[run["recipe"]])
@@ -291,7 +295,7 @@ def build(root: Path) -> None:
     """Write the tree, with tables and t-SNE figures as the steps make them."""
     write_data(root)
     for run in RUNS:
-        if run["folder"] != ABSENT:
+        if folder_of(run) != ABSENT:
             write_run(root, run)
     timing = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
     files.write_text(
@@ -299,7 +303,7 @@ def build(root: Path) -> None:
     )
     files.write_text(root / "timing/split/world.tsv", timing + "0.5\t0:00:00\t-\t-\t-\t-\t-\t-\t0\t0.0\n")
     for run in RUNS:
-        folder = root / run["folder"]
+        folder = root / folder_of(run)
         if (folder / "latents.parquet").exists() and run["seed"] == 0 and run["variant"] == "world":
             step(
                 "tsne",

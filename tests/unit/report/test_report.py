@@ -4,7 +4,7 @@ import re
 
 import pytest
 import results_tree
-from results_tree import ABSENT, COMMIT, SETTINGS, report_spec, step
+from results_tree import ABSENT, COMMIT, SETTINGS, folder_of, report_spec, step
 
 from lpc import files
 from lpc.report import paper, words
@@ -97,7 +97,7 @@ def test_the_answer_comes_first_and_follows_the_numbers(results, page):
     assert "dpo-lpc is not measurably different from dpo" in text
     assert "12 of 13" in text
     mi = {
-        files.read_json(results / results_tree.a_run(r, s)["folder"] / "latents.json")["mutual_information"]
+        files.read_json(results / folder_of(results_tree.a_run(r, s)) / "latents.json")["mutual_information"]
         for r, s in (("dpo-lpc", 0), ("dpo-lpc", 1), ("simpo-lpc", 0))
     }
     assert f"The codes carry {words.span(list(mi), 2)} nats of information about the prompt" in text
@@ -167,7 +167,7 @@ def test_long_prompts_keep_their_end_and_turns_their_roles():
 
 def test_what_validation_chose_stands_in_words_and_in_the_table(results, page):
     """72 % with 8 codes against 70 % with 16, as the tree has it; the test accuracy is that of the chosen run."""
-    folder = results / results_tree.a_run("dpo-lpc", 0)["folder"]
+    folder = results / folder_of(results_tree.a_run("dpo-lpc", 0))
     tested = words.number(100 * files.read_json(folder / "preference/world.json")["accuracy"])
     said = f"latent.codes = 8 (72.0 % on validation pairs, {tested} % on test pairs)."
     assert f"codebook: dpo-lpc on tiny, trained on world: {said}" in words_of(page)
@@ -207,7 +207,7 @@ def test_only_what_exists_is_shown(results, tmp_path):
     root = tmp_path / "results"
     results_tree.write_data(root)
     for run in results_tree.RUNS:
-        if run["path"] in {listed["path"] for listed in spec["runs"]}:
+        if folder_of(run) in map(folder_of, spec["runs"]):
             results_tree.write_run(root, run)
     tables = {**results_tree.tables_spec(), "runs": spec["runs"], "tasks": [], "sweeps": {}}
     step("tables", tables, "--results", root, "--output", root / "tables")

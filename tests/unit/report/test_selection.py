@@ -3,10 +3,11 @@
 import itertools
 
 import pytest
-from results_tree import PAIRS, a_run
+from results_tree import PAIRS, a_run, folder_of
 
 from lpc import files
 from lpc.evaluation import statistics
+from lpc.layout import Layout
 from lpc.report.tables import base, definition, selection
 
 
@@ -21,15 +22,15 @@ def swept(tmp_path, sweep, seeds=(0,), validation=None, test=None):
                 section, name = key.split(".")
                 run[section][name] = value
             run["recipe"] += "".join(f"+{key}={value}" for key, value in zip(sweep, values, strict=True))
-            run |= {"folder": f"runs/{run['recipe']}/{seed}", "experiments": ["search"]}
+            run |= {"experiments": ["search"]}
             accuracy = (validation or {}).get((values, seed), 0.5)
             part = {"accuracy": accuracy, "n": 20, "low": 0.1, "high": 0.9}
             summary = {"accuracy": (test or {}).get((values, seed), 0.5), "n": PAIRS, "validation": part}
-            files.write_json(tmp_path / run["folder"] / "preference/world.json", summary)
+            files.write_json(tmp_path / folder_of(run) / "preference/world.json", summary)
             runs.append(run)
-    other = a_run("dpo-lpc", 0) | {"experiments": ["main"], "folder": "runs/of another experiment"}
+    other = a_run("dpo-lpc", 0) | {"experiments": ["main"], "recipe": "of-another-experiment"}
     sweeps = {"search": [[key, sweep[key]] for key in sweep]}
-    return selection.rows(base.Inputs(tmp_path, [other, *runs[::-1]], sweeps=sweeps)), runs
+    return selection.rows(base.Inputs(Layout(tmp_path), [other, *runs[::-1]], sweeps=sweeps)), runs
 
 
 def test_the_highest_mean_validation_accuracy_over_seeds_is_chosen(tmp_path):
@@ -82,8 +83,8 @@ def test_several_keys_compete_as_combinations(tmp_path):
 
 def test_a_missing_run_leaves_the_choice_open(tmp_path):
     _, runs = swept(tmp_path, {"latent.codes": [8, 16]}, (0, 1))
-    path = f"{runs[3]['folder']}/preference/world.json"
+    path = f"{folder_of(runs[3])}/preference/world.json"
     (tmp_path / path).unlink()
-    eight, sixteen = selection.rows(base.Inputs(tmp_path, runs, sweeps={"search": [["latent.codes", [8, 16]]]}))
+    eight, sixteen = selection.rows(base.Inputs(Layout(tmp_path), runs, sweeps={"search": [["latent.codes", [8, 16]]]}))
     assert sixteen["status"] == f"missing: {path}" and eight["status"] == "ok"
     assert all("chosen" not in row and "test_accuracy" not in row for row in (eight, sixteen))

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from results_tree import ABSENT, CODES, PAIRS, RUNS, SETTINGS, SOURCES, a_run
+from results_tree import ABSENT, CODES, PAIRS, RUNS, SETTINGS, SOURCES, a_run, folder_of
 from scipy.stats import spearmanr
 
 from lpc import files
 from lpc.evaluation import statistics
+from lpc.layout import Layout
 from lpc.report import tables
 from lpc.report.runs import differences, opponents
 from lpc.report.tables import TABLES, base, code_correlations, comparisons, definition
@@ -77,7 +78,7 @@ def test_each_run_has_its_row_and_a_missing_one_says_so(results):
 
 def test_accuracy_has_the_written_number_and_an_interval_by_prompt(results):
     (row,) = rows(results, "preference_accuracy", recipe="dpo", seed=0, variant="world")
-    folder = results / a_run("dpo", 0)["folder"] / "preference"
+    folder = results / folder_of(a_run("dpo", 0)) / "preference"
     assert row["accuracy"] == pytest.approx(files.read_json(folder / "world.json")["accuracy"])
     pairs = files.read_parquet(folder / "world.parquet")
     outcome = statistics.outcomes(pairs["chosen_reward"], pairs["rejected_reward"])
@@ -134,7 +135,7 @@ def test_a_run_is_held_against_the_closest_plain_run_and_the_rest_is_named():
 
 def test_a_latent_run_without_a_plain_one_has_a_row_that_says_so(results):
     lpc = a_run("dpo-lpc", 0)
-    row = next(row for row in comparisons.rows(base.Inputs(results, [lpc])) if not row.get("against"))
+    row = next(row for row in comparisons.rows(base.Inputs(Layout(results), [lpc])) if not row.get("against"))
     assert row["status"] == "no plain run of the same base, data, objective and seed"
 
 
@@ -145,8 +146,8 @@ def test_pairs_scored_in_one_run_only_are_counted(tmp_path):
     for run, ids in zip(runs, (["a", "b", "c"], ["b", "c", "d", "e"]), strict=True):
         names = [f"{side}_reward{kind}" for side in ("chosen", "rejected") for kind in ("", "_zero")]
         table = pa.table({"pair_id": ids, "prompt_id": ids, **{name: [1.0] * len(ids) for name in names}})
-        files.write_parquet(tmp_path / run["folder"] / "preference" / "world.parquet", table)
-    found = comparisons.rows(base.Inputs(tmp_path, runs))
+        files.write_parquet(tmp_path / folder_of(run) / "preference" / "world.parquet", table)
+    found = comparisons.rows(base.Inputs(Layout(tmp_path), runs))
     row, mean = (row for row in found if row["against"] == "dpo")
     assert (row["n"], row["difference"], row["status"]) == (2, 0, "ok but 3 pairs scored in one run only")
     assert mean["n"] == 2
@@ -166,7 +167,7 @@ def test_benchmarks_hold_each_metric_of_bases_and_runs(results):
 
 def test_latents_carry_accuracy_beside_the_diagnostics(results):
     (row,) = rows(results, "latents", recipe="dpo-lpc", seed=0, variant="world")
-    written = files.read_json(results / a_run("dpo-lpc", 0)["folder"] / "latents.json")
+    written = files.read_json(results / folder_of(a_run("dpo-lpc", 0)) / "latents.json")
     assert row["mutual_information"] == pytest.approx(written["mutual_information"])
     assert None not in (row["accuracy"], row["accuracy_zero"], row["accuracy_shuffled"], row["accuracy_posterior"])
     (control,) = rows(results, "latents", recipe="dpo-mlp", seed=0)
@@ -186,7 +187,7 @@ def test_usage_of_codes_by_source(results):
 
 def test_correlations_with_length_and_aspects(results):
     run = a_run("dpo-lpc", 0)
-    latents = files.read_parquet(results / run["folder"] / "latents.parquet")
+    latents = files.read_parquet(results / folder_of(run) / "latents.parquet")
     length = latents["chosen_tokens"].to_numpy() - latents["rejected_tokens"].to_numpy()
     expected = spearmanr(np.stack(latents["posterior"].to_numpy())[:, 2], length).statistic
     (row,) = rows(results, "code_correlations", recipe="dpo-lpc", seed=0, variant="world", code=2, measure="length")

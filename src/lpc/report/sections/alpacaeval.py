@@ -11,7 +11,7 @@ RATES = {"length_controlled_winrate": "length-controlled win rate %", "win_rate"
 def section(results: Results) -> Section:
     body, why = [], "it is not configured (evaluation.alpacaeval), and it needs a judge model behind an API key"
     for run in results.main:
-        found = results.json(f"{run['folder']}/alpacaeval/judged.json")
+        found = results.json(results.layout.of(run).judged)
         if found:
             why = found["reason"] or ""
             judge = found["judge"].get("annotator") if found["status"] == "judged" else "not judged"

@@ -131,7 +131,7 @@ def embeddings(results: Results, run: dict) -> list[Figure]:
         captions["code"] = f"{of} by strongest code."
     found = []
     for kind, caption in captions.items():
-        path = results.root / run["folder"] / f"tsne_{kind}.svg"
+        path = results.layout.of(run).tsne_figure(kind)
         if path.exists():
             title = f"tsne-{kind}-{run['base']}-{run['recipe']}-{run['seed']}"
             found.append(Figure(title, Markup(path.read_text(encoding="utf-8")), caption, wide=kind == "source"))

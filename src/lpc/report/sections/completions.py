@@ -28,9 +28,10 @@ def section(results: Results) -> Section | None:
     )
     blocks: list = [Text(lead)]
     for run in list(first.values())[:MOST_RECIPES]:
-        path = f"{run['folder']}/completions.json"
+        path = results.layout.of(run).completions
         found = results.json(path)
-        blocks += of_run(run, found, len(first)) if found else [Missing(f"missing: {path}")]
+        missing = Missing(f"missing: {path.relative_to(results.layout.root)}")
+        blocks += of_run(run, found, len(first)) if found else [missing]
     if len(first) > MOST_RECIPES:
         what = (
             f"{MOST_RECIPES} of {len(first)} recipes are shown; the other completions are in the folders of their runs."

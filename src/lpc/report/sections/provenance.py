@@ -14,7 +14,8 @@ from lpc.report.results import Results
 
 
 def section(results: Results) -> Section:
-    summaries = [results.json(f"{run['folder']}/train.json") for run in results.runs]
+    layout = results.layout
+    summaries = [results.json(layout.of(run).summary) for run in results.runs]
     facts = {"commit of the workflow": results.commit}
     for key in ("device", "processes", "threads", "torch", "transformers"):
         facts[f"training: {key}"] = values_of(key, summaries)
@@ -28,13 +29,13 @@ def section(results: Results) -> Section:
     blocks: list = [Table("Software and hardware of these results", [text_column("fact"), text_column("value")], rows)]
     inputs = []
     for dataset in results.settings["datasets"]:
-        origin = results.json(f"data/{dataset}/source.json")
+        origin = results.json(layout.data(dataset).source)
         for file, digest in (origin.get("sha256") or {}).items():
             inputs.append(
                 {"input": f"dataset {dataset}", "of": origin["revision"] or Path(file).name, "sha256": digest}
             )
     for base in results.settings["bases"]:
-        record = results.json(f"bases/{base}/base.json")
+        record = results.json(layout.base(base).record)
         if record:
             of = record["revision"] or f"{record['parameters']:,} parameters"
             inputs.append({"input": f"base {base}", "of": of, "sha256": record["sha256"]})
@@ -56,17 +57,20 @@ def values_of(key: str, records: list[dict]) -> str:
 
 
 def benchmark_results(results: Results) -> list[dict]:
-    folders = [*(run["folder"] for run in results.runs), *(f"bases/{base}" for base in results.settings["bases"])]
-    return [results.json(f"{folder}/benchmarks/{task}.json") for folder in folders for task in results.tasks]
+    layout = results.layout
+    models = [*map(layout.of, results.runs), *map(layout.base, results.settings["bases"])]
+    return [results.json(model.benchmarks.result(task)) for model in models for task in results.tasks]
 
 
 def json_records(results: Results) -> list[dict]:
     """Return the JSON records that steps wrote of the page's data, bases and runs; {} where one is absent."""
-    settings = results.settings
-    paths = [f"data/{dataset}/{name}" for dataset in settings["datasets"] for name in ("source", "split")]
-    paths += [f"data/{variant}/pairs" for variant in (*settings["datasets"], *(run["variant"] for run in results.runs))]
-    paths += [f"bases/{base}/base" for base in settings["bases"]]
+    layout, settings, paths = results.layout, results.settings, []
+    for dataset in map(layout.data, settings["datasets"]):
+        paths += [dataset.source, dataset.split]
+    variants = (*settings["datasets"], *(run["variant"] for run in results.runs))
+    paths += [layout.data(variant).pairs_summary for variant in variants]
+    paths += [layout.base(base).record for base in settings["bases"]]
     for run in results.runs:
-        names = ("train", "latents", "alpacaeval/judged", *(f"preference/{name}" for name in run["heldout"]))
-        paths += [f"{run['folder']}/{name}" for name in names]
-    return [*(results.json(f"{path}.json") for path in dict.fromkeys(paths)), *benchmark_results(results)]
+        of_run = layout.of(run)
+        paths += [of_run.summary, of_run.latents_summary, of_run.judged, *map(of_run.preference, run["heldout"])]
+    return [*map(results.json, dict.fromkeys(paths)), *benchmark_results(results)]

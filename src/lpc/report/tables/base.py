@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from lpc import files
 from lpc.evaluation import statistics
+from lpc.layout import Layout
 from lpc.report.runs import has_codes, latent_kind
 
 
@@ -22,8 +23,8 @@ from lpc.report.runs import has_codes, latent_kind
 class Inputs:
     """What tables are computed from."""
 
-    results: Path
-    """Folder of the project's results."""
+    layout: Layout
+    """The project's files."""
     runs: list[dict]
     """Runs of the configuration, as `lpc.report.runs.resolve` gives them."""
     tasks: dict[str, str] = field(default_factory=dict)
@@ -32,18 +33,18 @@ class Inputs:
     """By experiment, [key, values] of each swept key, in the configuration's order."""
     _outcomes: dict = field(default_factory=dict)
 
-    def load(self, path: str) -> tuple[dict, str]:
+    def load(self, path: Path) -> tuple[dict, str]:
         """Return a JSON file of the results and "ok", or {} and a status that names the missing file."""
-        if not (self.results / path).exists():
-            return {}, f"missing: {path}"
-        return files.read_json(self.results / path), "ok"
+        if not path.exists():
+            return {}, f"missing: {path.relative_to(self.layout.root)}"
+        return files.read_json(path), "ok"
 
     def outcomes(self, run: dict, dataset: str, latent: str = "") -> pa.Table | None:
         """Return pair_id, prompt_id and outcome of each test pair, ordered by pair_id; None without the file.
 
         `latent` is "" for z from the prior, "_zero" for z = 0. Each file is read once.
         """
-        path = self.results / run["folder"] / "preference" / f"{dataset}.parquet"
+        path = self.layout.of(run).rewards(dataset)
         if (path, latent) not in self._outcomes:
             table = None
             if path.exists():
@@ -58,7 +59,7 @@ class Inputs:
     def codes(self, columns: list[str]):
         """Yield each run with codes that has its latents, and these columns of them."""
         for run in self.runs:
-            path = self.results / run["folder"] / "latents.parquet"
+            path = self.layout.of(run).latents
             if has_codes(latent_kind(run)) and path.exists():
                 yield run, files.read_parquet(path, columns)
 

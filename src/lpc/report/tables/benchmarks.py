@@ -19,11 +19,11 @@ COLUMNS = {
 def rows(inputs: Inputs) -> list[dict]:
     found = []
     bases = dict.fromkeys(run["base"] for run in inputs.runs)
-    models = [({"base": base, "recipe": "base"}, f"bases/{base}") for base in bases]
-    models += [(names(run), run["folder"]) for run in inputs.runs]
-    for which, folder in models:
+    models = [({"base": base, "recipe": "base"}, inputs.layout.base(base)) for base in bases]
+    models += [(names(run), inputs.layout.of(run)) for run in inputs.runs]
+    for which, of_model in models:
         for task, shown in inputs.tasks.items():
-            scores, status = inputs.load(f"{folder}/benchmarks/{task}.json")
+            scores, status = inputs.load(of_model.benchmarks.result(task))
             common = {**which, "task": task, "n": scores.get("n"), "status": status}
             if not scores:
                 found.append(common)

@@ -18,7 +18,7 @@ def rows(inputs: Inputs) -> list[dict]:
     columns = ["pair_id", "prior", "posterior", "chosen_tokens", "rejected_tokens"]
     for run, table in inputs.codes(columns):
         if run["dataset"] not in aspects:
-            aspects[run["dataset"]] = aspect_differences(inputs.results / "data" / run["dataset"] / "pairs.parquet")
+            aspects[run["dataset"]] = aspect_differences(inputs.layout.data(run["dataset"]).pairs)
         length = table["chosen_tokens"].to_numpy().astype(float) - table["rejected_tokens"].to_numpy()
         ids = table["pair_id"].to_pylist()
         measures = {"length": length}

@@ -7,7 +7,7 @@ from lpc.report.tables.base import Inputs, TableDefinition, parse
 
 def rows(inputs: Inputs) -> list[dict]:
     found = []
-    folder = inputs.results / "timing"
+    folder = inputs.layout.timings
     for path in sorted(folder.rglob("*.tsv")):
         rule, *rest = path.relative_to(folder).with_suffix("").parts
         with path.open(encoding="utf-8", newline="") as stream:

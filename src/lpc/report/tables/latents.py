@@ -34,8 +34,8 @@ def rows(inputs: Inputs) -> list[dict]:
     found = []
     for run in inputs.runs:
         if latent_kind(run):
-            measures, status = inputs.load(f"{run['folder']}/latents.json")
-            accuracy, _ = inputs.load(f"{run['folder']}/preference/{run['dataset']}.json")
+            measures, status = inputs.load(inputs.layout.of(run).latents_summary)
+            accuracy, _ = inputs.load(inputs.layout.of(run).preference(run["dataset"]))
             found.append(select(COLUMNS, accuracy, measures, names(run), {"status": status}))
     return found
 

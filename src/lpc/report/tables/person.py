@@ -18,7 +18,7 @@ def rows(inputs: Inputs) -> list[dict]:
     found = []
     for run in inputs.runs:
         # Most projects ask for no such file, so that its absence is no gap.
-        person, _ = inputs.load(f"{run['folder']}/person.json") if has_codes(latent_kind(run)) else ({}, "")
+        person, _ = inputs.load(inputs.layout.of(run).person) if has_codes(latent_kind(run)) else ({}, "")
         for known, accuracy in sorted(person.get("contexts", {}).items(), key=lambda item: int(item[0])):
             found.append(select(COLUMNS, person, accuracy, names(run), {"known_pairs": int(known)}))
     return found

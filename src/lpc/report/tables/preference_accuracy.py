@@ -25,7 +25,7 @@ def rows(inputs: Inputs) -> list[dict]:
     found = []
     for run in inputs.runs:
         for dataset in run["heldout"]:
-            summary, status = inputs.load(f"{run['folder']}/preference/{dataset}.json")
+            summary, status = inputs.load(inputs.layout.of(run).preference(dataset))
             interval, pairs = {}, inputs.outcomes(run, dataset)
             if pairs is not None and len(pairs):
                 ends = statistics.accuracy_interval(pairs["outcome"].to_numpy(), pairs["prompt_id"].to_pylist())

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from collections import defaultdict
+from pathlib import Path
 
 from lpc.evaluation import statistics
 from lpc.report.runs import setting
@@ -43,7 +44,7 @@ def group_rows(inputs: Inputs, keys: list[str], settings: list[list[dict]]) -> l
         if complete:
             row["chosen"] = int(i == best)
         if i == best:
-            row["test_accuracy"] = mean([inputs.load(summary_file(run))[0]["accuracy"] for run in runs])
+            row["test_accuracy"] = mean([inputs.load(summary_file(inputs, run))[0]["accuracy"] for run in runs])
     return found
 
 
@@ -54,7 +55,7 @@ def highest(accuracies: list[float]) -> int:
 
 def validation(inputs: Inputs, runs: list[dict]) -> dict:
     """Return the mean validation accuracy of one setting over its seeds; without it where a run is missing."""
-    found, states = zip(*(inputs.load(summary_file(run)) for run in runs), strict=True)
+    found, states = zip(*(inputs.load(summary_file(inputs, run)) for run in runs), strict=True)
     missing = [status for status in states if status != "ok"]
     if missing:
         return {"seeds": len(runs), "status": missing[0]}
@@ -68,8 +69,8 @@ def validation(inputs: Inputs, runs: list[dict]) -> dict:
     return {**row, "status": "ok"}
 
 
-def summary_file(run: dict) -> str:
-    return f"{run['folder']}/preference/{run['dataset']}.json"
+def summary_file(inputs: Inputs, run: dict) -> Path:
+    return inputs.layout.of(run).preference(run["dataset"])
 
 
 def mean(values: list[float]) -> float:

@@ -30,7 +30,7 @@ COLUMNS = {
 def rows(inputs: Inputs) -> list[dict]:
     found = []
     for run in inputs.runs:
-        summary, status = inputs.load(f"{run['folder']}/train.json")
+        summary, status = inputs.load(inputs.layout.of(run).summary)
         found.append(select(COLUMNS, summary, names(run), saved(summary), {"status": status}))
     return found
 
