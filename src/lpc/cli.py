@@ -15,7 +15,7 @@ import os
 import stat
 import sys
 
-from lpc.images import running
+from lpc.images import current
 
 log = logging.getLogger("lpc")
 
@@ -106,7 +106,7 @@ def run(parser: argparse.ArgumentParser, main) -> None:
     except ValueError as error:
         fail(f"--spec: {error}; --help lists the keys", 1)
     try:
-        if image := running():
+        if image := current():
             log.info("image %(image)s, SHA-256 %(sha256)s", image)
         main(args)
     except UserError as error:

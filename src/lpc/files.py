@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lpc import process
 from lpc.cli import REMEDIES, Stopped, UserError
-from lpc.images import running
+from lpc.images import current
 
 
 @contextlib.contextmanager
@@ -184,7 +184,7 @@ def write_json(path: str | Path, value) -> None:
 
     An object that is written in a container also says in which image, under the key "container".
     """
-    if isinstance(value, dict) and (image := running()):
+    if isinstance(value, dict) and (image := current()):
         value = {**value, "container": image}
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
 
@@ -222,7 +222,7 @@ def write_parquet(path: str | Path, table, metadata: dict | None = None) -> None
     """
     import pyarrow.parquet as parquet
 
-    if image := running():
+    if image := current():
         metadata = {**(metadata or {}), "container": image}
     if metadata is not None:
         table = table.replace_schema_metadata(

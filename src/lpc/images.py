@@ -52,7 +52,7 @@ def path(name: str, chosen: dict[str, str] | None = None) -> Path:
     return FOLDER / "images" / f"{name}-{version(name, chosen['base'])}-{platform.machine()}{variant}.sif"
 
 
-def running() -> dict | None:
+def current() -> dict | None:
     """Return name and digest of the image of this process, {"image", "sha256"}; None outside of a container.
 
     The digest was taken when the image was built; it is None where the record beside the image is missing.

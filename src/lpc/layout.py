@@ -72,7 +72,7 @@ class Data:
     """A dataset: where its rows are from, the rows with their split, and the pairs."""
 
     def __init__(self, folder: Path):
-        self.source = folder / "source.json"
+        self.record = folder / "dataset.json"
         self.world = folder / "world.jsonl.gz"
         self.rows = folder / "rows.parquet"
         self.rejects = folder / "rejects.jsonl"

@@ -38,7 +38,7 @@ def test_checkout_and_cache_outside_of_the_working_directory(cluster, folder):
     )
     assert code == 0, output[-8000:]
     data = elsewhere / "results/cluster/data/prefs"
-    assert json.loads((data / "source.json").read_text())["files"] == [str(snapshot / "train.jsonl")]
+    assert json.loads((data / "dataset.json").read_text())["files"] == [str(snapshot / "train.jsonl")]
     assert json.loads((data / "split.json").read_text())["container"]["image"].startswith("training-")
     assert not (cluster.checkout / "results/cluster/data/prefs").exists()
 

@@ -97,7 +97,7 @@ def test_data_format(checkout):
     rows = [{"question": f"What is {i}?", "better": f"It is {i}.", "worse": "No idea."} for i in range(20)]
     data.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"question": "What?", "better": "This."}]))
     dataset = {"kind": "better-worse", "path": "mine.jsonl", "split": {"validation": 2, "test": 3}}
-    record, made = checkout.folder / "source.json", checkout.folder / "rows.parquet"
+    record, made = checkout.folder / "dataset.json", checkout.folder / "rows.parquet"
     spec = {"kind": "better-worse", "path": "mine.jsonl"}
     python(checkout, "-m", "lpc.steps.download_dataset", "--spec", json.dumps(spec), "--output", record)
     spec = json.dumps({"split": dataset["split"], "max_rejected_rows": 0.1})
@@ -109,7 +109,7 @@ def test_data_format(checkout):
         "--summary",
         checkout.folder / "s.json",
     ]
-    python(checkout, "-m", "lpc.steps.split", "--spec", spec, "--source", record, *outputs)
+    python(checkout, "-m", "lpc.steps.split", "--spec", spec, "--record", record, *outputs)
     program = """
 import sys
 from lpc import files

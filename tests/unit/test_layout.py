@@ -32,7 +32,7 @@ TREE = {
     "data/d/pairs.parquet": DATA.pairs,
     "data/d/rejects.jsonl": DATA.rejects,
     "data/d/rows.parquet": DATA.rows,
-    "data/d/source.json": DATA.source,
+    "data/d/dataset.json": DATA.record,
     "data/d/split.json": DATA.split,
     "data/d/world.jsonl.gz": DATA.world,
     "logs/report/report.log": LAYOUT.log("report"),

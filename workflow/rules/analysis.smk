@@ -9,7 +9,7 @@ rule latents:
         model=RUN.model,
         base=BASE.record,
         pairs=lambda wildcards: RESULTS.data(dataset_of(wildcards.variant)).pairs,
-        code=code("latents", "latent"),
+        modules=modules("latents", "latent"),
     output:
         latents=RUN.latents,
         summary=RUN.latents_summary,
@@ -37,7 +37,7 @@ rule latents:
 rule tsne:
     input:
         latents=RUN.latents,
-        code=code("tsne"),
+        modules=modules("tsne"),
     output:
         coordinates=RUN.tsne,
         by_source=report(
@@ -77,7 +77,7 @@ rule completions:
         base=BASE.record,
         pairs=lambda wildcards: RESULTS.data(dataset_of(wildcards.variant)).pairs,
         latents=RUN.latents,
-        code=code("completions", "latent"),
+        modules=modules("completions", "latent"),
     output:
         RUN.completions,
     log:

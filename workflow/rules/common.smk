@@ -27,7 +27,7 @@ from lpc.files import canonical
 from lpc.layout import Layout, dataset_of, noisy
 from lpc.paths import is_local
 from lpc.report.tables import TABLES
-from lpc.sources import commit, sources
+from lpc.modules import commit, modules_of
 
 try:
     CONFIG = resolve(config, [min(os.path.relpath(file), str(file), key=len) for file in workflow.configfiles])
@@ -88,14 +88,14 @@ def here(path):
     return os.path.relpath(path)
 
 
-def code(step, *parts):
+def modules(step, *parts):
     """The modules that `lpc.steps.<step>` runs, as input: editing one reruns the rules that use it.
 
     parts: "objective" and "latent", where it uses those of the recipe; "dataset", where it reads the dataset's rows.
     """
-    files = [here(file) for file in sources(f"lpc.steps.{step}")]
+    files = [here(file) for file in modules_of(f"lpc.steps.{step}")]
     return lambda wildcards: files + [
-        file for part in parts for file in kind_code(settings_of(part, wildcards)) if file not in files
+        file for part in parts for file in kind_modules(settings_of(part, wildcards)) if file not in files
     ]
 
 
@@ -104,15 +104,15 @@ def settings_of(part, wildcards):
     return dataset(wildcards) if part == "dataset" else getattr(recipe(wildcards), part)
 
 
-def kind_code(settings):
+def kind_modules(settings):
     """The modules of a dataset's kind, an objective or a latent; none where the recipe has no latent."""
-    return [here(file) for file in sources(type(settings).__module__)] if settings else []
+    return [here(file) for file in modules_of(type(settings).__module__)] if settings else []
 
 
 def every_kind():
     """The modules of all objectives and latents, whose names tables and page show."""
     kinds = [*objectives.KINDS.values(), *latents.KINDS.values()]
-    return sorted({here(file) for kind in kinds for file in sources(kind.__module__)})
+    return sorted({here(file) for kind in kinds for file in modules_of(kind.__module__)})
 
 
 def image(name):
@@ -357,18 +357,18 @@ def task_data(wildcards):
     return list(entry.data.values()) if entry.data else [RESULTS.task(wildcards.task).download]
 
 
-def task_code(wildcards):
-    return definition_code(definition(wildcards.task))
+def task_modules(wildcards):
+    return definition_modules(definition(wildcards.task))
 
 
 @cache  # every run has a job for each task
-def definition_code(file):
+def definition_modules(file):
     """The task's own definition, and the modules of its functions."""
     if not file.endswith(".yaml"):
         return []
     modules = re.findall(r"!function\s+(lpc[\w.]*)\.\w+", Path(file).read_text(encoding="utf-8"))
-    functions = {here(source) for module in modules for source in sources(module)}
-    own = {here(source) for source in sources("lpc.steps.benchmark")}
+    functions = {here(source) for module in modules for source in modules_of(module)}
+    own = {here(source) for source in modules_of("lpc.steps.benchmark")}
     return [file, *sorted(functions - own)]
 
 

@@ -1,16 +1,16 @@
 # Stage data: preference rows, their split, the pairs, and the base models.
 # Paths are below results/<project>/, as src/lpc/layout.py has them.
 # In : `datasets`, `noise`, `bases` and `tokens` of the configuration; the hub or local files
-# Out: data/<dataset>/{source.json,rows.parquet,rejects.jsonl,split.json}, data/<variant>/{pairs.parquet,pairs.json},
+# Out: data/<dataset>/{dataset.json,rows.parquet,rejects.jsonl,split.json}, data/<variant>/{pairs.parquet,pairs.json},
 #      bases/<base>/base.json (and model/ where it is trained from scratch)
 
 
 rule world:
     input:
-        code=code("world"),
+        modules=modules("world"),
     output:
         rows=DATASET.world,
-        source=DATASET.source,
+        record=DATASET.record,
     log:
         RESULTS.log("world", "{dataset}"),
     benchmark:
@@ -27,16 +27,16 @@ rule world:
         spec=tracked(world_spec),
     shell:
         "python -m lpc.steps.world --spec {params.spec:q}"
-        " --output {output.rows:q} --source {output.source:q} > {log:q} 2>&1"
+        " --output {output.rows:q} --record {output.record:q} > {log:q} 2>&1"
 
 
 # The only rules that use the network, so they run where Snakemake does.
 rule download_dataset:
     input:
         file=local_dataset,
-        code=code("download_dataset"),
+        modules=modules("download_dataset"),
     output:
-        source=DATASET.source,
+        record=DATASET.record,
     log:
         RESULTS.log("download_dataset", "{dataset}"),
     benchmark:
@@ -50,13 +50,13 @@ rule download_dataset:
         spec=tracked(download_dataset_spec),
     shell:
         "HF_HUB_OFFLINE=0 HF_DATASETS_OFFLINE=0 python -m lpc.steps.download_dataset --spec {params.spec:q}"
-        " --output {output.source:q} > {log:q} 2>&1"
+        " --output {output.record:q} > {log:q} 2>&1"
 
 
 rule download_base:
     input:
         files=local_base,
-        code=code("download_base"),
+        modules=modules("download_base"),
     output:
         base=BASE.record,
     log:
@@ -77,9 +77,9 @@ rule download_base:
 
 rule split:
     input:
-        source=DATASET.source,
+        record=DATASET.record,
         file=world_file,
-        code=code("split", "dataset"),
+        modules=modules("split", "dataset"),
     output:
         rows=DATASET.rows,
         rejects=DATASET.rejects,
@@ -97,14 +97,14 @@ rule split:
     params:
         spec=tracked(split_spec),
     shell:
-        "python -m lpc.steps.split --spec {params.spec:q} --source {input.source:q}"
+        "python -m lpc.steps.split --spec {params.spec:q} --record {input.record:q}"
         " --output {output.rows:q} --rejects {output.rejects:q} --summary {output.summary:q} > {log:q} 2>&1"
 
 
 rule pairs:
     input:
         rows=DATASET.rows,
-        code=code("pairs"),
+        modules=modules("pairs"),
     output:
         pairs=DATASET.pairs,
         summary=DATASET.pairs_summary,
@@ -128,7 +128,7 @@ rule pairs:
 rule flip:
     input:
         pairs=DATASET.pairs,
-        code=code("flip"),
+        modules=modules("flip"),
     output:
         pairs=NOISY.pairs,
         summary=NOISY.pairs_summary,
@@ -152,7 +152,7 @@ rule flip:
 rule pretrain:
     input:
         rows=scratch_rows,
-        code=code("pretrain"),
+        modules=modules("pretrain"),
     output:
         base=BASE.record,
         model=directory(BASE.model),

@@ -8,7 +8,7 @@
 
 rule download_task:
     input:
-        code=code("download_task"),
+        modules=modules("download_task"),
     output:
         TASK.download,
     log:
@@ -29,7 +29,7 @@ rule download_task:
 
 rule questions:
     input:
-        code=code("questions"),
+        modules=modules("questions"),
     output:
         TASK.questions,
     log:
@@ -51,7 +51,7 @@ rule preference:
         base=BASE.record,
         pairs=DATASET.pairs,
         reference=preference_reference,
-        code=code("preference", "objective", "latent"),
+        modules=modules("preference", "objective", "latent"),
     output:
         rewards=RUN.rewards("{dataset}"),
         summary=RUN.preference("{dataset}"),
@@ -85,7 +85,7 @@ rule personalise:
         pairs=lambda wildcards: RESULTS.data(dataset_of(wildcards.variant)).pairs,
         # Test pairs are never flipped, so the reference of the variant is theirs.
         reference=training_reference,
-        code=code("personalise", "objective", "latent"),
+        modules=modules("personalise", "objective", "latent"),
     output:
         RUN.person,
     log:
@@ -117,8 +117,8 @@ rule benchmark:
         base=BASE.record,
         questions=task_questions,
         data=task_data,
-        code=code("benchmark", "latent"),
-        task_code=task_code,
+        modules=modules("benchmark", "latent"),
+        task_modules=task_modules,
     output:
         result=RUN.benchmarks.result("{task}"),
         samples=RUN.benchmarks.samples("{task}"),
@@ -150,8 +150,8 @@ rule benchmark_base:
         base=BASE.record,
         questions=task_questions,
         data=task_data,
-        code=code("benchmark"),
-        task_code=task_code,
+        modules=modules("benchmark"),
+        task_modules=task_modules,
     output:
         result=BASE.benchmarks.result("{task}"),
         samples=BASE.benchmarks.samples("{task}"),
@@ -181,7 +181,7 @@ rule benchmark_base:
 rule alpacaeval_download:
     input:
         files=alpacaeval_files,
-        code=code("alpacaeval_download"),
+        modules=modules("alpacaeval_download"),
     output:
         instructions=RESULTS.alpacaeval_instructions,
         reference=RESULTS.alpacaeval_reference,
@@ -204,7 +204,7 @@ rule alpacaeval_generate:
         model=RUN.model,
         base=BASE.record,
         instructions=RESULTS.alpacaeval_instructions,
-        code=code("alpacaeval_generate", "latent"),
+        modules=modules("alpacaeval_generate", "latent"),
     output:
         RUN.answers,
     log:
@@ -232,7 +232,7 @@ rule alpacaeval_judge:
     input:
         outputs=RUN.answers,
         reference=RESULTS.alpacaeval_reference,
-        code=code("alpacaeval_judge"),
+        modules=modules("alpacaeval_judge"),
     output:
         result=RUN.judged,
         annotations=RUN.annotations,

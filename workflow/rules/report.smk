@@ -7,7 +7,7 @@
 rule tables:
     input:
         results=results_of(CONFIG.runs),
-        code=code("tables"),
+        modules=modules("tables"),
         kinds=every_kind(),
     output:
         [
@@ -35,7 +35,7 @@ rule report:
     input:
         results=results_of(CONFIG.runs),
         tables=table_files(),
-        code=code("report"),
+        modules=modules("report"),
         kinds=every_kind(),
     output:
         report(RESULTS.report, caption="../report/report.rst", category="Report"),

@@ -9,7 +9,7 @@ rule reference:
     input:
         base=BASE.record,
         pairs=VARIANT.pairs,
-        code=code("reference"),
+        modules=modules("reference"),
     output:
         reference=REFERENCE.logps,
         statistics=REFERENCE.statistics,
@@ -42,7 +42,7 @@ rule train:
         pairs=VARIANT.pairs,
         reference=training_reference,
         statistics=training_statistics,
-        code=code("train", "objective", "latent"),
+        modules=modules("train", "objective", "latent"),
     output:
         model=directory(RUN.model),
         metrics=RUN.metrics,

@@ -21,7 +21,7 @@ from lpc.paths import is_local
 
 
 def describe_dataset(*, kind: str, path: str, revision: str | None, hub_split: str, group: str | None = None) -> dict:
-    """Return the content of source.json. A hub data set is downloaded first; it adds `folder` (its copy) and
+    """Return the content of dataset.json. A hub data set is downloaded first; it adds `folder` (its copy) and
     `hub_split`. group: the column that names a row's group, or "prompt"; see `lpc.data.read.with_group`."""
     if is_local(path):
         found = [str(file) for file in list_files(path)]

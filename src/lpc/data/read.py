@@ -57,15 +57,15 @@ def list_files(path: str) -> list[Path]:
     return [place]
 
 
-def records(source: dict) -> Iterator[tuple[str, int, object]]:
-    """Yield (file, number of the row in it from 1, row as it stands) of what a source.json names.
+def records(dataset: dict) -> Iterator[tuple[str, int, object]]:
+    """Yield (file, number of the row in it from 1, row as it stands) of what a dataset.json names.
 
     A file that is missing, empty, cut short or not of its format stops with one line that names it.
     """
-    if source["revision"] is not None:
-        yield from _hub_records(source)
+    if dataset["revision"] is not None:
+        yield from _hub_records(dataset)
         return
-    for path in source["files"]:
+    for path in dataset["files"]:
         read = _parquet_records if path.endswith(".parquet") else _json_records
         number = 0
         for number, record in read(path):
@@ -110,9 +110,9 @@ def _parquet_records(path: str) -> Iterator[tuple[int, object]]:
         raise UserError(f"{path}: not a complete Parquet file ({error}); fetch or make it again") from None
 
 
-def _hub_records(source: dict) -> Iterator[tuple[str, int, object]]:
+def _hub_records(dataset: dict) -> Iterator[tuple[str, int, object]]:
     """Rows of the downloaded copy of a hub data set: `datasets` knows which of its files make which split."""
-    folder, split = source["folder"], source["hub_split"]
+    folder, split = dataset["folder"], dataset["hub_split"]
     if not Path(folder).is_dir():
         raise UserError(
             f"{folder}: the downloaded data set is gone; rerun download_dataset, or set HF_HOME as it was then"
@@ -121,46 +121,46 @@ def _hub_records(source: dict) -> Iterator[tuple[str, int, object]]:
         # Streaming reads the files themselves; otherwise a second copy of all rows would be written to the cache.
         rows = datasets.load_dataset(folder, split=split, streaming=True)
     except (ValueError, FileNotFoundError) as error:
-        raise UserError(f"{source['path']}: split {split!r} cannot be read ({error}); correct `hub_split`") from None
+        raise UserError(f"{dataset['path']}: split {split!r} cannot be read ({error}); correct `hub_split`") from None
     number = 0
     try:
         for number, record in enumerate(rows, 1):
-            yield source["path"], number, record
+            yield dataset["path"], number, record
     except (datasets.exceptions.DatasetsError, pa.ArrowException, OSError, ValueError) as error:
         raise UserError(
-            f"{source['path']}: split {split!r} cannot be read after row {number} ({error}); download it again"
+            f"{dataset['path']}: split {split!r} cannot be read after row {number} ({error}); download it again"
         ) from None
     if number == 0:
-        raise UserError(f"{source['path']}: split {split!r} holds no rows; correct `hub_split`")
+        raise UserError(f"{dataset['path']}: split {split!r} holds no rows; correct `hub_split`")
 
 
 # Rows
 
 
-def read(source: dict) -> tuple[list[dict], list[dict], int]:
-    """(rows, rejects, copies) of a source.json.
+def read(dataset: dict) -> tuple[list[dict], list[dict], int]:
+    """(rows, rejects, copies) of a dataset.json.
 
     rows are sorted by row_id, and so independent of the order in the files; rejects are the malformed ones as
     {file, row, reason, columns}; copies counts rows left out because an equal one is there already.
     """
     # The name of rows that carry no source of their own: "hh-rlhf" for Anthropic/hh-rlhf and for data/hh-rlhf.jsonl.gz.
-    default = source["path"].rstrip("/").rpartition("/")[2].partition(".jsonl")[0].removesuffix(".parquet")
-    kind = formats.kind(source["kind"])
+    default = dataset["path"].rstrip("/").rpartition("/")[2].partition(".jsonl")[0].removesuffix(".parquet")
+    kind = formats.kind(dataset["kind"])
     rows, rejects, copies = {}, [], 0
-    for file, number, record in records(source):
+    for file, number, record in records(dataset):
         try:
             if isinstance(record, Malformed):
                 raise record
-            row = with_group(kind.row(record, default), record, source.get("group"))
+            row = with_group(kind.row(record, default), record, dataset.get("group"))
         except Malformed as error:
             rejects.append({"file": file, "row": number, "reason": str(error), "columns": _columns(record)})
             continue
         copies += row["row_id"] in rows
         rows[row["row_id"]] = row
-    if rows and source.get("group") and all(row["group"] is None for row in rows.values()):
+    if rows and dataset.get("group") and all(row["group"] is None for row in rows.values()):
         raise UserError(
-            f"group: no row has a value in column {source['group']!r}; correct `group` of this dataset (columns of the "
-            f"last row: {', '.join(_columns(record))})"
+            f"group: no row has a value in column {dataset['group']!r}; correct `group` of this dataset (columns of "
+            f"the last row: {', '.join(_columns(record))})"
         )
     return [rows[row_id] for row_id in sorted(rows)], rejects, copies
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lpc.cli import UserError
 from lpc.data.tokens import PairTokens
-from lpc.evaluation.statistics import accuracy_interval, outcomes
+from lpc.evaluation.intervals import accuracy_interval, outcomes
 from lpc.latents.parts.mixture import mixture_rewards
 from lpc.model.policy import LatentPolicy
 from lpc.objectives.base import Objective

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from lpc import files
 from lpc.data import world
-from lpc.evaluation import statistics
+from lpc.evaluation import intervals
 from lpc.layout import Layout, dataset_of
 from lpc.report.runs import has_codes, resolve
 from lpc.report.tables import TABLES, base
@@ -125,7 +125,7 @@ class Results:
 
 def over_seeds(rows: list[dict]) -> dict:
     values = [100 * row["accuracy"] for row in rows]
-    interval = statistics.t_interval(values)
+    interval = intervals.t_interval(values)
     low, high = percent(rows[0]["low"]), percent(rows[0]["high"])
     if interval:
         low, high = max(interval.low, 0.0), min(interval.high, 100.0)

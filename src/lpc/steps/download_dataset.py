@@ -9,7 +9,7 @@ from lpc.data import hub
 
 def parser():
     parser = cli.step_parser(__doc__, specs.DownloadDataset)
-    parser.add_argument("--output", required=True, help="record of the data (source.json)")
+    parser.add_argument("--output", required=True, help="record of the data (dataset.json)")
     return parser
 
 

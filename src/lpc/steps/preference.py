@@ -4,8 +4,8 @@ import pyarrow as pa
 
 from lpc import cli
 from lpc.config import specs
+from lpc.evaluation.intervals import accuracy_interval, outcomes
 from lpc.evaluation.preference import accuracy, score_pairs
-from lpc.evaluation.statistics import accuracy_interval, outcomes
 from lpc.files import write_json, write_parquet
 from lpc.model.loading import load_run
 from lpc.scoring import load_pairs, to_device

@@ -11,7 +11,7 @@ from lpc.data import read, split
 
 def parser():
     parser = cli.step_parser(__doc__, specs.Split)
-    parser.add_argument("--source", required=True, help="record of the data (source.json)")
+    parser.add_argument("--record", required=True, help="record of the data (dataset.json)")
     parser.add_argument("--output", required=True, help="the rows (.parquet)")
     parser.add_argument("--rejects", required=True, help="malformed rows: file, row, reason (.jsonl)")
     parser.add_argument("--summary", required=True, help="numbers of rows and prompts (.json)")
@@ -19,9 +19,9 @@ def parser():
 
 
 def main(args):
-    source = files.read_json(args.source)
+    dataset = files.read_json(args.record)
     sizes = {name: getattr(args.spec.split, name) for name in ("validation", "test")}
-    rows, rejects, copies = read.read(source)
+    rows, rejects, copies = read.read(dataset)
     # First of all, so that who runs this by hand can look at what a failure below is about.
     files.write_text(args.rejects, "".join(json.dumps(reject, sort_keys=True) + "\n" for reject in rejects))
     reasons = read.check_share(len(rows), rejects, args.spec.max_rejected_rows)
@@ -40,7 +40,7 @@ def main(args):
         "dropped": found - len(rows),
         "splits": split.describe(rows),
     }
-    metadata = {"spec": args.spec.tracked(), "source": source}
+    metadata = {"spec": args.spec.tracked(), "dataset": dataset}
     files.write_parquet(args.output, pa.Table.from_pylist(rows, schema=read.ROWS), metadata)
     files.write_json(args.summary, summary)
     for name, part in summary["splits"].items():

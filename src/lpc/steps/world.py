@@ -12,7 +12,7 @@ from lpc.data import world
 def parser():
     parser = cli.step_parser(__doc__, specs.World)
     parser.add_argument("--output", required=True, help="the rows (.jsonl.gz)")
-    parser.add_argument("--source", required=True, help="record of the rows (.json), as download_dataset writes it")
+    parser.add_argument("--record", required=True, help="record of the rows (.json), as download_dataset writes it")
     return parser
 
 
@@ -28,7 +28,7 @@ def main(args):
     ):
         stream.writelines(json.dumps(row) + "\n" for row in rows)
     record = {"kind": "world", "path": args.output, "files": [args.output], "revision": None, "group": None}
-    files.write_json(args.source, {**record, "sha256": {args.output: files.sha256(args.output)}})
+    files.write_json(args.record, {**record, "sha256": {args.output: files.sha256(args.output)}})
 
 
 if __name__ == "__main__":

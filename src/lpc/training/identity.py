@@ -7,9 +7,9 @@ import transformers
 
 from lpc.config.specs import Train
 from lpc.files import read_json, sha256
-from lpc.sources import PACKAGE, sources
+from lpc.modules import PACKAGE, modules_of
 
-MAY_CHANGE = ("code", "versions", "reference", "statistics")
+MAY_CHANGE = ("modules", "versions", "reference", "statistics")
 """Parts of an identity across which a user may resume on purpose. Across the others, it would be another run."""
 
 
@@ -17,22 +17,22 @@ def identity(
     spec: Train, *, base: str | Path, pairs: str | Path, reference: str | Path | None, statistics: str | Path | None
 ) -> dict:
     """Return everything that the weights depend on: settings, contents of the inputs, code, and library versions."""
-    modules = {"lpc.steps.train", type(spec.objective).__module__}
-    modules |= {type(spec.latent).__module__} if spec.latent else set()
-    code = sorted({file for module in modules for file in sources(module)})
+    used = {"lpc.steps.train", type(spec.objective).__module__}
+    used |= {type(spec.latent).__module__} if spec.latent else set()
+    modules = sorted({file for module in used for file in modules_of(module)})
     return {
         "spec": spec.tracked(),
         "base": read_json(base)["sha256"],
         "pairs": sha256(pairs),
         "reference": None if reference is None else sha256(reference),
         "statistics": None if statistics is None else sha256(statistics),
-        "code": {str(file.relative_to(PACKAGE)): sha256(file) for file in code},
+        "modules": {str(file.relative_to(PACKAGE)): sha256(file) for file in modules},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
 
 
 def changes(before: dict, now: dict) -> list[str]:
-    """Return the names of what differs between two identities, such as `spec.seed` or `code.model/policy.py`."""
+    """Return the names of what differs between two identities, such as `spec.seed` or `modules.model/policy.py`."""
     a, b = _flat(before), _flat(now)
     return sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
 

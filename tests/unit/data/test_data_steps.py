@@ -25,12 +25,12 @@ def run(step, spec, **options):
 
 
 def make_world(folder):
-    run(world, WORLD, output=folder / "world.jsonl.gz", source=folder / "source.json")
+    run(world, WORLD, output=folder / "world.jsonl.gz", record=folder / "dataset.json")
 
 
 def make_split(folder, spec=SPLIT):
     outputs = {"output": folder / "rows.parquet", "rejects": folder / "rejects.jsonl", "summary": folder / "split.json"}
-    run(split, spec, source=folder / "source.json", **outputs)
+    run(split, spec, record=folder / "dataset.json", **outputs)
 
 
 def make_pairs(folder):
@@ -83,14 +83,14 @@ def test_metadata_says_what_made_the_file(done):
     assert metadata["spec"] == {**SPLIT, "split": {**SPLIT["split"], "by": "prompt"}}
     assert metadata["pairs"] == PAIRS
     assert metadata["noise"] == FLIP
-    assert metadata["source"] == files.read_json(done / "source.json")
+    assert metadata["dataset"] == files.read_json(done / "dataset.json")
 
 
 def test_the_same_spec_gives_the_same_bytes(done, tmp_path):
     make_world(tmp_path)
     assert (tmp_path / "world.jsonl.gz").read_bytes() == (done / "world.jsonl.gz").read_bytes()
-    # From the same source.json, since paths are part of the metadata.
-    files.write_json(tmp_path / "source.json", files.read_json(done / "source.json"))
+    # From the same dataset.json, since paths are part of the metadata.
+    files.write_json(tmp_path / "dataset.json", files.read_json(done / "dataset.json"))
     make_split(tmp_path)
     make_pairs(tmp_path)
     make_flip(tmp_path)
@@ -105,7 +105,7 @@ def test_the_order_of_rows_in_the_file_does_not_matter(done, tmp_path):
     path = tmp_path / "shuffled.jsonl"
     path.write_text("".join(lines))
     spec = {"kind": "ultrafeedback", "path": str(path), "revision": None, "hub_split": "train"}
-    run(download_dataset, spec, output=tmp_path / "source.json")
+    run(download_dataset, spec, output=tmp_path / "dataset.json")
     make_split(tmp_path)
     make_pairs(tmp_path)
     make_flip(tmp_path)
@@ -121,10 +121,10 @@ def test_too_many_malformed_rows_stop_and_leave_only_their_list(done, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     spec = {"kind": "ultrafeedback", "path": str(path), "revision": None, "hub_split": "train"}
-    run(download_dataset, spec, output=tmp_path / "source.json")
+    run(download_dataset, spec, output=tmp_path / "dataset.json")
     with pytest.raises(UserError, match=r"3 of 300 rows are malformed \(3 no completions"):
         make_split(tmp_path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["rejects.jsonl", "rows.jsonl", "source.json"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["rejects.jsonl", "rows.jsonl", "dataset.json"]
     rejects = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
     assert [reject["row"] for reject in rejects] == [1, 2, 3]
     make_split(tmp_path, {**SPLIT, "max_rejected_rows": 0.01})

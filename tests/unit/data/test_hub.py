@@ -57,7 +57,7 @@ def test_a_hub_dataset_from_the_cache_to_rows(tmp_path):
         (snapshot / "data" / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
     (snapshot / "README.md").write_text("# Preferences\n")
 
-    source = tmp_path / "source.json"
+    source = tmp_path / "dataset.json"
     done = step("download_dataset", tmp_path, dataset_spec(), "--output", source)
     assert done.returncode == 0, done.stderr
     record = json.loads(source.read_text())
@@ -86,7 +86,7 @@ def test_a_hub_dataset_from_the_cache_to_rows(tmp_path):
     ],
 )
 def test_what_is_not_there_is_one_line_with_a_cure(tmp_path, spec, words):
-    output = tmp_path / "source.json"
+    output = tmp_path / "dataset.json"
     done = step("download_dataset", tmp_path / "cache", spec, "--output", output)
     assert done.returncode == 1
     assert words in last_line(done)

@@ -6,8 +6,8 @@ from tiny import make_backbone, make_pairs, make_tokenizer
 
 from lpc import cli, objectives
 from lpc.data.tokens import tokenize_pairs
+from lpc.evaluation.intervals import accuracy_interval, outcomes
 from lpc.evaluation.preference import score_pairs
-from lpc.evaluation.statistics import accuracy_interval, outcomes
 from lpc.files import canonical, read_json, read_parquet, write_json, write_parquet
 from lpc.model.policy import LatentPolicy
 from lpc.steps import preference as step

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from lpc import cli, files
-from lpc.evaluation import statistics
+from lpc.evaluation import intervals
 from lpc.evaluation.diagnostics import latent_diagnostics
 from lpc.report.runs import resolve
 
@@ -127,7 +127,7 @@ def write_data(root: Path) -> None:
     files.write_parquet(folder / "pairs.parquet", table)
     files.write_json(folder / "pairs.json", {"splits": {"test": {"pairs": PAIRS, "prompts": PAIRS // 2}}})
     files.write_json(
-        folder / "source.json", {"kind": "world", "files": [], "revision": None, "sha256": {"world": "ab" * 32}}
+        folder / "dataset.json", {"kind": "world", "files": [], "revision": None, "sha256": {"world": "ab" * 32}}
     )
     files.write_json(folder / "split.json", {"train": 400, "validation": 20, "test": PAIRS})
     base = {
@@ -212,7 +212,7 @@ def write_preference(folder: Path, skill: float, latent: bool, generator) -> Non
         columns[f"rejected_reward{kind}"] = np.zeros(PAIRS)
     files.write_parquet(folder / "preference" / "world.parquet", pa.table(columns))
     accuracy = {
-        f"accuracy{kind}": float(statistics.outcomes(columns[f"chosen_reward{kind}"], np.zeros(PAIRS)).mean())
+        f"accuracy{kind}": float(intervals.outcomes(columns[f"chosen_reward{kind}"], np.zeros(PAIRS)).mean())
         for kind in kinds
     }
     validation = {"n": 20, "accuracy": skill, "low": skill - 0.2, "high": skill + 0.1}

@@ -6,7 +6,7 @@ import pytest
 from results_tree import PAIRS, a_run, folder_of
 
 from lpc import files
-from lpc.evaluation import statistics
+from lpc.evaluation import intervals
 from lpc.layout import Layout
 from lpc.report.tables import base, definition, selection
 
@@ -38,7 +38,7 @@ def test_the_highest_mean_validation_accuracy_over_seeds_is_chosen(tmp_path):
     validation = {((8,), 0): 0.7, ((8,), 1): 0.6, ((16,), 0): 0.75, ((16,), 1): 0.5}
     test = {((8,), 0): 0.3, ((8,), 1): 0.4, ((16,), 0): 0.9, ((16,), 1): 0.9}
     (eight, sixteen), _ = swept(tmp_path, {"latent.codes": [8, 16]}, (0, 1), validation, test)
-    low, high = statistics.t_interval([0.7, 0.6])[1:]
+    low, high = intervals.t_interval([0.7, 0.6])[1:]
     low, high = max(low, 0), min(high, 1)
     assert eight == {
         "experiment": "search", "base": "tiny", "variant": "world", "recipe": "dpo-lpc", "key": "latent.codes",

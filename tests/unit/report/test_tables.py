@@ -9,7 +9,7 @@ from results_tree import ABSENT, CODES, PAIRS, RUNS, SETTINGS, SOURCES, a_run, f
 from scipy.stats import spearmanr
 
 from lpc import files
-from lpc.evaluation import statistics
+from lpc.evaluation import intervals
 from lpc.layout import Layout
 from lpc.report import tables
 from lpc.report.runs import differences, opponents
@@ -81,8 +81,8 @@ def test_accuracy_has_the_written_number_and_an_interval_by_prompt(results):
     folder = results / folder_of(a_run("dpo", 0)) / "preference"
     assert row["accuracy"] == pytest.approx(files.read_json(folder / "world.json")["accuracy"])
     pairs = files.read_parquet(folder / "world.parquet")
-    outcome = statistics.outcomes(pairs["chosen_reward"], pairs["rejected_reward"])
-    expected = statistics.accuracy_interval(outcome, pairs["prompt_id"].to_pylist())
+    outcome = intervals.outcomes(pairs["chosen_reward"], pairs["rejected_reward"])
+    expected = intervals.accuracy_interval(outcome, pairs["prompt_id"].to_pylist())
     assert (row["accuracy"], row["low"], row["high"]) == pytest.approx(tuple(expected), abs=1e-7)
     assert (row["objective"], row["latent"], row["n"], row["ties"]) == ("dpo", None, PAIRS, 1)
 
@@ -101,7 +101,7 @@ def test_comparison_over_seeds_is_their_mean_with_both_intervals(results):
     seeds = rows(results, "comparisons", recipe="dpo-lpc", against="dpo", variant="world")
     (mean,) = [row for row in seeds if row["seed"] == "mean"]
     by_seed = [row["difference"] for row in seeds if row["seed"] != "mean"]
-    expected = statistics.t_interval(by_seed)
+    expected = intervals.t_interval(by_seed)
     found = (mean["difference"], mean["seeds_low"], mean["seeds_high"])
     assert found == pytest.approx(tuple(expected), abs=1e-7)
     assert (mean["seeds"], mean["n"]) == (2, PAIRS)

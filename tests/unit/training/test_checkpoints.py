@@ -121,7 +121,7 @@ def test_work_of_other_code_is_resumed_on_purpose_alone(inputs, unbroken, tmp_pa
     """A folder that other code began: named with the change and the commands that adopt it; these do."""
     own = stopped(inputs, tmp_path).parent
     begun = json.loads((own / IDENTITY).read_text())
-    begun["code"]["model/policy.py"] = "0"
+    begun["modules"]["model/policy.py"] = "0"
     begun["versions"]["torch"] = "2.0.0"
     write_json(own / IDENTITY, begun)
     own.rename(own.with_name("before"))
@@ -139,7 +139,7 @@ def test_work_of_other_code_is_resumed_on_purpose_alone(inputs, unbroken, tmp_pa
 
 
 def test_checkpoints_of_another_run_are_refused_even_in_this_ones_place(tmp_path):
-    before, now = ({"spec": {"seed": seed}, "code": {}} for seed in (0, 1))
+    before, now = ({"spec": {"seed": seed}, "modules": {}} for seed in (0, 1))
     write_json(tmp_path / fingerprint(now) / IDENTITY, before)
     with pytest.raises(UserError, match=r"another run \(spec\.seed differ\)"):
         prepare(tmp_path, now)
@@ -171,14 +171,14 @@ def test_identity_covers_all_that_weights_depend_on_and_nothing_else(tmp_path, i
     files = {"base": inputs / "base.json", "pairs": inputs / "pairs.parquet", "statistics": None}
     files["reference"] = inputs / "reference-float32.parquet"
     now = identity(spec(), **files)
-    assert "training/trainer.py" in now["code"] and "report/page.py" not in now["code"]
-    assert "objectives/dpo.py" in now["code"] and not {"objectives/ipo.py", "latents/lpc.py"} & set(now["code"])
+    assert "training/trainer.py" in now["modules"] and "report/page.py" not in now["modules"]
+    assert "objectives/dpo.py" in now["modules"] and not {"objectives/ipo.py", "latents/lpc.py"} & set(now["modules"])
     execution = {"micro_batch_size": 2, "save_minutes": 3.0, "logging_steps": 3, "gradient_checkpointing": True}
     assert identity(spec(**execution), **files) == now
     assert changes(now, identity(spec(epochs=3), **files)) == ["spec.training.epochs"]
     with_latent = identity(spec({"inference": "mode"}), **files)
     assert with_latent == identity(spec({"inference": "mean"}), **files)
-    assert "latents/lpc.py" in with_latent["code"]
+    assert "latents/lpc.py" in with_latent["modules"]
     other = files | {"reference": inputs / "reference-bfloat16.parquet"}
     assert changes(now, identity(spec(), **other)) == ["reference"]
 
@@ -186,5 +186,5 @@ def test_identity_covers_all_that_weights_depend_on_and_nothing_else(tmp_path, i
 def test_the_second_job_takes_no_model_of_other_code(tmp_path):
     (tmp_path / "model").mkdir()
     args = SimpleNamespace(output=tmp_path / "model", summary=tmp_path / "train.json")
-    write_json(args.summary, {"identity": {"code": {"a.py": "1"}}})
-    assert finished(args, {"code": {"a.py": "1"}}) and not finished(args, {"code": {"a.py": "2"}})
+    write_json(args.summary, {"identity": {"modules": {"a.py": "1"}}})
+    assert finished(args, {"modules": {"a.py": "1"}}) and not finished(args, {"modules": {"a.py": "2"}})

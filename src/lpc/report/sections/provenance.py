@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 import sklearn
 
-from lpc.images import running
+from lpc.images import current
 from lpc.report.page import Preformatted, Section, Table, text_column
 from lpc.report.results import Results
 
@@ -29,7 +29,7 @@ def section(results: Results) -> Section:
     blocks: list = [Table("Software and hardware of these results", [text_column("fact"), text_column("value")], rows)]
     inputs = []
     for dataset in results.settings["datasets"]:
-        origin = results.json(layout.data(dataset).source)
+        origin = results.json(layout.data(dataset).record)
         for file, digest in (origin.get("sha256") or {}).items():
             inputs.append(
                 {"input": f"dataset {dataset}", "of": origin["revision"] or Path(file).name, "sha256": digest}
@@ -40,7 +40,7 @@ def section(results: Results) -> Section:
             of = record["revision"] or f"{record['parameters']:,} parameters"
             inputs.append({"input": f"base {base}", "of": of, "sha256": record["sha256"]})
     containers = [record.get("container") for record in json_records(results)]
-    for image in [*containers, running()]:  # the last one made tables, figures and this page
+    for image in [*containers, current()]:  # the last one made tables, figures and this page
         row = image and {"input": "container image", "of": image["image"], "sha256": image["sha256"]}
         if row and row not in inputs:
             inputs.append(row)
@@ -66,7 +66,7 @@ def json_records(results: Results) -> list[dict]:
     """Return the JSON records that steps wrote of the page's data, bases and runs; {} where one is absent."""
     layout, settings, paths = results.layout, results.settings, []
     for dataset in map(layout.data, settings["datasets"]):
-        paths += [dataset.source, dataset.split]
+        paths += [dataset.record, dataset.split]
     variants = (*settings["datasets"], *(run["variant"] for run in results.runs))
     paths += [layout.data(variant).pairs_summary for variant in variants]
     paths += [layout.base(base).record for base in settings["bases"]]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from lpc import files
-from lpc.evaluation import statistics
+from lpc.evaluation import intervals
 from lpc.layout import Layout
 from lpc.report.runs import has_codes, latent_kind
 
@@ -50,7 +50,7 @@ class Inputs:
             if path.exists():
                 rewards = [f"chosen_reward{latent}", f"rejected_reward{latent}"]
                 table = files.read_parquet(path, ["pair_id", "prompt_id", *rewards])
-                outcome = statistics.outcomes(*(table[name] for name in rewards))
+                outcome = intervals.outcomes(*(table[name] for name in rewards))
                 table = table.select(["pair_id", "prompt_id"]).append_column("outcome", pa.array(outcome))
                 table = table.sort_by("pair_id")
             self._outcomes[path, latent] = table

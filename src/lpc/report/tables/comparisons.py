@@ -4,7 +4,7 @@ from collections import defaultdict
 
 import pyarrow as pa
 
-from lpc.evaluation import statistics
+from lpc.evaluation import intervals
 from lpc.report.runs import latent_kind, names, opponents
 from lpc.report.tables.base import RUN, Inputs, TableDefinition
 
@@ -75,7 +75,7 @@ def compare(mine: pa.Table | None, theirs: pa.Table | None) -> tuple[dict, pa.Ta
         return {"n": 0, "status": "no pair in common"}, None
     difference = both["outcome"].to_numpy() - both["other"].to_numpy()
     paired = both.select(["pair_id", "prompt_id"]).append_column("difference", pa.array(difference)).sort_by("pair_id")
-    wins, losses, p = statistics.mcnemar(difference)
+    wins, losses, p = intervals.mcnemar(difference)
     alone = len(mine) + len(theirs) - 2 * len(both)
     status = f"ok but {alone} pairs scored in one run only" if alone else "ok"
     return {**over_prompts(paired), "wins": wins, "losses": losses, "mcnemar_p": p, "status": status}, paired
@@ -83,7 +83,7 @@ def compare(mine: pa.Table | None, theirs: pa.Table | None) -> tuple[dict, pa.Ta
 
 def over_prompts(paired: pa.Table) -> dict:
     """Return the mean difference with its bootstrap interval over prompts."""
-    found = statistics.paired_bootstrap(paired["difference"].to_numpy(), paired["prompt_id"].to_pylist())
+    found = intervals.paired_bootstrap(paired["difference"].to_numpy(), paired["prompt_id"].to_pylist())
     prompts = len(set(paired["prompt_id"].to_pylist()))
     return {"n": len(paired), "prompts": prompts, "difference": found.estimate, "low": found.low, "high": found.high}
 
@@ -93,7 +93,7 @@ def mean_over_seeds(seeds: list[pa.Table]) -> dict:
     stacked = pa.concat_tables(seeds).group_by(["pair_id", "prompt_id"]).aggregate([("difference", "mean")])
     stacked = stacked.rename_columns({"difference_mean": "difference"}).sort_by("pair_id")
     row = {**over_prompts(stacked), "status": "ok"}
-    over_seeds = statistics.t_interval([table["difference"].to_numpy().mean() for table in seeds])
+    over_seeds = intervals.t_interval([table["difference"].to_numpy().mean() for table in seeds])
     if over_seeds:
         row.update(difference=over_seeds.estimate, seeds_low=over_seeds.low, seeds_high=over_seeds.high)
     return row

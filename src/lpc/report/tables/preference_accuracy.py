@@ -1,6 +1,6 @@
 """Table of preference accuracy: a row for each run and each data set that it was tested on."""
 
-from lpc.evaluation import statistics
+from lpc.evaluation import intervals
 from lpc.report.runs import names
 from lpc.report.tables.base import ACCURACIES, RUN, STATUS, Inputs, TableDefinition, select
 
@@ -28,7 +28,7 @@ def rows(inputs: Inputs) -> list[dict]:
             summary, status = inputs.load(inputs.layout.of(run).preference(dataset))
             interval, pairs = {}, inputs.outcomes(run, dataset)
             if pairs is not None and len(pairs):
-                ends = statistics.accuracy_interval(pairs["outcome"].to_numpy(), pairs["prompt_id"].to_pylist())
+                ends = intervals.accuracy_interval(pairs["outcome"].to_numpy(), pairs["prompt_id"].to_pylist())
                 interval = {"low": ends.low, "high": ends.high}
             found.append(select(COLUMNS, summary, interval, names(run), {"dataset": dataset, "status": status}))
     return found

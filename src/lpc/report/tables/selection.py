@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from pathlib import Path
 
-from lpc.evaluation import statistics
+from lpc.evaluation import intervals
 from lpc.report.runs import setting
 from lpc.report.tables.base import RUN, STATUS, Inputs, TableDefinition
 
@@ -61,7 +61,7 @@ def validation(inputs: Inputs, runs: list[dict]) -> dict:
         return {"seeds": len(runs), "status": missing[0]}
     parts = [summary["validation"] for summary in found]
     accuracies = [part["accuracy"] for part in parts]
-    over_seeds = statistics.t_interval(accuracies)
+    over_seeds = intervals.t_interval(accuracies)
     low, high = parts[0]["low"], parts[0]["high"]
     if over_seeds:
         low, high = max(over_seeds.low, 0.0), min(over_seeds.high, 1.0)

@@ -10,7 +10,7 @@ import pytest
 
 from lpc import latents, objectives
 from lpc import sources as module
-from lpc.sources import PACKAGE, sources
+from lpc.modules import PACKAGE, modules_of
 
 STEPS = sorted(file.stem for file in (PACKAGE / "steps").glob("*.py") if file.stem != "__init__")
 
@@ -53,30 +53,30 @@ print(json.dumps(imported))
     assert set(map(file_of, KINDS.values())) <= names(of_config)
     for name, files in imported.items():
         assert len(files - of_config) > 0
-        assert files - of_config <= set(sources(name))
+        assert files - of_config <= set(modules_of(name))
 
 
 @pytest.mark.parametrize("step", STEPS)
 def test_closure_holds_no_other_step(step):
-    assert names(sources(f"lpc.steps.{step}")) & {f"steps/{other}.py" for other in STEPS} == {f"steps/{step}.py"}
+    assert names(modules_of(f"lpc.steps.{step}")) & {f"steps/{other}.py" for other in STEPS} == {f"steps/{step}.py"}
 
 
 @pytest.mark.parametrize("step", STEPS)
 def test_closure_holds_neither_configuration_nor_kinds(step):
-    found = names(sources(f"lpc.steps.{step}"))
+    found = names(modules_of(f"lpc.steps.{step}"))
     assert not any(name.startswith("config/") for name in found)
     assert not found & {file_of(kind) for kind in KINDS.values()}
 
 
 def test_closure_of_training_holds_what_all_kinds_share():
-    found = names(sources("lpc.steps.train"))
+    found = names(modules_of("lpc.steps.train"))
     assert {"objectives/__init__.py", "objectives/base.py", "latents/__init__.py", "latents/base.py"} <= found
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_closure_of_a_kind_holds_its_file_and_no_other_kind(name):
     files = {other: file_of(kind) for other, kind in KINDS.items()}
-    assert names(sources(KINDS[name].__module__)) & set(files.values()) == {files[name]}
+    assert names(modules_of(KINDS[name].__module__)) & set(files.values()) == {files[name]}
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def package(tmp_path, monkeypatch):
 
 
 def test_lazy_relative_and_package_imports_and_files_beside(package):
-    found = {str(file.relative_to(package)) for file in sources("lpc.a")}
+    found = {str(file.relative_to(package)) for file in modules_of("lpc.a")}
     assert found == {
         "__init__.py",
         "a.py",
@@ -137,15 +137,15 @@ def test_lazy_relative_and_package_imports_and_files_beside(package):
 
 
 def test_a_kind_of_latent_brings_its_own_modules(package):
-    found = {str(file.relative_to(package)) for file in sources("lpc.latents.one")}
+    found = {str(file.relative_to(package)) for file in modules_of("lpc.latents.one")}
     assert found == {"__init__.py", *(f"latents/{name}.py" for name in ("__init__", "base", "one", "shared"))}
 
 
 def test_cycles_end(package):
-    assert package / "a.py" in sources("lpc.cycle")
+    assert package / "a.py" in modules_of("lpc.cycle")
 
 
 def test_result_is_sorted_and_unknown_modules_are_refused(package):
-    assert list(sources("lpc.a")) == sorted(sources("lpc.a"))
+    assert list(modules_of("lpc.a")) == sorted(modules_of("lpc.a"))
     with pytest.raises(FileNotFoundError, match=r"lpc\.steps\.nothing"):
-        sources("lpc.steps.nothing")
+        modules_of("lpc.steps.nothing")

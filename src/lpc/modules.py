@@ -16,7 +16,7 @@ FILE_NAME = re.compile(r"[\w/-]+(\.\w+)+")
 
 
 @functools.cache  # asked for by every job
-def sources(module: str) -> tuple[Path, ...]:
+def modules_of(module: str) -> tuple[Path, ...]:
     """Files that `python -m module` (such as "lpc.steps.train") may run, sorted.
 
     They are the module, what it imports anywhere in its code (inside functions too), their packages, all modules of a

@@ -6,7 +6,7 @@ from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import DescrStatsW
 
-from lpc.evaluation.statistics import accuracy_interval, mcnemar, outcomes, paired_bootstrap, t_interval
+from lpc.evaluation.intervals import accuracy_interval, mcnemar, outcomes, paired_bootstrap, t_interval
 
 
 def clustered_outcomes(seed: int, prompts: int = 300):
