@@ -92,7 +92,6 @@ def _plain(value, path: tuple, faults: Faults):
         return [_plain(item, (*path, index), faults) for index, item in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
         faults.add(path, f"{value} is not a finite number")
-        return 0.0
     if not isinstance(value, (str, int, float, bool, type(None))):
         faults.add(path, f"'{value}' is read by YAML as {kind(value)}; write it in quotes")
         return str(value)

@@ -2,7 +2,9 @@
 
 from typing import ClassVar, Literal
 
-from lpc.config.keys import Integer, Seed, key
+from pydantic import model_validator
+
+from lpc.config.keys import Integer, Seed, fault, key
 from lpc.data.formats.base import Dataset
 from lpc.data.formats.ultrafeedback import scored_row
 
@@ -15,6 +17,13 @@ class World(Dataset):
     completions: Integer = key(4, "completions of a generated row", ge=2)
     score_noise: float = key(0.8, "standard deviation of the noise on generated scores", ge=0)
     seed: Seed = key(0, "of the generator")
+
+    @model_validator(mode="after")
+    def _rows_left_for_training(self):
+        held_out = self.split.validation + self.split.test
+        if held_out >= self.rows:
+            raise fault("split", f"validation and test take {held_out} of {self.rows} rows; leave some for training")
+        return self
 
     @staticmethod
     def row(record: object, default_source: str) -> dict:
