@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lpc import latents, objectives
-from lpc import sources as module
+from lpc import modules as module
 from lpc.modules import PACKAGE, modules_of
 
 STEPS = sorted(file.stem for file in (PACKAGE / "steps").glob("*.py") if file.stem != "__init__")

@@ -124,7 +124,7 @@ def test_too_many_malformed_rows_stop_and_leave_only_their_list(done, tmp_path):
     run(download_dataset, spec, output=tmp_path / "dataset.json")
     with pytest.raises(UserError, match=r"3 of 300 rows are malformed \(3 no completions"):
         make_split(tmp_path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["rejects.jsonl", "rows.jsonl", "dataset.json"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["dataset.json", "rejects.jsonl", "rows.jsonl"]
     rejects = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
     assert [reject["row"] for reject in rejects] == [1, 2, 3]
     make_split(tmp_path, {**SPLIT, "max_rejected_rows": 0.01})

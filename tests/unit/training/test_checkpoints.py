@@ -130,7 +130,7 @@ def test_work_of_other_code_is_resumed_on_purpose_alone(inputs, unbroken, tmp_pa
     assert "resuming" not in errors
     pattern = "because these changed: (.*?); .* stop this job and run: (.*?); to delete"
     change, command = re.search(pattern, errors).groups()
-    assert change == "code.model/policy.py, versions.torch"
+    assert change == "modules.model/policy.py, versions.torch"
     subprocess.run(command, shell=True, check=True)
     errors = train_step(inputs, tmp_path, **UNEVEN)
     assert "resuming on purpose, though these changed: code.model/policy.py" in errors
