@@ -251,7 +251,7 @@ def _check_groups(sound: dict, recipes: dict[str, Recipe], experiments: dict[str
                 faults.add(
                     ("experiments", name, "datasets"),
                     f"recipe {recipe} has latent.group_size {latent.pairs_together}, but dataset {dataset} has no"
-                    " groups; set its `group`",
+                    " groups; set its `group`, or `people` of a world",
                 )
 
 

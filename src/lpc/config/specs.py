@@ -77,6 +77,7 @@ class World(Spec):
     completions: of(world.World, "completions")
     score_noise: of(world.World, "score_noise")
     seed: of(world.World, "seed")
+    people: of(world.World, "people")
 
 
 class DownloadDataset(Spec):

@@ -19,6 +19,10 @@ A source shows in the prompt's wording alone: an opening and a closing, out of t
 as well. A base model learns the sources by itself, since an opening tells something about the closing. Sources of the
 left column are a little more frequent, so a judge blind to the source can be right slightly above chance.
 
+People. With `people`, each row is by one of so many people, of whom each judges by the rule of one source. The wording
+of their prompts is that of sources drawn at random, so a prompt says nothing of who asks. A judge who does not know the
+person is right half of the time.
+
 Scores are `rule_score` plus normal noise. `ceilings` says what is reachable on given pairs.
 """
 
@@ -132,21 +136,27 @@ def rule_score(source: str, text: str) -> float:
     return 5.5 + sign * (attributes(text)[attribute] - 2)
 
 
-def generate(rows: int, *, completions: int, score_noise: float, seed: int):
-    """Yield `rows` rows in the UltraFeedback schema. Row i depends on `seed` and i alone.
+def generate(rows: int, *, completions: int, score_noise: float, seed: int, people: int | None = None):
+    """Yield `rows` rows in the UltraFeedback schema. Row i depends on `seed`, i and `people` alone.
 
-    `score_noise` is the standard deviation of the noise on a score; one level of an attribute is worth 1.
+    score_noise: standard deviation of the noise on a score; one level of an attribute is worth 1. people: row i is by
+    person i % people, named in its key `person`. Its source is the person's, of six equally frequent ones.
     """
     for i in range(rows):
         rng = random.Random(f"{seed}:{i}")
-        source = rng.choices(list(SOURCES), [frequency for _, _, frequency, *_ in SOURCES.values()])[0]
+        words = source = rng.choices(list(SOURCES), [frequency for _, _, frequency, *_ in SOURCES.values()])[0]
+        person = {}
+        if people is not None:
+            source = list(SOURCES)[i % people % len(SOURCES)]
+            person = {"person": f"person-{i % people}"}
         topic = (rng.choice(OBJECTS), rng.randint(1, LARGEST), rng.randint(1, LARGEST), rng.choice(list(QUESTIONS)))
         levels = [_spread(completions, rng) for _ in range(3)]
         texts = [response(*topic, *level, rng) for level in zip(*levels, strict=True)]
         models = [f"writer-{j}" for j in range(completions)]
         yield {
             "source": source,
-            "instruction": prompt(source, *topic, rng),
+            **person,
+            "instruction": prompt(words, *topic, rng),
             "models": models,
             "completions": [
                 {

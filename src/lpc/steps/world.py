@@ -18,7 +18,7 @@ def parser():
 
 def main(args):
     spec = args.spec
-    rows = world.generate(spec.rows, completions=spec.completions, score_noise=spec.score_noise, seed=spec.seed)
+    rows = world.generate(**spec.tracked())
     # No name and no time in the gzip header, so that equal rows are equal bytes.
     with (
         files.atomic(args.output) as temporary,
@@ -27,7 +27,8 @@ def main(args):
         io.TextIOWrapper(packed, encoding="utf-8") as stream,
     ):
         stream.writelines(json.dumps(row) + "\n" for row in rows)
-    record = {"kind": "world", "path": args.output, "files": [args.output], "revision": None, "group": None}
+    record = {"kind": "world", "path": args.output, "files": [args.output], "revision": None}
+    record["group"] = None if spec.people is None else "person"
     files.write_json(args.record, {**record, "sha256": {args.output: files.sha256(args.output)}})
 
 

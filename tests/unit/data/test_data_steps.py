@@ -113,6 +113,14 @@ def test_the_order_of_rows_in_the_file_does_not_matter(done, tmp_path):
         assert files.read_parquet(tmp_path / name).equals(files.read_parquet(done / name)), name
 
 
+def test_people_of_a_world_are_the_groups_of_its_rows(tmp_path):
+    run(world, WORLD | {"people": 12}, output=tmp_path / "world.jsonl.gz", record=tmp_path / "dataset.json")
+    make_split(tmp_path, {"split": {"validation": 25, "test": 75, "by": "group"}})
+    rows = files.read_parquet(tmp_path / "rows.parquet", ["group", "split"]).to_pylist()
+    people = {name: {row["group"] for row in rows if row["split"] == name} for name in ("train", "validation", "test")}
+    assert {name: len(groups) for name, groups in people.items()} == {"train": 8, "validation": 1, "test": 3}
+
+
 def test_too_many_malformed_rows_stop_and_leave_only_their_list(done, tmp_path):
     with gzip.open(done / "world.jsonl.gz", "rt") as stream:
         rows = [json.loads(line) for line in stream]

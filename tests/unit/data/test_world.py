@@ -31,6 +31,22 @@ def test_row_depends_on_seed_and_number_alone(rows):
     assert all(a != b for a, b in zip(again, other, strict=True))
 
 
+def test_people_have_a_taste_each_that_their_prompts_do_not_show(rows):
+    """The same texts as without people, judged by a person's rule: each wording meets each taste equally often."""
+    judged = list(world.generate(2000, completions=4, score_noise=0.0, seed=0, people=12))
+    tastes = {}
+    for i, (row, without) in enumerate(zip(judged, rows, strict=True)):
+        assert row["person"] == f"person-{i % 12}" and row["instruction"] == without["instruction"]
+        assert tastes.setdefault(row["person"], row["source"]) == row["source"], "one taste a person"
+        for completion in row["completions"]:
+            assert completion["overall_score"] == world.rule_score(row["source"], completion["response"])
+    assert sorted(tastes.values()) == sorted([*world.SOURCES] * 2)
+    shown = [row["source"] == without["source"] for row, without in zip(judged, rows, strict=True)]
+    assert abs(sum(shown) / len(shown) - 1 / 6) < 0.03
+    found = world.ceilings(list(pairs_of(judged)))
+    assert found["score_oracle"] > 0.99 and abs(found["source_blind"] - 0.5) < 0.04
+
+
 def test_noise_changes_scores_and_no_text():
     quiet, loud = (list(world.generate(50, completions=4, score_noise=noise, seed=0)) for noise in (0.0, 2.0))
 

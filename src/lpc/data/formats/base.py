@@ -61,7 +61,9 @@ class Dataset(Section):
     @model_validator(mode="after")
     def _groups_to_split_by(self):
         if self.split.by == "group" and getattr(self, "group", None) is None:
-            raise fault("split.by", "group needs a dataset with `group`; set it, or split by prompt")
+            raise fault(
+                "split.by", "group needs a dataset with `group`, or a world with `people`; set it, or split by prompt"
+            )
         return self
 
     @staticmethod

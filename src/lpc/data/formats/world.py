@@ -17,6 +17,17 @@ class World(Dataset):
     completions: Integer = key(4, "completions of a generated row", ge=2)
     score_noise: float = key(0.8, "standard deviation of the noise on generated scores", ge=0)
     seed: Seed = key(0, "of the generator")
+    people: Integer | None = key(
+        None,
+        "people who judge the rows, of six hidden tastes that their prompts do not show; they are the groups of the "
+        "dataset. null: prompts show the taste, and there are no groups",
+        ge=6,
+    )
+
+    @property
+    def group(self) -> str | None:
+        """The column of its rows that names the group."""
+        return None if self.people is None else "person"
 
     @model_validator(mode="after")
     def _rows_left_for_training(self):
