@@ -9,13 +9,14 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lpc import latents
 from lpc.cli import UserError
-from lpc.data.tokens import MODEL_INPUTS, collate
+from lpc.data.tokens import MODEL_INPUTS, collate, tokenize_context
 from lpc.latents.base import Latent, LatentStep
 from lpc.latents.parts.draws import prompt_uniform
+from lpc.latents.parts.mixture import infer_code
 from lpc.model import packing
 from lpc.model.code_logps import code_logps
 from lpc.model.logps import greedy_logps, token_logps
@@ -216,6 +217,60 @@ class LatentPolicy(nn.Module):
             encoded.tokens, head.weight, encoded.labels, codes, head.bias, softcap=self.softcap, scale=self.scale
         )
         return _completion_sums(encoded, logps)
+
+    def score_codes(self, encoded: Encoded, batch: dict[str, Tensor], objective) -> dict[str, Tensor]:
+        """Return log p(k|x), and losses and rewards of pairs under each code: float64 [B, K] each.
+
+        The names are `log_prior`, `losses`, `chosen_rewards` and `rejected_rewards`. objective, an
+        `lpc.objectives.Objective`, and batch: as for its `evaluate`. The latent must have codes.
+        """
+        with torch.autocast(encoded.h_x.device.type, enabled=False):
+            log_prior = self.latent.prior_logits(encoded.h_x).double().log_softmax(-1)
+        values = objective.evaluate(*self.code_pair_logps(encoded, self.latent.codebook), batch)
+        names = ("losses", "chosen_rewards", "rejected_rewards")
+        return {"log_prior": log_prior} | {name: value.double() for name, value in zip(names, values, strict=True)}
+
+    @torch.no_grad()
+    def infer_code(
+        self,
+        context: Sequence[dict],
+        tokenizer: PreTrainedTokenizerBase,
+        objective,
+        prompts: Sequence[Sequence[int]],
+        *,
+        reference: "LatentPolicy | None" = None,
+        **lengths: int,
+    ) -> Tensor:
+        """Return p(k | x, context) [N, K], float64 on the CPU, of N prompts of one person, by Bayes' rule.
+
+        context: labelled pairs of the person (see `tokenize_context`); with none the result is the prior. objective:
+        that of training, whose loss weighs the codes. prompts: token ids. reference: the base model that this policy
+        was trained from, for objectives that compare with it. z = 0 of this policy cannot replace it, since training
+        moved the backbone. lengths: `max_length` and `max_prompt_length` of training, to which pairs are cut.
+
+        Raises UserError where the latent has no codes, the reference is missing, or no pair can be used.
+        """
+        if self.latent is None or not self.latent.has_codes:
+            raise UserError("context: this policy's latent has no codes, so a person has none; load another run")
+        if objective.needs_reference and reference is None:
+            raise UserError(
+                f"reference: objective {objective.name} compares with the base model of the training; load it as well"
+            )
+        tokens, scores = tokenize_context(context, tokenizer, **lengths), []
+        for i in range(len(tokens)):
+            batch = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in collate([tokens[i]]).items()}
+            inputs = {name: batch[name] for name in MODEL_INPUTS}
+            if objective.needs_reference:
+                of_base = {k: v.to(reference.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+                logps = reference.pair_logps(reference.encode(**of_base), None)
+                for side, value in zip(("chosen", "rejected"), logps, strict=True):
+                    batch[f"reference_{side}_logps"] = value.to(self.device)
+            scores.append(self.score_codes(self.encode(**inputs), batch, objective))
+        own = [self.hidden(torch.tensor([list(map(int, ids))], device=self.device))[:, -1] for ids in prompts]
+        log_prior = self.latent.prior_logits(torch.cat(own)).double().log_softmax(-1)
+        none = [log_prior[:0]]
+        known = (torch.cat([score[name] for score in scores] or none) for name in ("log_prior", "losses"))
+        return infer_code(log_prior, *known).exp().cpu()
 
     def forward(
         self, *, progress: float, noise: Tensor | None = None, use_latent: bool = True, **batch
