@@ -10,9 +10,10 @@ workflow reads the configuration, and torch takes seconds to import. What kinds 
 
 from __future__ import annotations
 
+import copy
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from lpc.config.keys import Section, Share, key
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class LatentSettings(Section):
-    """Settings that every kind has; the defaults are the paper's, or ours where it is silent.
+    """Settings that every kind has; the defaults are the paper's, or ours where it is silent, as of scales and rates.
 
     A subclass adds its own, and makes `kind` a Literal of one value. It declares no key that it does not use.
     """
@@ -92,6 +93,18 @@ class Latent:
     def __init__(self, settings: LatentSettings, features: int):
         super().__init__()
         self.settings, self.features = settings, features
+
+    @classmethod
+    def inference_rules(cls) -> tuple[str, ...]:
+        """Return the rules by which z can come from the prior: the values of the setting `inference`, if any."""
+        field = cls.Settings.model_fields.get("inference")
+        return () if field is None else get_args(field.annotation)
+
+    def with_inference(self, rule: str) -> Latent:
+        """Return this latent, its weights shared, whose z comes from the prior by another of `inference_rules`."""
+        other = copy.copy(self)
+        other.settings = self.settings.model_copy(update={"inference": rule})
+        return other
 
     @property
     def noise_size(self) -> int:

@@ -46,18 +46,30 @@ class Codes(Prior):
     def draw_size(self) -> int:
         return 0 if self.settings.inference in ("mean", "mode") else self.settings.codes
 
+    @property
+    def is_mixture(self) -> bool:
+        return self.settings.inference == "mixture"
+
     def prior_logits(self, h_x: Tensor) -> Tensor:
         """Equation 9 before the softmax: [B, d] to [B, K]."""
         return self.prior_outputs(h_x)
 
-    def infer(self, h_x: Tensor, uniform: Tensor | None = None) -> Tensor:
-        """z [B, d] from the prior alone: `mean` Σ p_k e_k, `mode` the strongest code, else a drawn code."""
+    def inferred_weights(self, h_x: Tensor, uniform: Tensor | None = None) -> Tensor:
+        """Weights of the codes in z [B, K], from the prior alone. Arguments: those of `infer`.
+
+        `mean`: p; `mode`: 1 for the strongest code; else 1 for a drawn one.
+        """
+        from torch.nn.functional import one_hot
+
         logits = self.prior_logits(h_x)
         if self.settings.inference == "mean":
-            return logits.softmax(-1) @ self.codebook
+            return logits.softmax(-1)
         if self.settings.inference != "mode":
-            logits = logits - (-uniform.log()).log()  # Gumbel-max: the largest falls on code k with probability p_k
-        return self.codebook[logits.argmax(-1)]
+            logits = logits + gumbel(uniform)  # Gumbel-max: the largest falls on code k with probability p_k
+        return one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
+
+    def infer(self, h_x: Tensor, uniform: Tensor | None = None) -> Tensor:
+        return self.inferred_weights(h_x, uniform) @ self.codebook
 
     def force(self, code: int, batch: int) -> Tensor:
         if not 0 <= code < self.settings.codes:
@@ -75,3 +87,8 @@ class Codes(Prior):
         super().start_from(statistics, seed)
         if self.settings.codebook_init == "kmeans":
             start_from_clusters(self, statistics["prompt.sample"], seed)
+
+
+def gumbel(uniform: Tensor) -> Tensor:
+    """Return standard Gumbel noise of numbers uniform in (0, 1)."""
+    return -(-uniform.log()).log()

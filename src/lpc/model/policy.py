@@ -163,12 +163,18 @@ class LatentPolicy(nn.Module):
         """
         if self.latent is None:
             return None
-        uniform = None
-        if self.latent.draw_size:
-            seed = self.latent.settings.inference_seed
-            uniform = prompt_uniform(seed, prompts, self.latent.draw_size, h_x.device)
         with torch.autocast(h_x.device.type, enabled=False):
-            return self.latent.infer(h_x, uniform)
+            return self.latent.infer(h_x, self._uniform(h_x, prompts))
+
+    def prior_weights(self, h_x: Tensor, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Weights [B, K] of the codes in `prior_z`, whose arguments these are. The latent must have codes."""
+        with torch.autocast(h_x.device.type, enabled=False):
+            return self.latent.inferred_weights(h_x, self._uniform(h_x, prompts))
+
+    def _uniform(self, h_x: Tensor, prompts: Sequence[Sequence[int]]) -> Tensor | None:
+        if not self.latent.draw_size:
+            return None
+        return prompt_uniform(self.latent.settings.inference_seed, prompts, self.latent.draw_size, h_x.device)
 
     # ---- pairs
 

@@ -269,6 +269,11 @@ def test_pairs_are_scored_by_the_mixture():
     zero = found["chosen_reward_zero"] - found["rejected_reward_zero"]
     torch.testing.assert_close(torch.from_numpy(zero), torch.stack(plain).double(), rtol=1e-4, atol=1e-4)
     assert not any("posterior" in name for name in found)
+    # The rule of the latent is one of all; `mode` is the code with the largest prior.
+    assert np.array_equal(found["chosen_reward"], found["chosen_reward_by_mixture"])
+    by_mode = torch.from_numpy(found["chosen_reward_by_mode"] - found["rejected_reward_by_mode"])
+    expected = margins.gather(1, priors.argmax(-1, keepdim=True)).squeeze(1).double()
+    torch.testing.assert_close(by_mode, expected, rtol=1e-4, atol=1e-4)
     policy.latent = latents.build(ExactSettings(codes=5, inference="mode"), 32, seed=1)
     by_mode = score_pairs(policy, tokens, prompt_ids, objective, batch_size=5, precision="float32")
     assert by_mode.keys() == found.keys()

@@ -83,8 +83,8 @@ def test_straight_through_mixes_two_single_codes():
         assert all(p.grad.abs().sum() > 0 for p in network.parameters())
 
 
-def test_the_defaults_are_the_papers():
-    """K = 64, λ = 0.05, γ from 0 to 1, and a learning rate of 1e-4; nothing that the paper does not have is on."""
+def test_nothing_that_the_paper_does_not_have_is_on():
+    """K = 64, λ = 0.05 and γ from 0 to 1 as in the paper; the scale of the codes and the rates are our defaults."""
     settings = LPCSettings().model_dump()
     assert settings == {
         "kind": "lpc",
@@ -135,6 +135,17 @@ def test_inference_picks_single_codes(inference):
     else:
         frequencies = torch.bincount(codes, minlength=3) / count
         assert ((frequencies - p).abs() < 5 * (p * (1 - p) / count).sqrt()).all()
+
+
+def test_inference_by_gumbel_softmax_is_what_the_last_step_takes_from_the_prior():
+    """Temperature at its end, and the noise of the prompt; γ = 1, so that training's z is the prior's."""
+    settings = {"codes": 3, "init_std": 1.0, "temperature": 2.0, "temperature_end": 0.5, "inference": "gumbel"}
+    latent, h = LPC(LPCSettings(**settings), 8), torch.randn(7, 8)
+    uniform = prompt_uniform(0, [[i] for i in range(7)], latent.draw_size, torch.device("cpu"))
+    noise = torch.stack([uniform, torch.full_like(uniform, 0.5)], 1)
+    torch.testing.assert_close(latent.infer(h, uniform), latent(h, h, h, progress=1.0, noise=noise).z)
+    mean = latent.with_inference("mean").infer(h)
+    assert (latent.infer(h, uniform) - mean).abs().max() > 0.1 and latent.settings.inference == "gumbel"
 
 
 def test_codes_have_a_learning_rate_of_their_own():

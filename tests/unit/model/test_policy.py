@@ -147,7 +147,10 @@ def test_how_z_is_inferred_may_change_without_training(tmp_path):
     assert torch.equal(first.prior_z(h, prompts), again.prior_z(h, prompts))
     assert not torch.equal(first.prior_z(h, prompts), other.prior_z(h, prompts))
     assert torch.equal(first.latent.codebook, other.latent.codebook)
-    with pytest.raises(UserError, match=r"latent\.json: latent\.inference: Input should be 'mean', 'mode' or 'sample'"):
+    with pytest.raises(
+        UserError,
+        match=r"latent\.json: latent\.inference: Input should be 'mean', 'mode', 'sample', 'gumbel' or 'mixture'",
+    ):
         LatentPolicy.from_pretrained(tmp_path, inference={"inference": "men"})
 
 
