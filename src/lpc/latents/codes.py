@@ -20,7 +20,9 @@ class CodesSettings(PriorSettings):
         "`kmeans`: codes start as centroids of the base's prompts and the prior as the nearest of them, with "
         "`logit_scale` the root mean square of its centred logits; needs `standardize`",
     )
-    codebook_learning_rate: float | None = key(None, "peak, of the codes; null: as `latent.learning_rate`", gt=0)
+    codebook_learning_rate: float | None = key(
+        None, "peak, of the codes, in units of `code_scale`; null: as `latent.learning_rate`", gt=0
+    )
 
     @model_validator(mode="after")
     def _clusters_are_standardised(self) -> CodesSettings:
@@ -33,6 +35,7 @@ class Codes(Prior):
     """K codes and a prior over them from the prompt. A subclass's settings have `inference`, how z comes of both."""
 
     has_codes: ClassVar[bool] = True
+    linear: ClassVar[tuple[str, ...]] = ("codebook",)
     settings: CodesSettings
 
     def __init__(self, settings: CodesSettings, features: int):
@@ -40,7 +43,7 @@ class Codes(Prior):
         from torch import nn
 
         super().__init__(settings, features)
-        self.codebook = nn.Parameter(torch.randn(settings.codes, features) * settings.init_std)
+        self.codebook = nn.Parameter(torch.randn(settings.codes, features) * settings.code_scale)
 
     @property
     def draw_size(self) -> int:
@@ -77,9 +80,9 @@ class Codes(Prior):
         return self.codebook[code].expand(batch, -1)
 
     def parameter_groups(self, learning_rate: float) -> list[tuple[list[str], float]]:
-        ((names, rate),) = super().parameter_groups(learning_rate)
-        names.remove("codebook")
-        return [(names, rate), (["codebook"], self.settings.codebook_learning_rate or rate)]
+        *rest, (names, rate) = super().parameter_groups(learning_rate)
+        own = self.settings.codebook_learning_rate
+        return [*rest, (names, rate if own is None else own * self.unit)]
 
     def start_from(self, statistics: dict[str, Tensor], seed: int) -> None:
         from lpc.latents.parts.clusters import start_from_clusters

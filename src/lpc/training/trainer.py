@@ -41,6 +41,10 @@ Both are the same model in batches of other shapes. Rounding puts a token's log-
 and 0.03 in bfloat16, with either sign, so that the mean over a completion is smaller. Deep models need the room. A
 reference of another base model or chat template differs by 0.1 to 10.
 """
+LARGEST_Z = 1.0
+"""Of `z_to_logits`, in any line of the log, before a warning: above, z says more of the next token than its context."""
+SMALLEST_Z = 2**-8
+"""Of `z_to_logits`, in the last line, before a warning: below, z is less than the rounding of a logit in bfloat16."""
 LARGE_Z = 0.1
 """Nats per token by which z may change log-probabilities at the start before a warning."""
 
@@ -61,6 +65,7 @@ class PreferenceTrainer(Trainer):
         self.sums: dict[str, Tensor] = {}
         self.totals = {"tokens": 0, "seconds": 0.0, "first_loss": None, "last_loss": None, "resumed_from": []}
         self.check_first_loss = self.check_gradients = True
+        self.z_was_large = False
         self.without_moments: set[str] = set()  # of a checkpoint to resume: parameters that were not trained yet
         super().__init__(policy, args, data_collator=collate, train_dataset=pairs)
         if self.is_fsdp_enabled:
@@ -98,7 +103,9 @@ class PreferenceTrainer(Trainer):
             noise = noise.unflatten(1, (2, latent.noise_size))
         tensors = {name: inputs[name] for name in MODEL_INPUTS}
         with self.autocast():
-            chosen, rejected, step, encoded = model(progress=progress, noise=noise, **tensors)
+            # Once a log line, since it takes a product with the head.
+            measure = latent is not None and "measured" not in self.sums
+            chosen, rejected, step, encoded = model(progress=progress, noise=noise, measure=measure, **tensors)
         losses, chosen_rewards, rejected_rewards = self.objective.evaluate(chosen, rejected, inputs)
         total = losses + self.objective.regularization(chosen, inputs)
         if latent is not None and latent.marginal:
@@ -141,7 +148,7 @@ class PreferenceTrainer(Trainer):
                 logging.WARNING if change > LARGE_Z else logging.INFO,
                 "first batch: z changes log-probabilities by %.3g nats per token%s",
                 change,
-                "; the policy starts away from its reference (latent.init_std sets the size of z)"
+                "; the policy starts away from its reference (latent.code_scale sets the size of z)"
                 if change > LARGE_Z
                 else "",
             )
@@ -222,6 +229,9 @@ class PreferenceTrainer(Trainer):
                 "prior_entropy": torch.special.entr(prior).sum(-1),
                 "posterior_entropy": torch.special.entr(posterior).sum(-1),
             }
+        if step is not None and step.sizes is not None:
+            values |= {"measured": torch.ones_like(losses)}
+            values |= {name: size.expand(len(losses)) for name, size in step.sizes.items()}
         for name, value in values.items():
             value = value.sum(0, dtype=torch.float32)
             self.sums[name] = self.sums[name] + value if name in self.sums else value
@@ -232,7 +242,9 @@ class PreferenceTrainer(Trainer):
         sums = {name: self.accelerator.reduce(value, "sum").cpu() for name, value in sorted(self.sums.items())}
         self.sums = {}
         pairs, tokens = sums.pop("pairs"), int(sums.pop("tokens"))
-        means = {name: value / pairs for name, value in sums.items()}
+        means = {name: sums.pop(name) / sums["measured"] for name in ("z_to_h", "z_to_logits") if name in sums}
+        sums.pop("measured", None)
+        means |= {name: value / pairs for name, value in sums.items()}
         seconds, self.clock = time.monotonic() - self.clock, time.monotonic()
         self.totals["tokens"] += tokens
         self.totals["seconds"] += seconds
@@ -257,6 +269,7 @@ class PreferenceTrainer(Trainer):
             if not math.isfinite(record.get(name, 0.0)):
                 step = self.state.global_step
                 raise UserError(f"step {step}: {name} is {record[name]}; lower the learning rate or check the data")
+        self._check_z(record)
         self.totals["last_loss"] = record["loss"]
         self.state.log_history.append(record)
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, dict(record))
@@ -267,6 +280,25 @@ class PreferenceTrainer(Trainer):
             log.info(
                 "step %d/%d  loss %.4f  accuracy %.3f  margin %.3f",
                 *(self.state.global_step, self.state.max_steps, record["loss"], record["accuracy"], record["margin"]),
+            )
+
+    def _check_z(self, record: dict) -> None:
+        """Warn, once, where z outgrows the logits, and at the end where it is too small to be seen in them."""
+        size, last = record.get("z_to_logits"), self.state.global_step == self.state.max_steps
+        if size is None:
+            return
+        if size > LARGEST_Z and not self.z_was_large:
+            self.z_was_large = True
+            log.warning(
+                "step %d: z adds logits that deviate %.2g times as much as the model's own, above %g: text follows the "
+                "latent alone; lower latent.code_scale, or the learning rate of the codes",
+                *(record["step"], size, LARGEST_Z),
+            )
+        elif size < SMALLEST_Z and last:
+            log.warning(
+                "step %d: z adds logits that deviate %.2g times as much as the model's own, below %.2g: the latent is "
+                "not used; raise latent.code_scale, or the learning rate of the codes",
+                *(record["step"], size, SMALLEST_Z),
             )
 
     # ---- checkpoints

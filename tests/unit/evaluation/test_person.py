@@ -158,7 +158,7 @@ def test_groups_find_tastes_that_no_prompt_reveals(tmp_path):
     )  # fmt: skip
     assert 0.4 < accuracy(plain["chosen_reward"], plain["rejected_reward"]) < 0.6
 
-    latent = {"kind": "exact", "codes": 4, "group_size": 8, "prior": "shared", "init_std": 1.0, "learning_rate": 3e-2}
+    latent = {"kind": "exact", "codes": 4, "group_size": 8, "prior": "shared", "code_scale": 1.0, "learning_rate": 3e-2}
     policy = trained(tmp_path / "exact", latent)
     scores = score_codes(policy, tokens, objective, **how)
     found = personal_accuracy(

@@ -18,10 +18,10 @@ OPTIONS = {"batch_size": 3, "precision": "float32"}
 OBJECTIVES = {"dpo": {"name": "dpo", "beta": 0.3}, "simpo": {"name": "simpo", "beta": 2.0, "margin": 0.5}}
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 SETTINGS = {
-    "vector": {"kind": "vector", "init_std": 0.7},
-    "mlp": {"kind": "mlp", "codes": 5, "init_std": 0.7},
-    "gaussian": {"kind": "gaussian", "init_std": 0.7, "logit_scale": 10.0},
-    "lpc": {"kind": "lpc", "codes": 5, "init_std": 0.7, "logit_scale": 10.0, "temperature_end": 0.6},
+    "vector": {"kind": "vector", "code_scale": 0.7},
+    "mlp": {"kind": "mlp", "codes": 5, "code_scale": 0.7},
+    "gaussian": {"kind": "gaussian", "code_scale": 0.7, "logit_scale": 10.0},
+    "lpc": {"kind": "lpc", "codes": 5, "code_scale": 0.7, "logit_scale": 10.0, "temperature_end": 0.6},
 }
 VARIANTS = {
     None: [""],
@@ -84,7 +84,7 @@ class Oracle:
         outputs = self.posterior(first, second)
         if self.kind == "lpc":
             return outputs.softmax(-1) @ self.weights["codebook"]
-        return SETTINGS["gaussian"]["init_std"] * outputs[:, :FEATURES]
+        return SETTINGS["gaussian"]["code_scale"] * outputs[:, :FEATURES]
 
     def prior_z(self) -> torch.Tensor:
         """z of each pair [n, d] as at inference."""
@@ -94,7 +94,7 @@ class Oracle:
             return self.mlp("mlp", self.standardized("prompt", self.h_x))
         if self.kind == "gaussian":
             return (
-                SETTINGS["gaussian"]["init_std"]
+                SETTINGS["gaussian"]["code_scale"]
                 * self.mlp("prior", self.standardized("prompt", self.h_x))[:, :FEATURES]
             )
         if self.kind == "vector":
@@ -110,7 +110,7 @@ class Oracle:
         if self.kind == "gaussian":
             mean, log_std = self.mlp("prior", self.standardized("prompt", self.h_x)).chunk(2, -1)
             normal = torch.distributions.Normal(0.0, 1.0).icdf(uniform)
-            scale = SETTINGS["gaussian"]["init_std"]
+            scale = SETTINGS["gaussian"]["code_scale"]
             return {"_by_mean": scale * mean, "_by_sample": scale * (mean + log_std.exp() * normal)}
         prior, codebook = self.prior(), self.weights["codebook"]
         noisy = prior.log() - (-uniform.log()).log()

@@ -37,7 +37,7 @@ ARCHITECTURES = {
 
 def make_policy(name: str = "llama", latent: bool = True, **options) -> LatentPolicy:
     backbone = make_backbone(name.removesuffix("-tied"), **ARCHITECTURES[name])
-    settings = LPCSettings(**{"codes": 5, "init_std": 1.0, "logit_scale": 10.0} | options)
+    settings = LPCSettings(**{"codes": 5, "code_scale": 1.0, "logit_scale": 10.0} | options)
     return LatentPolicy(backbone, latents.build(settings, 32, seed=3) if latent else None).eval()
 
 
@@ -130,9 +130,9 @@ def test_save_and_load(tmp_path, name, latent):
 
 
 def test_a_file_of_settings_holds_those_of_the_kind_alone(tmp_path):
-    settings = latents.parse({"kind": "vector", "init_std": 0.5})
+    settings = latents.parse({"kind": "vector", "code_scale": 0.5})
     LatentPolicy(make_backbone(), latents.build(settings, 32, seed=0)).save_pretrained(tmp_path)
-    expected = {"kind": "vector", "init_std": 0.5, "learning_rate": 1e-4, "latent_first": 0.0}
+    expected = {"kind": "vector", "code_scale": 0.5, "learning_rate": 1e-4, "latent_first": 0.0}
     assert json.loads((tmp_path / "latent.json").read_text()) == expected
 
 
@@ -243,7 +243,7 @@ def test_sampling_draws_from_the_latent_policy():
 def test_beam_search_equals_an_exhaustive_reference():
     """Two steps with as many beams as the vocabulary has tokens search everything: the best pair of tokens wins."""
     backbone = make_backbone(vocabulary=24)
-    settings = LPCSettings(codes=5, init_std=1.0, logit_scale=10.0)
+    settings = LPCSettings(codes=5, code_scale=1.0, logit_scale=10.0)
     policy = LatentPolicy(backbone, latents.build(settings, 32, seed=3)).eval()
     prompts = [[5, 6, 7], [8]]
     ids, mask = left_pad(prompts)
@@ -269,7 +269,7 @@ def test_several_sequences_per_prompt_keep_their_prompts_z():
 @pytest.mark.parametrize("beams", [1, 3])
 def test_a_sampled_z_is_the_prompts_own_wherever_it_is_drawn(monkeypatch, kind, beams):
     """Generation of a padded batch, with beams or without, has for each prompt the z that the prompt alone has."""
-    settings = latents.parse({"kind": kind, "inference": "sample", "init_std": 1.0})
+    settings = latents.parse({"kind": kind, "inference": "sample", "code_scale": 1.0})
     policy = LatentPolicy(make_backbone(), latents.build(settings, 32, seed=3)).eval()
     seen, infer = [], policy.latent.infer
     monkeypatch.setattr(policy.latent, "infer", lambda *arguments: seen.append(infer(*arguments)) or seen[-1])
@@ -315,3 +315,45 @@ def test_dropout_is_off_in_every_policy(tmp_path, kind):
     expected = policy.eval().hidden(ids)
     for _ in range(3):
         assert torch.equal(policy.train().hidden(ids), expected)
+
+
+def larger_states(policy: LatentPolicy, factor: float) -> LatentPolicy:
+    """The same model with hidden states `factor` times as large, and a head that makes up for it."""
+    with torch.no_grad():
+        policy.backbone.model.norm.weight.mul_(factor)
+        policy.head.weight.div_(factor)
+    return policy
+
+
+@pytest.mark.parametrize("name", ["llama", "cohere"])
+def test_a_unit_of_z_changes_logits_by_a_nat(name):
+    policy = make_policy(name, latent=False)
+    z = torch.randn(1000, 32, generator=torch.Generator().manual_seed(0)) * policy.logit_unit()
+    logits = (z @ policy.head.weight.t() * policy.scale).detach()
+    assert logits.var(-1).mean().sqrt().item() == pytest.approx(1, rel=0.03)
+
+
+@pytest.mark.parametrize("kind", ["lpc", "exact"])
+def test_sizes_of_z_are_the_same_on_bases_of_any_scale(kind):
+    """By hand on one, and equal on one whose hidden states are four times as large."""
+    settings = {"kind": kind, "codes": 5, "code_scale": 0.3, "standardize": True}
+    batch, found = batch_of(([1, 7, 8], [9, 10, 11], [12, 13]), ([1, 5], [6], [7, 8, 9])), []
+    for factor in (1.0, 4.0):
+        policy = larger_states(make_policy(latent=False), factor)
+        policy.latent = latents.build(latents.parse(settings), 32, seed=3)
+        # As the base's statistics are: the MLPs see the same.
+        names = [f"{part}.{moment}" for part in ("prompt", "completion") for moment in ("mean", "std")]
+        policy.latent.start_from({name: torch.full((32,), factor * name.endswith("std")) for name in names}, seed=0)
+        policy.latent.rescale(policy.logit_unit())
+        noise = torch.full((2, 2, 5), 0.5)
+        *_, step, encoded = policy(progress=0.5, noise=noise, measure=True, **batch)
+        found.append([step.sizes[name].item() for name in ("z_to_h", "z_to_logits")])
+        z, p = step.z, torch.full((2,), 0.5)
+        if kind == "exact":
+            z, p = policy.latent.codebook, step.prior_logits.softmax(-1).mean(0)
+        parts = (z, p), (encoded.tokens, 1 / 9)
+        rms = [((part**2).mean(-1) * share).sum() for part, share in parts]
+        spread = [((part @ policy.head.weight.t()).var(-1) * share).sum() for part, share in parts]
+        expected = [(a / b).sqrt().item() for a, b in (rms, spread)]
+        assert found[-1] == pytest.approx(expected, rel=1e-4)
+    assert found[0] == pytest.approx(found[1], rel=1e-4) and min(found[0]) > 0.001

@@ -19,7 +19,7 @@ from lpc.training.checkpoints import Checkpointing
 from lpc.training.train import training_arguments
 from lpc.training.trainer import PreferenceTrainer
 
-GROUPED = {"kind": "exact", "codes": 5, "group_size": 4, "prior": "shared", "init_std": 0.5, "learning_rate": 1e-2}
+GROUPED = {"kind": "exact", "codes": 5, "group_size": 4, "prior": "shared", "code_scale": 0.5, "learning_rate": 1e-2}
 
 
 @pytest.mark.parametrize("name,expected", [("dpo", np.log(2)), ("ipo", 25.0)])
@@ -72,7 +72,19 @@ def test_a_latent_alone_leaves_the_base_as_it_was(tmp_path):
 
 def test_log_lines_hold_what_a_person_needs(tmp_path):
     _, lines = run(tmp_path, latent=LATENT)
-    keys = {"loss", "objective", "kl", "chosen_reward", "rejected_reward", "margin", "accuracy", "gamma", "z_norm"}
+    keys = {
+        "loss",
+        "objective",
+        "kl",
+        "chosen_reward",
+        "rejected_reward",
+        "margin",
+        "accuracy",
+        "gamma",
+        "z_norm",
+        "z_to_h",
+        "z_to_logits",
+    }
     keys |= {"h_norm", "grad_norm", "learning_rate", "prior_perplexity", "posterior_perplexity", "memory_gib"}
     keys |= {"mean_prior_perplexity", "tokens_per_second", "epoch", "step", "temperature"}
     assert set(lines[0]) == keys
@@ -108,9 +120,22 @@ def test_a_reference_may_differ_by_rounding_alone(tmp_path):
 
 
 def test_a_latent_that_starts_large_is_warned_about(tmp_path, caplog):
-    trainer, _ = run(tmp_path, latent=LATENT | {"init_std": 3.0}, epochs=1)
+    trainer, _ = run(tmp_path, latent=LATENT | {"code_scale": 3.0}, epochs=1)
     assert "the policy starts away from its reference" in caplog.text
     assert trainer.totals["first_z_nats_per_token"] > 0.1
+
+
+def test_a_latent_that_outgrows_the_model_or_stays_unseen_is_warned_about(tmp_path, caplog):
+    """Once, where it happens; and at the end. Sizes are of the first micro-batch of each line."""
+    _, lines = run(tmp_path / "a", latent=LATENT | {"code_scale": 30.0})
+    assert caplog.text.count("text follows the latent alone") == 1 and lines[0]["z_to_logits"] > 1
+    caplog.clear()
+    _, lines = run(tmp_path / "b", latent=LATENT | {"code_scale": 1e-4, "codebook_learning_rate": 1e-6})
+    assert caplog.text.count("the latent is not used") == 1 and 0 < lines[-1]["z_to_logits"] < 1 / 256
+    caplog.clear()
+    _, lines = run(tmp_path / "c", latent=LATENT | {"code_scale": 0.5})
+    assert all(1 / 256 < line["z_to_logits"] < 1 and 0 < line["z_to_h"] < 1 for line in lines)
+    assert "z adds logits" not in caplog.text
 
 
 def test_recipes_pass_the_first_batch_at_the_width_of_a_7b_model(tmp_path, caplog):
@@ -132,7 +157,7 @@ def test_recipes_pass_the_first_batch_at_the_width_of_a_7b_model(tmp_path, caplo
     batch, away = collate([tokens[0], tokens[1]]), []
     with torch.no_grad():
         for seed in range(4):
-            policy.latent = latents.build(latents.parse(LATENT | {"init_std": 0.02, "width": 64}), 4096, seed)
+            policy.latent = latents.build(latents.parse(LATENT | {"code_scale": 0.02, "width": 64}), 4096, seed)
             trainer.check_first_loss = True
             trainer.compute_loss(policy, batch)
             away.append(abs(trainer.totals["first_loss"] / 25 - 1))
