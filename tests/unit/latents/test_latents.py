@@ -139,7 +139,7 @@ def test_a_unit_scales_z_and_the_steps_of_what_z_is_made_of(kind):
 
 
 def test_the_old_name_of_the_scale_is_refused_with_the_new_one():
-    with pytest.raises(UserError, match=r"now code_scale, in nats of logits"):
+    with pytest.raises(UserError, match=r"latent: init_std is now code_scale, in nats of logits"):
         latents.parse({"kind": "vector", "init_std": 0.1})
 
 
