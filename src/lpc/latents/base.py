@@ -65,13 +65,12 @@ class LatentSettings(Section):
 @dataclass
 class LatentStep:
     """What one training step needs of the latent. z [B, d]; kl [B] in nats (0 where the kind has none); the logits
-    [B, K] of kinds with codes, else None. sizes: `LatentPolicy.z_sizes` where they were asked for."""
+    [B, K] of kinds with codes, else None."""
 
     z: Tensor
     kl: Tensor
     prior_logits: Tensor | None = None
     posterior_logits: Tensor | None = None
-    sizes: dict[str, Tensor] | None = None
 
 
 @functools.cache

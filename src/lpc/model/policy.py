@@ -131,34 +131,24 @@ class LatentPolicy(nn.Module):
         return self.backbone.get_output_embeddings()
 
     @torch.no_grad()
-    def logit_unit(self) -> float:
-        """Root mean square of a coordinate of z at which a random z changes logits by 1 nat, root mean square.
+    def logit_covariance(self) -> Tensor:
+        """Covariance [d, d], float32, of the rows of the head over the vocabulary, times the square of the scale.
 
-        The square is over the vocabulary, less what all tokens share, which the softmax drops. The weights of the head
-        alone give it; caps of logits are left out, since they bend large logits alone.
+        v · C v is the variance over the vocabulary of the logits that v adds: less what all tokens share, which the
+        softmax drops. Caps of logits are left out, since they bend large logits alone.
         """
-        weight = self.head.weight.float()
-        square = torch.linalg.vector_norm(weight, dim=1).square().mean() - weight.mean(0).square().sum()
-        return 1 / (square.sqrt().item() * self.scale)
+        weight = self.head.weight
+        mean = weight.float().mean(0)
+        products = weight.new_zeros(len(mean), len(mean), dtype=torch.float32)
+        for rows in weight.split(8192):
+            rows = rows.float() - mean
+            products.addmm_(rows.t(), rows)
+        return products * (self.scale**2 / len(weight))
 
     @torch.no_grad()
-    def z_sizes(self, step: LatentStep, encoded: Encoded) -> dict[str, Tensor]:
-        """How large z is: `z_to_h`, its root mean square against that of hidden states, and `z_to_logits`, the root
-        mean square deviation over the vocabulary of the logits that it adds, against that of the logits without it.
-
-        Scalars, over the pairs' z, or over the codes by their mean prior where the latent is `marginal`; hidden states
-        are those of up to 64 evenly spaced tokens.
-        """
-        head, every = self.head, max(1, len(encoded.tokens) // 64)
-        h = encoded.tokens[::every][:64].float()
-        z, shares = step.z, step.z.new_ones(len(step.z)) / len(step.z)
-        if self.latent.marginal:
-            z, shares = self.latent.codebook, step.prior_logits.softmax(-1).mean(0)
-        deviations = [(part.to(head.weight.dtype) @ head.weight.t()).float().var(-1) for part in (z, h)]
-        return {
-            "z_to_h": ((z.square().mean(-1) * shares).sum() / h.square().mean()).sqrt(),
-            "z_to_logits": ((deviations[0] * shares).sum() / deviations[1].mean()).sqrt(),
-        }
+    def logit_unit(self) -> float:
+        """Root mean square of a coordinate of z at which a random z adds logits of variance 1 over the vocabulary."""
+        return self.logit_covariance().trace().rsqrt().item()
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Last hidden states [B, T, d], after the final norm, as the LM head sees them.
@@ -309,21 +299,19 @@ class LatentPolicy(nn.Module):
         return infer_code(log_prior, *known).exp().cpu()
 
     def forward(
-        self, *, progress: float, noise: Tensor | None = None, use_latent: bool = True, measure: bool = False, **batch
+        self, *, progress: float, noise: Tensor | None = None, use_latent: bool = True, **batch
     ) -> tuple[Tensor, Tensor, LatentStep | None, Encoded]:
         """A training step's forward pass: (chosen_logps [B], rejected_logps [B], latent step or None, hidden states).
 
         With a latent that is `marginal`, log-probabilities are those under each code, [B, K]. `use_latent` False leaves
-        the latent out; `measure` adds the sizes of z to the step. Everything happens in this one call because
-        data-parallel wrappers only see calls of the root module.
+        the latent out. Everything happens in this one call because data-parallel wrappers only see calls of the root
+        module.
         """
         encoded = self.encode(**batch)
         if self.latent is None or not use_latent:
             return *self.pair_logps(encoded, None), None, encoded
         with torch.autocast(encoded.h_x.device.type, enabled=False):
             step = self.latent(encoded.h_x, encoded.h_chosen, encoded.h_rejected, progress=progress, noise=noise)
-            if measure:
-                step.sizes = self.z_sizes(step, encoded)
         if self.latent.marginal:
             return *self.code_pair_logps(encoded, self.latent.codebook), step, encoded
         return *self.pair_logps(encoded, step.z), step, encoded

@@ -23,6 +23,7 @@ from transformers import Trainer, TrainingArguments
 from lpc.cli import UserError
 from lpc.data.tokens import MODEL_INPUTS, PairTokens, collate
 from lpc.files import read_json, write_text
+from lpc.latents.base import LatentStep
 from lpc.model.noise import counter_uniform
 from lpc.model.policy import LatentPolicy
 from lpc.objectives.base import Objective
@@ -68,6 +69,8 @@ class PreferenceTrainer(Trainer):
         self.z_was_large = False
         self.without_moments: set[str] = set()  # of a checkpoint to resume: parameters that were not trained yet
         super().__init__(policy, args, data_collator=collate, train_dataset=pairs)
+        # Of the base, since a resumed training starts here with its weights; sharded weights would have to be gathered.
+        self.logit_covariance = None if policy.latent is None else policy.logit_covariance()
         if self.is_fsdp_enabled:
             prepare_sharding(policy, self.accelerator, bfloat16=args.bf16)
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the pairs of the whole global batch itself
@@ -103,9 +106,7 @@ class PreferenceTrainer(Trainer):
             noise = noise.unflatten(1, (2, latent.noise_size))
         tensors = {name: inputs[name] for name in MODEL_INPUTS}
         with self.autocast():
-            # Once a log line, since it takes a product with the head.
-            measure = latent is not None and "measured" not in self.sums
-            chosen, rejected, step, encoded = model(progress=progress, noise=noise, measure=measure, **tensors)
+            chosen, rejected, step, encoded = model(progress=progress, noise=noise, **tensors)
         losses, chosen_rewards, rejected_rewards = self.objective.evaluate(chosen, rejected, inputs)
         total = losses + self.objective.regularization(chosen, inputs)
         if latent is not None and latent.marginal:
@@ -222,6 +223,7 @@ class PreferenceTrainer(Trainer):
         }
         if step is not None:
             values |= {"z_norm": step.z.norm(dim=-1), "kl": step.kl}
+            values |= squared_sizes(self.policy.latent, step, h_x, self.logit_covariance)
         if step is not None and step.prior_logits is not None:
             prior, posterior = step.prior_logits.softmax(-1), step.posterior_logits.softmax(-1)
             values |= {
@@ -229,9 +231,6 @@ class PreferenceTrainer(Trainer):
                 "prior_entropy": torch.special.entr(prior).sum(-1),
                 "posterior_entropy": torch.special.entr(posterior).sum(-1),
             }
-        if step is not None and step.sizes is not None:
-            values |= {"measured": torch.ones_like(losses)}
-            values |= {name: size.expand(len(losses)) for name, size in step.sizes.items()}
         for name, value in values.items():
             value = value.sum(0, dtype=torch.float32)
             self.sums[name] = self.sums[name] + value if name in self.sums else value
@@ -242,9 +241,10 @@ class PreferenceTrainer(Trainer):
         sums = {name: self.accelerator.reduce(value, "sum").cpu() for name, value in sorted(self.sums.items())}
         self.sums = {}
         pairs, tokens = sums.pop("pairs"), int(sums.pop("tokens"))
-        means = {name: sums.pop(name) / sums["measured"] for name in ("z_to_h", "z_to_logits") if name in sums}
-        sums.pop("measured", None)
-        means |= {name: value / pairs for name, value in sums.items()}
+        means = {name: value / pairs for name, value in sums.items()}
+        for name, z, h in (("z_to_h", "z_square", "h_square"), ("z_to_logits", "z_variance", "h_variance")):
+            if z in means:
+                means[name] = (means.pop(z) / means.pop(h)).sqrt()
         seconds, self.clock = time.monotonic() - self.clock, time.monotonic()
         self.totals["tokens"] += tokens
         self.totals["seconds"] += seconds
@@ -369,6 +369,25 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def squared_sizes(latent, step: LatentStep, h_x: Tensor, covariance: Tensor) -> dict[str, Tensor]:
+    """Squares of the sizes of z and h_x of each pair [B]: `z_square` and `h_square`, the mean over coordinates, and
+    `z_variance` and `h_variance`, that of the logits they add, over the vocabulary (`LatentPolicy.logit_covariance`).
+
+    Where the latent is `marginal`, z is each code, and its square their mean by the prior.
+    """
+    of_z, h = step.z, h_x.float()
+    if latent.marginal:
+        codes = latent.codebook
+        of_z = codes.full_tensor() if isinstance(codes, DTensor) else codes
+    squares = {}
+    for name, vectors in (("z", of_z), ("h", h)):
+        measures = {"square": vectors.square().mean(-1), "variance": ((vectors @ covariance) * vectors).sum(-1)}
+        for measure, value in measures.items():
+            is_of_codes = latent.marginal and name == "z"
+            squares[f"{name}_{measure}"] = step.prior_logits.softmax(-1) @ value if is_of_codes else value
+    return squares
 
 
 def _distance(logps: Tensor, plain: Tensor) -> Tensor:
