@@ -1,6 +1,6 @@
 """Table of accuracy by inference: a row for each run with a choice, each data set and each rule."""
 
-from lpc.evaluation import statistics
+from lpc.evaluation import intervals
 from lpc.report.runs import names
 from lpc.report.tables.base import RUN, Inputs, TableDefinition, select
 
@@ -22,7 +22,7 @@ def rows(inputs: Inputs) -> list[dict]:
     for run in inputs.runs:
         for dataset in run["heldout"]:
             # preference_accuracy.csv says which files are missing.
-            summary, _ = inputs.load(f"{run['folder']}/preference/{dataset}.json")
+            summary, _ = inputs.load(inputs.layout.of(run).preference(dataset))
             inference = summary.get("inference", {"accuracy": {}})
             for rule, accuracy in inference["accuracy"].items():
                 own = {
@@ -31,7 +31,7 @@ def rows(inputs: Inputs) -> list[dict]:
                     "default": "yes" if rule == inference["default"] else "no",
                 }
                 pairs = inputs.outcomes(run, dataset, f"_by_{rule}")
-                ends = statistics.accuracy_interval(pairs["outcome"].to_numpy(), pairs["prompt_id"].to_pylist())
+                ends = intervals.accuracy_interval(pairs["outcome"].to_numpy(), pairs["prompt_id"].to_pylist())
                 own |= {"accuracy": accuracy, "low": ends.low, "high": ends.high}
                 found.append(select(COLUMNS, summary, names(run), own))
     return found
