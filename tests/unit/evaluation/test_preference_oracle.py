@@ -45,6 +45,8 @@ class Oracle:
         if kind is not None:
             latent = latents.build(latents.parse(SETTINGS[kind]), FEATURES, seed=2)
             for name, buffer in latent.named_buffers():
+                if "standardizer" not in name:
+                    continue
                 buffer.copy_(torch.rand(FEATURES) + (0.5 if name.endswith("std") else -0.5))
         self.policy = LatentPolicy(make_backbone(), latent).eval()
         self.weights = {} if latent is None else {name: value.double() for name, value in latent.state_dict().items()}
