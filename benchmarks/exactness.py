@@ -70,7 +70,7 @@ def logps_rows():
 
 def step_rows():
     for name, objective in test_step.OBJECTIVES.items():
-        config = LPCSettings(codes=5, init_std=0.3, kl_weight=0.7)
+        config = LPCSettings(codes=5, code_scale=0.3, kl_weight=0.7)
         policy = LatentPolicy(in_float64(make_backbone()))
         policy.latent = latents.build(config, 32, seed=1).double()
         items = test_step.random_items(12)

@@ -288,11 +288,12 @@ def scoring(wildcards):
 
 
 def preference_reference(wildcards):
-    """Test pairs are never flipped, so the reference of the training variant holds those of its dataset, too."""
+    """Test pairs are never flipped, so the reference of the training variant holds those of its dataset, too.
+
+    An objective that trains without one is scored with it as well: equation 4 is the paper's measure for all.
+    """
     own = dataset_of(wildcards.variant) == wildcards.dataset
-    variant = wildcards.variant if own else wildcards.dataset
-    needed = recipe(wildcards).objective.needs_reference
-    return [RESULTS.reference(wildcards.base, variant).logps] if needed else []
+    return RESULTS.reference(wildcards.base, wildcards.variant if own else wildcards.dataset).logps
 
 
 def preference_spec(wildcards):

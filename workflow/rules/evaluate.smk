@@ -70,11 +70,10 @@ rule preference:
         spec=tracked(preference_spec),
         execution=execution(preference_spec),
     shell:
-        "reference={input.reference:q};"
-        " python -m lpc.steps.preference"
+        "python -m lpc.steps.preference"
         " --spec {params.spec:q} --execution {params.execution:q}"
         " --model {input.model:q} --base {input.base:q}"
-        ' --pairs {input.pairs:q} ${{reference:+--reference "$reference"}}'
+        " --pairs {input.pairs:q} --reference {input.reference:q}"
         " --output {output.rewards:q} --summary {output.summary:q} > {log:q} 2>&1"
 
 

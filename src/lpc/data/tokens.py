@@ -296,6 +296,29 @@ def tokenize_pairs(
     return PairTokens(rows, *columns, dropped=len(pairs) - len(numbers), groups=groups)
 
 
+def tokenize_context(
+    context: Sequence[dict], tokenizer: PreTrainedTokenizerBase, *, max_length: int, max_prompt_length: int
+) -> PairTokens:
+    """Tokenise labelled pairs {"prompt", "chosen", "rejected"}; a prompt is the user's text or a list of messages.
+
+    Raises UserError for a pair without these, and where all pairs have equal completions once they are cut.
+    """
+    for number, pair in enumerate(context, 1):
+        for name, kinds in (("prompt", (str, list)), ("chosen", str), ("rejected", str)):
+            if not isinstance(pair.get(name), kinds):
+                kind = "text or a list of messages" if name == "prompt" else "text"
+                raise UserError(f"context: pair {number}: {name} is {pair.get(name)!r:.40}; it must be {kind}")
+    prompts = [pair["prompt"] for pair in context]
+    table = {
+        "messages": [[{"role": "user", "content": turns}] if isinstance(turns, str) else turns for turns in prompts],
+        **{name: [pair[name] for pair in context] for name in ("chosen", "rejected")},
+    }
+    tokens = tokenize_pairs(pa.table(table), tokenizer, max_length=max_length, max_prompt_length=max_prompt_length)
+    if context and not len(tokens):
+        raise UserError(f"context: all {len(context)} pairs have equal completions; give pairs that differ")
+    return tokens
+
+
 BATCH = 1000  # pairs that are Python lists at once
 
 

@@ -10,38 +10,23 @@ from torch import Tensor
 from lpc.cli import UserError
 from lpc.data.tokens import PairTokens
 from lpc.evaluation.intervals import accuracy_interval, outcomes
-from lpc.latents.parts.mixture import mixture_rewards
+from lpc.latents.parts.mixture import infer_code, mixture_rewards
 from lpc.model.policy import LatentPolicy
 from lpc.objectives.base import Objective
-from lpc.scoring import encoded_batches, prompt_states
-
-
-def infer_code(log_prior: Tensor, losses: Tensor) -> Tensor:
-    """Return log p(k | context) [..., K] ∝ π_k Π_i exp(−ℓ_ik), by Bayes' rule.
-
-    log_prior [..., K]: log π; losses [..., C, K]: of C pairs of one person under each code, such as −log σ(Δ_ik). With
-    no pair (C = 0) it is the prior.
-    """
-    return (log_prior - losses.sum(-2)).log_softmax(-1)
+from lpc.scoring import encoded_batches
 
 
 @torch.no_grad()
 def score_codes(
     policy: LatentPolicy, tokens: PairTokens, objective: Objective, *, batch_size: int, precision: str
 ) -> dict[str, Tensor]:
-    """Return `log_prior`, `losses`, `chosen_rewards` and `rejected_rewards` of every pair under each code.
-
-    All float64 [n, K] on the CPU. The latent of `policy` must have codes.
-    """
-    latent = policy.latent
-    states = prompt_states(policy, tokens, batch_size=batch_size, precision=precision)
-    found = {"log_prior": latent.prior_logits(states).double().log_softmax(-1).cpu()}
-    names = ("losses", "chosen_rewards", "rejected_rewards")
-    found |= {name: torch.empty_like(found["log_prior"]) for name in names}
+    """Return what `LatentPolicy.score_codes` does, of every pair: float64 [n, K] each, on the CPU."""
+    found = {}
     for positions, batch, encoded in encoded_batches(policy, tokens, batch_size, precision, "codes"):
-        values = objective.evaluate(*policy.code_pair_logps(encoded, latent.codebook), batch)
-        for name, value in zip(names, values, strict=True):
-            found[name][positions] = value.double().cpu()
+        for name, value in policy.score_codes(encoded, batch, objective).items():
+            found.setdefault(name, torch.empty(len(tokens), value.shape[1], dtype=torch.float64))[positions] = (
+                value.cpu()
+            )
     return found
 
 
@@ -52,8 +37,7 @@ def personal_accuracy(
 
     scores: as `score_codes` returns them. A hash of seed and pair_id orders the pairs of each group. The first
     max(contexts) are context, and only the others are scored, so every size is measured on the same pairs. A pair is
-    right where Σ_k p(k | context) σ(Δ_k) > ½. The prior of a pair with its context is that of training: the mean over
-    these pairs of log p(·|x), normalised. Intervals are of 95 %, clustered by group.
+    right where Σ_k p(k | x, context) σ(Δ_k) > ½ (`infer_code`). Intervals are of 95 %, clustered by group.
 
     Raises UserError where no group has a pair that is scored.
     """
@@ -76,8 +60,8 @@ def personal_accuracy(
         outcome = []
         for positions in large.values():
             context, scored = positions[:size], positions[most:]
-            log_prior = (scores["log_prior"][context].sum(0) + scores["log_prior"][scored]) / (size + 1)
-            posterior = infer_code(log_prior, scores["losses"][context])
+            log_prior, losses = scores["log_prior"], scores["losses"]
+            posterior = infer_code(log_prior[scored], log_prior[context], losses[context])
             rewards = mixture_rewards(posterior, scores["chosen_rewards"][scored], scores["rejected_rewards"][scored])
             outcome.append(outcomes(*rewards))
         estimate, low, high = accuracy_interval(np.concatenate(outcome), people)

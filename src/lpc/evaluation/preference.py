@@ -1,5 +1,7 @@
 """Log-probabilities, rewards and latents of preference pairs under a finished policy."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -28,49 +30,73 @@ def score_pairs(
     batch_size: int,
     precision: str,
 ) -> dict[str, np.ndarray]:
-    """Rewards of every pair, float64 [n] each: `chosen_reward`, `rejected_reward`, with z from the prior, or of the
-    mixture of all codes where the latent is one.
+    """Rewards of every pair, float64 [n] each: `chosen_reward`, `rejected_reward`, from the prior by the latent's rule.
+
+    `…_by_<rule>`: by each of the latent's rules of inference, its own among them. `…_log_ratio`: those of equation 4,
+    where the objective itself needs no reference but `tokens` has one.
 
     For latent policies also diagnostics that are never results: `…_zero` (z = 0), `…_shuffled` (z, or the prior over
     codes, of another prompt), and, where there is a posterior, `…_posterior` (z from the posterior, which sees who won)
     and `…_posterior_swapped` (from the posterior shown the completions the wrong way round).
     """
     latent = policy.latent
-    variants = [""] if latent is None else ["", "_zero", "_shuffled"]
-    if latent is not None and latent.has_posterior:
-        variants += ["_posterior", "_posterior_swapped"]
-    rewards = {
-        side + variant: np.empty(len(tokens)) for variant in variants for side in ("chosen_reward", "rejected_reward")
-    }
-    of_prior: dict[str, torch.Tensor] = {}
+    rules = () if latent is None else latent.inference_rules()
+    # By variant, how pairs are scored and what that takes of each pair; None: of the batch alone.
+    scorings: dict[str, tuple[str, torch.Tensor | None]] = {"": ("z", None)}
     if latent is not None:
         with torch.no_grad():
             states = prompt_states(policy, tokens, batch_size=batch_size, precision=precision)
-            if latent.is_mixture:
-                own = latent.prior_logits(states).log_softmax(-1)
-            else:
-                own = policy.prior_z(states, tokens.prompts)
-        of_prior = {"": own, "_shuffled": own[another_prompt(prompt_ids, seed=0)]}
+            for rule in rules:
+                by_rule = LatentPolicy(policy.backbone, latent.with_inference(rule))
+                scorings[f"_by_{rule}"] = _from_prior(by_rule, states, tokens.prompts)
+            how, own = _from_prior(policy, states, tokens.prompts)
+        scorings |= {"": (how, own), "_zero": ("z", None)}
+        scorings["_shuffled"] = how, own[another_prompt(prompt_ids, seed=0)]
+        if latent.has_posterior:
+            scorings |= {"_posterior": ("posterior", None), "_posterior_swapped": ("swapped", None)}
+    if tokens.reference is not None and not objective.needs_reference:
+        scorings["_log_ratio"] = scorings[""]
+    rewards = {
+        side + variant: np.empty(len(tokens)) for variant in scorings for side in ("chosen_reward", "rejected_reward")
+    }
+    under_codes = any(how in ("code", "mixture") for how, _ in scorings.values())
     for positions, batch, encoded in encoded_batches(policy, tokens, batch_size, precision, "rewards"):
-        if latent is not None and latent.is_mixture:
-            with torch.no_grad():
-                logps = policy.code_pair_logps(encoded, latent.codebook)
-            _, *under_codes = objective.evaluate(*logps, batch)
-        for variant in variants:
-            if variant in of_prior and latent.is_mixture:
-                chosen, rejected = mixture_rewards(of_prior[variant][positions], *under_codes)
-            else:
-                z = None
-                if variant in of_prior:
-                    z = of_prior[variant][positions]
-                elif variant.startswith("_posterior"):
+        with torch.no_grad():
+            code_logps = policy.code_pair_logps(encoded, latent.codebook) if under_codes else None
+            for variant, (how, values) in scorings.items():
+                value = None if values is None else values[positions]
+                if how in ("posterior", "swapped"):
                     ends = [encoded.h_chosen, encoded.h_rejected]
-                    with torch.no_grad(), torch.autocast(policy.device.type, enabled=False):
-                        z = latent.posterior_z(*(ends if variant == "_posterior" else ends[::-1]))
-                _, chosen, rejected = objective.evaluate(*policy.pair_logps(encoded, z), batch)
-            rewards["chosen_reward" + variant][positions] = chosen.double().cpu().numpy()
-            rewards["rejected_reward" + variant][positions] = rejected.double().cpu().numpy()
+                    with torch.autocast(policy.device.type, enabled=False):
+                        value = latent.posterior_z(*(ends if how == "posterior" else ends[::-1]))
+                logps = code_logps if how in ("code", "mixture") else policy.pair_logps(encoded, value)
+                if variant == "_log_ratio":
+                    sides = objective.log_ratios(*logps, batch)
+                else:
+                    _, *sides = objective.evaluate(*logps, batch)
+                if how == "mixture":
+                    sides = mixture_rewards(value, *sides)
+                elif how == "code":
+                    sides = [side.gather(1, value[:, None]).squeeze(1) for side in sides]
+                for side, reward in zip(("chosen_reward", "rejected_reward"), sides, strict=True):
+                    rewards[side + variant][positions] = reward.double().cpu().numpy()
     return rewards
+
+
+def _from_prior(policy: LatentPolicy, states: torch.Tensor, prompts: Sequence) -> tuple[str, torch.Tensor]:
+    """How the rule of a policy's latent scores pairs, and what of each: "mixture" and log p [n, K], "code" and its
+    number [n] where one code has all the weight, or "z" and z [n, d].
+
+    The first two need the log-probabilities under each code alone, which one product with the LM head gives for all.
+    """
+    latent = policy.latent
+    if latent.is_mixture:
+        return "mixture", latent.prior_logits(states).log_softmax(-1)
+    if latent.has_codes:
+        largest, code = policy.prior_weights(states, prompts).max(-1)
+        if bool((largest == 1).all()):
+            return "code", code
+    return "z", policy.prior_z(states, prompts)
 
 
 def accuracy(chosen: np.ndarray, rejected: np.ndarray) -> float:

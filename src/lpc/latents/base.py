@@ -10,26 +10,41 @@ workflow reads the configuration, and torch takes seconds to import. What kinds 
 
 from __future__ import annotations
 
+import copy
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
-from lpc.config.keys import Section, Share, key
+from pydantic import model_validator
+
+from lpc.config.keys import Section, Share, fault, key
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class LatentSettings(Section):
-    """Settings that every kind has; the defaults are the paper's, or ours where it is silent.
+    """Settings that every kind has; the defaults are the paper's, or ours where it is silent, as of scales and rates.
 
     A subclass adds its own, and makes `kind` a Literal of one value. It declares no key that it does not use.
     """
 
     kind: str
-    init_std: float = key(0.02, "standard deviation of the codes at the start, and so the scale of z", ge=0)
-    learning_rate: float | None = key(1e-4, "peak, of MLPs and codes; null: the backbone's", gt=0)
+    code_scale: float = key(
+        0.02, "size of z at the start: root mean square of the logits (nats) that a code adds over the vocabulary", ge=0
+    )
+    learning_rate: float | None = key(
+        1e-4, "peak, of MLPs, and of codes in units of `code_scale`; null: the backbone's", gt=0
+    )
     latent_first: Share = key(0.0, "share of the steps in which the latent learns alone, on a frozen backbone")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "init_std" in values:
+            advice = "init_std times the length of a row of the head, 1.04 in the demo"
+            raise fault("init_std", f"init_std is now code_scale, in nats of logits: {advice}")
+        return values
 
     @property
     def compares_pairs(self) -> bool:
@@ -82,6 +97,9 @@ class Latent:
     has_posterior: ClassVar[bool] = False
     """Whether training draws z from a posterior too, a network named `posterior`, which sees both completions."""
 
+    linear: ClassVar[tuple[str, ...]] = ()
+    """Names of the parameters that z is a linear function of: they are as large as z."""
+
     marginal: ClassVar[bool] = False
     """Whether a pair's loss is that of every code of `codebook` [K, d], weighed (`marginalise`), and not of one z."""
 
@@ -91,7 +109,32 @@ class Latent:
 
     def __init__(self, settings: LatentSettings, features: int):
         super().__init__()
-        self.settings, self.features = settings, features
+        self.settings, self.features, self.unit = settings, features, 1.0
+
+    @classmethod
+    def inference_rules(cls) -> tuple[str, ...]:
+        """Return the rules by which z can come from the prior: the values of the setting `inference`, if any."""
+        field = cls.Settings.model_fields.get("inference")
+        return () if field is None else get_args(field.annotation)
+
+    def with_inference(self, rule: str) -> Latent:
+        """Return this latent, its weights shared, whose z comes from the prior by another of `inference_rules`."""
+        other = copy.copy(self)
+        other.settings = self.settings.model_copy(update={"inference": rule})
+        return other
+
+    def rescale(self, unit: float) -> None:
+        """Multiply z by `unit`, in place; before training, on a latent of unit 1.
+
+        unit: the size of z that changes logits of the base by 1 (`LatentPolicy.logit_unit`). Hidden states of other
+        bases are larger or smaller, and so must z be, and each step of what z is made of.
+        """
+        import torch
+
+        self.unit = unit
+        with torch.no_grad():
+            for name in self.linear:
+                self.get_parameter(name).mul_(unit)
 
     @property
     def noise_size(self) -> int:
@@ -153,8 +196,14 @@ class Latent:
         return {}
 
     def parameter_groups(self, learning_rate: float) -> list[tuple[list[str], float]]:
-        """Return names of parameters with their peak learning rate, where `learning_rate` is the backbone's."""
-        return [([name for name, _ in self.named_parameters()], self.settings.learning_rate or learning_rate)]
+        """Return names of parameters with their peak learning rate, where `learning_rate` is the backbone's.
+
+        The rate of `linear` ones is in units of z: AdamW moves a parameter by about its rate, whatever its size.
+        """
+        rate = self.settings.learning_rate or learning_rate
+        rest = [name for name, _ in self.named_parameters() if name not in self.linear]
+        groups = [(rest, rate), (list(self.linear), rate * self.unit)]
+        return [(names, rate) for names, rate in groups if names]
 
     def start_from(self, statistics: dict[str, Tensor], seed: int) -> None:
         """Start from statistics of the base model's hidden states, in place; only where `settings.needs_statistics`.

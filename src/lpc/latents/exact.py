@@ -71,10 +71,6 @@ class Exact(Codes):
         else:
             self.make_prior(settings.codes)
 
-    @property
-    def is_mixture(self) -> bool:
-        return self.settings.inference == "mixture"
-
     def prior_logits(self, h_x: Tensor) -> Tensor:
         if self.settings.prior == "shared":
             return self.shared_logits.expand(len(h_x), -1)

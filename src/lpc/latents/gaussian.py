@@ -18,16 +18,23 @@ class GaussianSettings(VariationalSettings):
 
 
 class Gaussian(Variational):
-    """γ mixes samples of prior and posterior. The networks speak in units of `init_std`, so that z starts as small as
-    the codebook's would."""
+    """γ mixes samples of prior and posterior. The networks speak in units of `scale`, so that z starts as small as the
+    codebook's would."""
 
     title: ClassVar[str] = "Gaussian"
     Settings: ClassVar[type[GaussianSettings]] = GaussianSettings
     settings: GaussianSettings
 
     def __init__(self, settings: GaussianSettings, features: int):
+        import torch
+
         super().__init__(settings, features)
         self.make_networks(2 * features)
+        self.register_buffer("scale", torch.tensor(settings.code_scale))
+
+    def rescale(self, unit: float) -> None:
+        super().rescale(unit)
+        self.scale.mul_(unit)
 
     @property
     def noise_size(self) -> int:
@@ -53,7 +60,7 @@ class Gaussian(Variational):
             prior_sample = prior_mean + prior_log_std.exp() * normal[:, 0]
             posterior_sample = posterior_mean + posterior_log_std.exp() * normal[:, 1]
         gamma = self.gamma(progress)
-        z = self.settings.init_std * (gamma * prior_sample + (1 - gamma) * posterior_sample)
+        z = self.scale * (gamma * prior_sample + (1 - gamma) * posterior_sample)
         return LatentStep(z, gaussian_kl(posterior_mean, posterior_log_std, prior_mean, prior_log_std))
 
     def infer(self, h_x: Tensor, uniform: Tensor | None = None) -> Tensor:
@@ -61,10 +68,10 @@ class Gaussian(Variational):
         mean, log_std = self.prior_outputs(h_x).chunk(2, -1)
         if self.settings.inference == "sample":
             mean = mean + log_std.exp() * _normal(uniform)
-        return self.settings.init_std * mean
+        return self.scale * mean
 
     def posterior_z(self, h_chosen: Tensor, h_rejected: Tensor) -> Tensor:
-        return self.settings.init_std * self.posterior_outputs(h_chosen, h_rejected).chunk(2, -1)[0]
+        return self.scale * self.posterior_outputs(h_chosen, h_rejected).chunk(2, -1)[0]
 
 
 def _normal(uniform: Tensor) -> Tensor:

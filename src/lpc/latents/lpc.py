@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lpc.config.keys import Role, key
 from lpc.latents.base import LatentStep
-from lpc.latents.codes import Codes, CodesSettings
+from lpc.latents.codes import Codes, CodesSettings, gumbel
 from lpc.latents.variational import Variational, VariationalSettings
 
 if TYPE_CHECKING:
@@ -25,8 +25,11 @@ class LPCSettings(CodesSettings, VariationalSettings):
     temperature: float = key(1.0, "of the Gumbel-softmax", gt=0)
     temperature_end: float | None = key(None, "at the end of training; null: constant", gt=0)
     straight_through: bool = key(False, "z of one code for each sample, with the gradient of its softmax")
-    inference: Literal["mean", "mode", "sample"] = key(
-        "mean", "z from the prior: the mean of the codes, the strongest one, or one drawn", role=Role.INFERENCE
+    inference: Literal["mean", "mode", "sample", "gumbel", "mixture"] = key(
+        "mean",
+        "z from the prior: the mean of the codes, the strongest one, one drawn, or a Gumbel-softmax sample as at the "
+        "end of training; `mixture`: as of `exact`",
+        role=Role.INFERENCE,
     )
 
     @property
@@ -66,14 +69,20 @@ class LPC(Codes, Variational):
         temperature = self.temperature(progress)
         prior_sample, posterior_sample = prior_logits, posterior_logits
         if self.settings.gumbel_noise:
-            gumbel = -(-noise.log()).log()
-            prior_sample, posterior_sample = prior_logits + gumbel[:, 0], posterior_logits + gumbel[:, 1]
+            of_prior, of_posterior = gumbel(noise).unbind(1)
+            prior_sample, posterior_sample = prior_logits + of_prior, posterior_logits + of_posterior
         gamma = self.gamma(progress)
         weights = gamma * self.code_weights(prior_sample / temperature)
         weights = weights + (1 - gamma) * self.code_weights(posterior_sample / temperature)
         return LatentStep(
             weights @ self.codebook, categorical_kl(posterior_logits, prior_logits), prior_logits, posterior_logits
         )
+
+    def inferred_weights(self, h_x: Tensor, uniform: Tensor | None = None) -> Tensor:
+        """As of all latents with codes; `gumbel`: a Gumbel-softmax sample, as training's last step weighs the prior."""
+        if self.settings.inference != "gumbel":
+            return super().inferred_weights(h_x, uniform)
+        return self.code_weights((self.prior_logits(h_x) + gumbel(uniform)) / self.temperature(1.0))
 
     def code_weights(self, logits: Tensor) -> Tensor:
         """Softmax [B, K] of logits; with `straight_through` the value is the largest one's code alone and the gradient

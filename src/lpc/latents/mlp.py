@@ -35,6 +35,7 @@ class MLP(Latent):
 
     title: ClassVar[str] = "MLP"
     Settings: ClassVar[type[MLPSettings]] = MLPSettings
+    linear: ClassVar[tuple[str, ...]] = ("mlp.2.weight", "mlp.2.bias")
     settings: MLPSettings
 
     def __init__(self, settings: MLPSettings, features: int):
@@ -48,7 +49,7 @@ class MLP(Latent):
         self.mlp = two_layer_mlp(features, -(-(parameters - features) // (2 * features + 1)), features)
         with torch.no_grad():
             # z starts as small as the codebook's would, so that the first loss is that of the plain objective.
-            self.mlp[2].weight.normal_(std=settings.init_std / self.mlp[2].in_features ** 0.5)
+            self.mlp[2].weight.normal_(std=settings.code_scale / self.mlp[2].in_features ** 0.5)
             self.mlp[2].bias.zero_()
         self.prompt_standardizer = Standardizer(features)
 

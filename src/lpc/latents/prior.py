@@ -19,7 +19,7 @@ class PriorSettings(LatentSettings):
     )
     standardize: bool = key(False, "MLP inputs by mean and deviation of the base's hidden states")
     logit_scale: float = key(1.0, "scale of the MLPs' last layer at the start", gt=0)
-    inference_seed: Seed = key(0, "of `sample`", role=Role.INFERENCE)
+    inference_seed: Seed = key(0, "of rules that draw", role=Role.INFERENCE)
     detach: bool = key(False, "no gradient of the MLPs into the backbone")
 
     @property

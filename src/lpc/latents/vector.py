@@ -17,13 +17,14 @@ class VectorSettings(LatentSettings):
 class Vector(Latent):
     title: ClassVar[str] = "vector"
     Settings: ClassVar[type[VectorSettings]] = VectorSettings
+    linear: ClassVar[tuple[str, ...]] = ("vector",)
 
     def __init__(self, settings: VectorSettings, features: int):
         import torch
         from torch import nn
 
         super().__init__(settings, features)
-        self.vector = nn.Parameter(torch.randn(features) * settings.init_std)
+        self.vector = nn.Parameter(torch.randn(features) * settings.code_scale)
 
     def forward(
         self, h_x: Tensor, h_chosen: Tensor, h_rejected: Tensor, *, progress: float, noise: Tensor | None = None

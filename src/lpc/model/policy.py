@@ -9,13 +9,14 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lpc import latents
 from lpc.cli import UserError
-from lpc.data.tokens import MODEL_INPUTS, collate
+from lpc.data.tokens import MODEL_INPUTS, collate, tokenize_context
 from lpc.latents.base import Latent, LatentStep
 from lpc.latents.parts.draws import prompt_uniform
+from lpc.latents.parts.mixture import infer_code
 from lpc.model import packing
 from lpc.model.code_logps import code_logps
 from lpc.model.logps import greedy_logps, token_logps
@@ -129,6 +130,26 @@ class LatentPolicy(nn.Module):
     def head(self) -> nn.Linear:
         return self.backbone.get_output_embeddings()
 
+    @torch.no_grad()
+    def logit_covariance(self) -> Tensor:
+        """Covariance [d, d], float32, of the rows of the head over the vocabulary, times the square of the scale.
+
+        v · C v is the variance over the vocabulary of the logits that v adds: less what all tokens share, which the
+        softmax drops. Caps of logits are left out, since they bend large logits alone.
+        """
+        weight = self.head.weight
+        mean = weight.float().mean(0)
+        products = weight.new_zeros(len(mean), len(mean), dtype=torch.float32)
+        for rows in weight.split(8192):
+            rows = rows.float() - mean
+            products.addmm_(rows.t(), rows)
+        return products * (self.scale**2 / len(weight))
+
+    @torch.no_grad()
+    def logit_unit(self) -> float:
+        """Root mean square of a coordinate of z at which a random z adds logits of variance 1 over the vocabulary."""
+        return self.logit_covariance().trace().rsqrt().item()
+
     def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Last hidden states [B, T, d], after the final norm, as the LM head sees them.
 
@@ -162,12 +183,18 @@ class LatentPolicy(nn.Module):
         """
         if self.latent is None:
             return None
-        uniform = None
-        if self.latent.draw_size:
-            seed = self.latent.settings.inference_seed
-            uniform = prompt_uniform(seed, prompts, self.latent.draw_size, h_x.device)
         with torch.autocast(h_x.device.type, enabled=False):
-            return self.latent.infer(h_x, uniform)
+            return self.latent.infer(h_x, self._uniform(h_x, prompts))
+
+    def prior_weights(self, h_x: Tensor, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Weights [B, K] of the codes in `prior_z`, whose arguments these are. The latent must have codes."""
+        with torch.autocast(h_x.device.type, enabled=False):
+            return self.latent.inferred_weights(h_x, self._uniform(h_x, prompts))
+
+    def _uniform(self, h_x: Tensor, prompts: Sequence[Sequence[int]]) -> Tensor | None:
+        if not self.latent.draw_size:
+            return None
+        return prompt_uniform(self.latent.settings.inference_seed, prompts, self.latent.draw_size, h_x.device)
 
     # ---- pairs
 
@@ -216,6 +243,60 @@ class LatentPolicy(nn.Module):
             encoded.tokens, head.weight, encoded.labels, codes, head.bias, softcap=self.softcap, scale=self.scale
         )
         return _completion_sums(encoded, logps)
+
+    def score_codes(self, encoded: Encoded, batch: dict[str, Tensor], objective) -> dict[str, Tensor]:
+        """Return log p(k|x), and losses and rewards of pairs under each code: float64 [B, K] each.
+
+        The names are `log_prior`, `losses`, `chosen_rewards` and `rejected_rewards`. objective, an
+        `lpc.objectives.Objective`, and batch: as for its `evaluate`. The latent must have codes.
+        """
+        with torch.autocast(encoded.h_x.device.type, enabled=False):
+            log_prior = self.latent.prior_logits(encoded.h_x).double().log_softmax(-1)
+        values = objective.evaluate(*self.code_pair_logps(encoded, self.latent.codebook), batch)
+        names = ("losses", "chosen_rewards", "rejected_rewards")
+        return {"log_prior": log_prior} | {name: value.double() for name, value in zip(names, values, strict=True)}
+
+    @torch.no_grad()
+    def infer_code(
+        self,
+        context: Sequence[dict],
+        tokenizer: PreTrainedTokenizerBase,
+        objective,
+        prompts: Sequence[Sequence[int]],
+        *,
+        reference: "LatentPolicy | None" = None,
+        **lengths: int,
+    ) -> Tensor:
+        """Return p(k | x, context) [N, K], float64 on the CPU, of N prompts of one person, by Bayes' rule.
+
+        context: labelled pairs of the person (see `tokenize_context`); with none the result is the prior. objective:
+        that of training, whose loss weighs the codes. prompts: token ids. reference: the base model that this policy
+        was trained from, for objectives that compare with it. z = 0 of this policy cannot replace it, since training
+        moved the backbone. lengths: `max_length` and `max_prompt_length` of training, to which pairs are cut.
+
+        Raises UserError where the latent has no codes, the reference is missing, or no pair can be used.
+        """
+        if self.latent is None or not self.latent.has_codes:
+            raise UserError("context: this policy's latent has no codes, so a person has none; load another run")
+        if objective.needs_reference and reference is None:
+            raise UserError(
+                f"reference: objective {objective.name} compares with the base model of the training; load it as well"
+            )
+        tokens, scores = tokenize_context(context, tokenizer, **lengths), []
+        for i in range(len(tokens)):
+            batch = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in collate([tokens[i]]).items()}
+            inputs = {name: batch[name] for name in MODEL_INPUTS}
+            if objective.needs_reference:
+                of_base = {k: v.to(reference.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+                logps = reference.pair_logps(reference.encode(**of_base), None)
+                for side, value in zip(("chosen", "rejected"), logps, strict=True):
+                    batch[f"reference_{side}_logps"] = value.to(self.device)
+            scores.append(self.score_codes(self.encode(**inputs), batch, objective))
+        own = [self.hidden(torch.tensor([list(map(int, ids))], device=self.device))[:, -1] for ids in prompts]
+        log_prior = self.latent.prior_logits(torch.cat(own)).double().log_softmax(-1)
+        none = [log_prior[:0]]
+        known = (torch.cat([score[name] for score in scores] or none) for name in ("log_prior", "losses"))
+        return infer_code(log_prior, *known).exp().cpu()
 
     def forward(
         self, *, progress: float, noise: Tensor | None = None, use_latent: bool = True, **batch

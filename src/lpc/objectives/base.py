@@ -68,6 +68,19 @@ class Objective(Section):
             logps = [value / length for value, length in zip(logps, lengths[: len(logps)], strict=True)]
         return self.formula(*logps)
 
+    def log_ratios(
+        self, chosen_logps: Tensor, rejected_logps: Tensor, batch: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the rewards of equation 4 of chosen and rejected: β log π/π_ref, a sum over tokens.
+
+        The paper measures accuracy with it, of objectives too that are trained without a reference. β is the
+        objective's own, 1 where it has none. Arguments: as of `evaluate`.
+        """
+        beta = getattr(self, "beta", 1.0)
+        sides = (chosen_logps, "reference_chosen_logps"), (rejected_logps, "reference_rejected_logps")
+        chosen, rejected = (beta * (logps - _beside(logps, batch[name])) for logps, name in sides)
+        return chosen, rejected
+
     def regularization(self, chosen_logps: Tensor, batch: dict[str, Tensor]) -> Tensor | float:
         """Return what training adds to the losses of `evaluate` [B]; it changes no reward. Arguments as there.
 

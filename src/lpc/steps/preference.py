@@ -16,7 +16,9 @@ def parser():
     parser.add_argument("--model", required=True, help="model folder of the run")
     parser.add_argument("--base", required=True, help="base.json")
     parser.add_argument("--pairs", required=True, help="pairs.parquet of the clean data set")
-    parser.add_argument("--reference", help="reference.parquet of the same pairs; for objectives that need one")
+    parser.add_argument(
+        "--reference", help="reference.parquet of the same pairs; without, objectives that need none have no equation 4"
+    )
     parser.add_argument("--output", required=True, help="per-pair rewards, Parquet")
     parser.add_argument("--summary", required=True, help="accuracies, JSON")
     return parser
@@ -29,6 +31,7 @@ def main(args):
         raise cli.UserError(f"objective {objective.name}: needs --reference, the reference.parquet of the pairs")
     policy, tokenizer = load_run(args.base, args.model, inference=spec.inference and dict(spec.inference))
     to_device(policy)
+    rules = () if policy.latent is None else policy.latent.inference_rules()
     summary = {}
     # Validation is for choosing hyperparameters; the test pairs are for the report alone.
     for split in ("validation", "test"):
@@ -42,6 +45,8 @@ def main(args):
             precision=spec.precision,
         )
         summary[split] = summarise(rows, rewards, tokens.dropped)
+        if rules:
+            summary[split]["inference"] = by_inference(rewards, policy.latent.settings.inference, rules)
         if split == "validation":
             # Pair by pair only the test pairs are kept, so this interval is for now or never.
             outcome = outcomes(rewards["chosen_reward"], rewards["rejected_reward"])
@@ -53,7 +58,7 @@ def main(args):
 
 
 def summarise(rows: pa.Table, rewards: dict, dropped: int) -> dict:
-    """Numbers of one split; `accuracy_…` beyond `accuracy` are diagnostics of the latent, never results."""
+    """Numbers of one split; `accuracy_…` but `accuracy_log_ratio` are diagnostics of the latent, never results."""
     chosen, rejected = rewards["chosen_reward"], rewards["rejected_reward"]
     summary = {
         "n": len(rows),
@@ -69,8 +74,18 @@ def summarise(rows: pa.Table, rewards: dict, dropped: int) -> dict:
     for name in rewards:
         if name.startswith("chosen_reward"):
             variant = name.removeprefix("chosen_reward")
+            if variant.startswith("_by_"):
+                continue  # see `by_inference`
             summary["accuracy" + variant] = accuracy(rewards[name], rewards["rejected_reward" + variant])
     return summary
+
+
+def by_inference(rewards: dict, default: str, rules: tuple[str, ...]) -> dict:
+    """Accuracy by each rule of inference, and the rule of the run's latent, whose accuracy is the run's."""
+    accuracies = {
+        rule: accuracy(rewards[f"chosen_reward_by_{rule}"], rewards[f"rejected_reward_by_{rule}"]) for rule in rules
+    }
+    return {"default": default, "accuracy": accuracies}
 
 
 if __name__ == "__main__":

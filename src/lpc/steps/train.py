@@ -77,6 +77,7 @@ def run(args, now: dict, changed: list[str], main_process: bool) -> None:
             if args.statistics is None:
                 raise cli.UserError("latent.standardize: needs --statistics")
             policy.latent.start_from(safetensors.torch.load_file(args.statistics), spec.seed)
+        policy.latent.rescale(policy.logit_unit())
 
     checkpoints = args.checkpoints / fingerprint(now)
     trainer = train(

@@ -23,6 +23,7 @@ from transformers import Trainer, TrainingArguments
 from lpc.cli import UserError
 from lpc.data.tokens import MODEL_INPUTS, PairTokens, collate
 from lpc.files import read_json, write_text
+from lpc.latents.base import LatentStep
 from lpc.model.noise import counter_uniform
 from lpc.model.policy import LatentPolicy
 from lpc.objectives.base import Objective
@@ -41,6 +42,10 @@ Both are the same model in batches of other shapes. Rounding puts a token's log-
 and 0.03 in bfloat16, with either sign, so that the mean over a completion is smaller. Deep models need the room. A
 reference of another base model or chat template differs by 0.1 to 10.
 """
+LARGEST_Z = 1.0
+"""Of `z_to_logits`, in any line of the log, before a warning: above, z says more of the next token than its context."""
+SMALLEST_Z = 2**-8
+"""Of `z_to_logits`, in the last line, before a warning: below, z is less than the rounding of a logit in bfloat16."""
 LARGE_Z = 0.1
 """Nats per token by which z may change log-probabilities at the start before a warning."""
 
@@ -61,8 +66,11 @@ class PreferenceTrainer(Trainer):
         self.sums: dict[str, Tensor] = {}
         self.totals = {"tokens": 0, "seconds": 0.0, "first_loss": None, "last_loss": None, "resumed_from": []}
         self.check_first_loss = self.check_gradients = True
+        self.z_was_large = False
         self.without_moments: set[str] = set()  # of a checkpoint to resume: parameters that were not trained yet
         super().__init__(policy, args, data_collator=collate, train_dataset=pairs)
+        # Of the base, since a resumed training starts here with its weights; sharded weights would have to be gathered.
+        self.logit_covariance = None if policy.latent is None else policy.logit_covariance()
         if self.is_fsdp_enabled:
             prepare_sharding(policy, self.accelerator, bfloat16=args.bf16)
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the pairs of the whole global batch itself
@@ -141,7 +149,7 @@ class PreferenceTrainer(Trainer):
                 logging.WARNING if change > LARGE_Z else logging.INFO,
                 "first batch: z changes log-probabilities by %.3g nats per token%s",
                 change,
-                "; the policy starts away from its reference (latent.init_std sets the size of z)"
+                "; the policy starts away from its reference (latent.code_scale sets the size of z)"
                 if change > LARGE_Z
                 else "",
             )
@@ -215,6 +223,7 @@ class PreferenceTrainer(Trainer):
         }
         if step is not None:
             values |= {"z_norm": step.z.norm(dim=-1), "kl": step.kl}
+            values |= squared_sizes(self.policy.latent, step, h_x, self.logit_covariance)
         if step is not None and step.prior_logits is not None:
             prior, posterior = step.prior_logits.softmax(-1), step.posterior_logits.softmax(-1)
             values |= {
@@ -233,6 +242,9 @@ class PreferenceTrainer(Trainer):
         self.sums = {}
         pairs, tokens = sums.pop("pairs"), int(sums.pop("tokens"))
         means = {name: value / pairs for name, value in sums.items()}
+        for name, z, h in (("z_to_h", "z_square", "h_square"), ("z_to_logits", "z_variance", "h_variance")):
+            if z in means:
+                means[name] = (means.pop(z) / means.pop(h)).sqrt()
         seconds, self.clock = time.monotonic() - self.clock, time.monotonic()
         self.totals["tokens"] += tokens
         self.totals["seconds"] += seconds
@@ -257,6 +269,7 @@ class PreferenceTrainer(Trainer):
             if not math.isfinite(record.get(name, 0.0)):
                 step = self.state.global_step
                 raise UserError(f"step {step}: {name} is {record[name]}; lower the learning rate or check the data")
+        self._check_z(record)
         self.totals["last_loss"] = record["loss"]
         self.state.log_history.append(record)
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, dict(record))
@@ -267,6 +280,25 @@ class PreferenceTrainer(Trainer):
             log.info(
                 "step %d/%d  loss %.4f  accuracy %.3f  margin %.3f",
                 *(self.state.global_step, self.state.max_steps, record["loss"], record["accuracy"], record["margin"]),
+            )
+
+    def _check_z(self, record: dict) -> None:
+        """Warn, once, where z outgrows the logits, and at the end where it is too small to be seen in them."""
+        size, last = record.get("z_to_logits"), self.state.global_step == self.state.max_steps
+        if size is None:
+            return
+        if size > LARGEST_Z and not self.z_was_large:
+            self.z_was_large = True
+            log.warning(
+                "step %d: z adds logits that deviate %.2g times as much as the model's own, above %g: text follows the "
+                "latent alone; lower latent.code_scale, or the learning rate of the codes",
+                *(record["step"], size, LARGEST_Z),
+            )
+        elif size < SMALLEST_Z and last:
+            log.warning(
+                "step %d: z adds logits that deviate %.2g times as much as the model's own, below %.2g: the latent is "
+                "not used; raise latent.code_scale, or the learning rate of the codes",
+                *(record["step"], size, SMALLEST_Z),
             )
 
     # ---- checkpoints
@@ -337,6 +369,25 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def squared_sizes(latent, step: LatentStep, h_x: Tensor, covariance: Tensor) -> dict[str, Tensor]:
+    """Squares of the sizes of z and h_x of each pair [B]: `z_square` and `h_square`, the mean over coordinates, and
+    `z_variance` and `h_variance`, that of the logits they add, over the vocabulary (`LatentPolicy.logit_covariance`).
+
+    Where the latent is `marginal`, z is each code, and its square their mean by the prior.
+    """
+    of_z, h = step.z, h_x.float()
+    if latent.marginal:
+        codes = latent.codebook
+        of_z = codes.full_tensor() if isinstance(codes, DTensor) else codes
+    squares = {}
+    for name, vectors in (("z", of_z), ("h", h)):
+        measures = {"square": vectors.square().mean(-1), "variance": ((vectors @ covariance) * vectors).sum(-1)}
+        for measure, value in measures.items():
+            is_of_codes = latent.marginal and name == "z"
+            squares[f"{name}_{measure}"] = step.prior_logits.softmax(-1) @ value if is_of_codes else value
+    return squares
 
 
 def _distance(logps: Tensor, plain: Tensor) -> Tensor:

@@ -309,7 +309,7 @@ def test_sweep_names_that_no_file_system_holds():
 
 
 SWEPT = {
-    "kl_weight": 0.123456789, "kl_warmup": 0.123456789, "free_bits": 0.123456789, "init_std": 0.123456789,
+    "kl_weight": 0.123456789, "kl_warmup": 0.123456789, "free_bits": 0.123456789, "code_scale": 0.123456789,
     "temperature": 0.123456789, "learning_rate": 0.123456789, "logit_scale": 0.123456789,
 }  # fmt: skip
 

@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
     """A random model with a latent whose codebook is zero: it must score as its backbone alone."""
     folder = tmp_path_factory.mktemp("model")
     LatentPolicy(
-        make_backbone(), latents.build(latents.parse({"codes": 4, "init_std": 0.0}), 32, seed=0)
+        make_backbone(), latents.build(latents.parse({"codes": 4, "code_scale": 0.0}), 32, seed=0)
     ).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder

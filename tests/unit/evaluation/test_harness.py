@@ -124,7 +124,7 @@ def test_a_codebook_of_zeros_scores_as_hf(zero_folder):
 
 @pytest.mark.parametrize("kind", ["lpc", "vector", "mlp", "gaussian"])
 def test_each_log_likelihood_is_that_of_the_request_alone(tmp_path, kind):
-    folder = save(tmp_path, kind=kind, init_std=0.02 if kind == "lpc" else 1.0)
+    folder = save(tmp_path, kind=kind, code_scale=0.02 if kind == "lpc" else 1.0)
     lm, pairs = load(folder), texts()
     results = loglikelihoods(lm, pairs)
     assert worst(results, reference(lm, pairs)) < 1e-4

@@ -15,9 +15,10 @@ from lpc.cli import UserError
 from lpc.config import specs
 from lpc.config.models import Training
 from lpc.data.tokens import tokenize_pairs
-from lpc.evaluation.person import infer_code, personal_accuracy, score_codes
+from lpc.evaluation.person import personal_accuracy, score_codes
 from lpc.evaluation.preference import accuracy, score_pairs
 from lpc.files import canonical, read_json, write_json, write_parquet
+from lpc.latents.parts.mixture import infer_code
 from lpc.model.policy import LatentPolicy
 from lpc.reference import reference_logps
 from lpc.steps import personalise as step
@@ -29,16 +30,25 @@ DPO = {"name": "dpo", "beta": 0.5}
 
 def test_bayes_rule_by_hand():
     """Prior 1/4 and 3/4, two pairs with likelihoods .9/.2 and .8/.5: .18 against .075."""
-    log_prior = torch.tensor([0.25, 0.75]).log()
+    log_prior = torch.tensor([[0.25, 0.75]]).log()
     losses = -torch.tensor([[0.9, 0.2], [0.8, 0.5]]).log()
-    torch.testing.assert_close(infer_code(log_prior, losses).exp(), torch.tensor([0.18, 0.075]) / 0.255)
-    torch.testing.assert_close(infer_code(log_prior, losses[:0]), log_prior)
+    found = infer_code(log_prior, log_prior.expand(2, 2), losses)
+    torch.testing.assert_close(found.exp(), torch.tensor([[0.18, 0.075]]) / 0.255)
+    torch.testing.assert_close(infer_code(log_prior, log_prior[:0], losses[:0]), log_prior)
+
+
+def test_prior_of_a_prompt_and_its_context_is_their_geometric_mean():
+    """Priors .2 : .8 and .5 : .5 of the context, .8 : .2 and .5 : .5 of two prompts; a pair that tells nothing."""
+    context = torch.tensor([[0.2, 0.8], [0.5, 0.5]]).log()
+    found = infer_code(torch.tensor([[0.8, 0.2], [0.5, 0.5]]).log(), context, torch.zeros(2, 2))
+    second = torch.tensor([0.05, 0.2]) ** (1 / 3)
+    torch.testing.assert_close(found.exp(), torch.stack([torch.tensor([0.5, 0.5]), second / second.sum()]))
 
 
 def test_many_pairs_do_not_underflow():
     losses = torch.tensor([[2000.0, 2001.0]]).expand(1000, 2)
-    found = infer_code(torch.tensor([0.5, 0.5]).log(), losses)
-    torch.testing.assert_close(found, torch.tensor([0.0, -1000.0]))
+    found = infer_code(torch.tensor([[0.5, 0.5]]).log(), torch.full((1000, 2), 0.5).log(), losses)
+    torch.testing.assert_close(found, torch.tensor([[0.0, -1000.0]]))
 
 
 def made_scores(people: int, each: int, seed: int = 0):
@@ -148,7 +158,7 @@ def test_groups_find_tastes_that_no_prompt_reveals(tmp_path):
     )  # fmt: skip
     assert 0.4 < accuracy(plain["chosen_reward"], plain["rejected_reward"]) < 0.6
 
-    latent = {"kind": "exact", "codes": 4, "group_size": 8, "prior": "shared", "init_std": 1.0, "learning_rate": 3e-2}
+    latent = {"kind": "exact", "codes": 4, "group_size": 8, "prior": "shared", "code_scale": 1.0, "learning_rate": 3e-2}
     policy = trained(tmp_path / "exact", latent)
     scores = score_codes(policy, tokens, objective, **how)
     found = personal_accuracy(

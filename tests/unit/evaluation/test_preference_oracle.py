@@ -10,6 +10,7 @@ from tiny import in_float64, make_backbone, make_pairs, make_tokenizer
 from lpc import latents, objectives
 from lpc.data.tokens import tokenize_pairs
 from lpc.evaluation.preference import another_prompt, pair_latents, score_pairs
+from lpc.latents.parts.draws import prompt_uniform
 from lpc.model.policy import LatentPolicy
 
 PAIRS, FEATURES = 7, 32
@@ -17,17 +18,20 @@ OPTIONS = {"batch_size": 3, "precision": "float32"}
 OBJECTIVES = {"dpo": {"name": "dpo", "beta": 0.3}, "simpo": {"name": "simpo", "beta": 2.0, "margin": 0.5}}
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 SETTINGS = {
-    "vector": {"kind": "vector", "init_std": 0.7},
-    "mlp": {"kind": "mlp", "codes": 5, "init_std": 0.7},
-    "gaussian": {"kind": "gaussian", "init_std": 0.7, "logit_scale": 10.0},
-    "lpc": {"kind": "lpc", "codes": 5, "init_std": 0.7, "logit_scale": 10.0},
+    "vector": {"kind": "vector", "code_scale": 0.7},
+    "mlp": {"kind": "mlp", "codes": 5, "code_scale": 0.7},
+    "gaussian": {"kind": "gaussian", "code_scale": 0.7, "logit_scale": 10.0},
+    "lpc": {"kind": "lpc", "codes": 5, "code_scale": 0.7, "logit_scale": 10.0, "temperature_end": 0.6},
 }
 VARIANTS = {
     None: [""],
     "vector": ["", "_zero", "_shuffled"],
     "mlp": ["", "_zero", "_shuffled"],
-    "gaussian": ["", "_zero", "_shuffled", "_posterior", "_posterior_swapped"],
-    "lpc": ["", "_zero", "_shuffled", "_posterior", "_posterior_swapped"],
+    "gaussian": ["", "_by_mean", "_by_sample", "_zero", "_shuffled", "_posterior", "_posterior_swapped"],
+    "lpc": [
+        *("", "_by_mean", "_by_mode", "_by_sample", "_by_gumbel", "_by_mixture"),
+        *("_zero", "_shuffled", "_posterior", "_posterior_swapped"),
+    ],
 }
 
 
@@ -41,6 +45,8 @@ class Oracle:
         if kind is not None:
             latent = latents.build(latents.parse(SETTINGS[kind]), FEATURES, seed=2)
             for name, buffer in latent.named_buffers():
+                if "standardizer" not in name:
+                    continue
                 buffer.copy_(torch.rand(FEATURES) + (0.5 if name.endswith("std") else -0.5))
         self.policy = LatentPolicy(make_backbone(), latent).eval()
         self.weights = {} if latent is None else {name: value.double() for name, value in latent.state_dict().items()}
@@ -80,7 +86,7 @@ class Oracle:
         outputs = self.posterior(first, second)
         if self.kind == "lpc":
             return outputs.softmax(-1) @ self.weights["codebook"]
-        return SETTINGS["gaussian"]["init_std"] * outputs[:, :FEATURES]
+        return SETTINGS["gaussian"]["code_scale"] * outputs[:, :FEATURES]
 
     def prior_z(self) -> torch.Tensor:
         """z of each pair [n, d] as at inference."""
@@ -90,23 +96,48 @@ class Oracle:
             return self.mlp("mlp", self.standardized("prompt", self.h_x))
         if self.kind == "gaussian":
             return (
-                SETTINGS["gaussian"]["init_std"]
+                SETTINGS["gaussian"]["code_scale"]
                 * self.mlp("prior", self.standardized("prompt", self.h_x))[:, :FEATURES]
             )
         if self.kind == "vector":
             return self.weights["vector"].expand(PAIRS, -1)
         return torch.zeros(PAIRS, FEATURES, dtype=torch.float64)
 
+    def other_z(self) -> dict[str, torch.Tensor]:
+        """z of each pair [n, d] by each rule of inference that takes one z."""
+        if self.kind not in ("lpc", "gaussian"):
+            return {}
+        count = SETTINGS["lpc"]["codes"] if self.kind == "lpc" else FEATURES
+        uniform = prompt_uniform(0, self.tokens.prompts, count, torch.device("cpu")).double()
+        if self.kind == "gaussian":
+            mean, log_std = self.mlp("prior", self.standardized("prompt", self.h_x)).chunk(2, -1)
+            normal = torch.distributions.Normal(0.0, 1.0).icdf(uniform)
+            scale = SETTINGS["gaussian"]["code_scale"]
+            return {"_by_mean": scale * mean, "_by_sample": scale * (mean + log_std.exp() * normal)}
+        prior, codebook = self.prior(), self.weights["codebook"]
+        noisy = prior.log() - (-uniform.log()).log()
+        weights = {"_by_mean": prior, "_by_gumbel": (noisy / SETTINGS["lpc"]["temperature_end"]).softmax(-1)}
+        codes = {"_by_mode": prior.argmax(-1), "_by_sample": noisy.argmax(-1)}
+        weights |= {rule: F.one_hot(code, count).double() for rule, code in codes.items()}
+        return {rule: value @ codebook for rule, value in weights.items()}
+
+    def mixture_odds(self, objective: dict) -> np.ndarray:
+        """Σ_k p_k σ(Δ_k) of each pair [n]."""
+        prior, codebook = self.prior(), self.weights["codebook"]
+        of_codes = [self.rewards(code.expand(PAIRS, -1), objective) for code in codebook]
+        margins = torch.tensor(np.stack([found[:, 0] - found[:, 1] for found in of_codes], -1))
+        return (prior * margins.sigmoid()).sum(-1).numpy()
+
     @torch.no_grad()
-    def rewards(self, z: torch.Tensor, objective: dict) -> np.ndarray:
-        """[n, 2]: rewards of chosen and rejected where z [n, d] is added before the head."""
+    def rewards(self, z: torch.Tensor, objective: dict, log_ratio: bool = False) -> np.ndarray:
+        """[n, 2]: rewards of chosen and rejected where z [n, d] is added before the head; `log_ratio`: equation 4's."""
         found = np.empty((PAIRS, 2))
         for i in range(PAIRS):
             for side, completion in enumerate((self.tokens.chosen[i], self.tokens.rejected[i])):
                 logps = self.backbone.lm_head(self.hidden[i][side] + z[i]).log_softmax(-1)
                 start = len(self.tokens.prompts[i]) - 1
                 logp = sum(logps[start + t, token].item() for t, token in enumerate(completion))
-                if objective["name"] == "dpo":
+                if objective["name"] == "dpo" or log_ratio:
                     found[i, side] = objective["beta"] * (logp - self.tokens.reference[i, side])
                 else:
                     found[i, side] = objective["beta"] * logp / len(completion)
@@ -128,7 +159,7 @@ def oracle(request):
 def test_rewards(oracle, name):
     objective = OBJECTIVES[name]
     found = score_pairs(oracle.policy, oracle.tokens, oracle.prompt_ids, objectives.parse(objective), **OPTIONS)
-    variants = VARIANTS[oracle.kind]
+    variants = VARIANTS[oracle.kind] + ["_log_ratio"] * (name == "simpo")
     assert set(found) == {f"{side}_reward{variant}" for side in ("chosen", "rejected") for variant in variants}
     found = {v: np.stack([found[f"chosen_reward{v}"], found[f"rejected_reward{v}"]], -1) for v in variants}
 
@@ -137,6 +168,16 @@ def test_rewards(oracle, name):
         z["_posterior"] = oracle.posterior_z(oracle.h_chosen, oracle.h_rejected)
         z["_posterior_swapped"] = oracle.posterior_z(oracle.h_rejected, oracle.h_chosen)
     expected = {variant: oracle.rewards(value, objective) for variant, value in z.items() if variant in variants}
+    by_rule = {rule: oracle.rewards(value, objective) for rule, value in oracle.other_z().items()}
+    if name == "simpo":
+        by_rule["_log_ratio"] = oracle.rewards(z[""], objective, log_ratio=True)
+    for variant, value in by_rule.items():
+        np.testing.assert_allclose(found[variant], value, **TOLERANCE, err_msg=variant)
+        same = variant == "_by_mean"
+        assert same == (np.abs(value - expected[""]).max() < 0.02), variant
+    if "_by_mixture" in variants:
+        odds = torch.tensor(found["_by_mixture"][:, 0] - found["_by_mixture"][:, 1]).sigmoid()
+        np.testing.assert_allclose(odds, oracle.mixture_odds(objective), **TOLERANCE)
     for variant, value in expected.items():
         np.testing.assert_allclose(found[variant], value, **TOLERANCE, err_msg=variant)
     # Otherwise one variant in place of another would pass.

@@ -2,9 +2,10 @@
 
 import pyarrow as pa
 import pytest
+import torch
 from tiny import make_backbone, make_pairs, make_tokenizer
 
-from lpc import cli, objectives
+from lpc import cli, latents, objectives
 from lpc.data.tokens import tokenize_pairs
 from lpc.evaluation.intervals import accuracy_interval, outcomes
 from lpc.evaluation.preference import score_pairs
@@ -16,21 +17,32 @@ SPEC = {"tokens": {"max_length": 64, "max_prompt_length": 32}, "precision": "flo
 OBJECTIVE = {"name": "simpo", "beta": 2.0, "margin": 0.5}
 
 
-@pytest.fixture(scope="module")
-def scored(tmp_path_factory):
-    """(pairs, per-pair rewards, summary) of a plain run that never learned, 20 pairs a split."""
-    folder = tmp_path_factory.mktemp("preference")
-    make_backbone().save_pretrained(folder / "model")
+def score(folder, latent=None, reference=None, **spec):
+    """(pairs, per-pair rewards, summary) of a run that never learned, 20 pairs a split."""
+    policy = LatentPolicy(make_backbone(), latent)
+    policy.save_pretrained(folder / "model")
     make_tokenizer().save_pretrained(folder / "model")
     record = {"path": "unused", "chat_template": None, "chat_template_kwargs": {}, "trust_remote_code": False}
     write_json(folder / "base.json", record)
     pairs = make_pairs(60, splits=("train", "validation", "test"))
     write_parquet(folder / "pairs.parquet", pairs)
-    arguments = ["--spec", canonical({**SPEC, "objective": OBJECTIVE}), "--model", folder / "model"]
+    arguments = ["--spec", canonical({**SPEC, "objective": OBJECTIVE, **spec}), "--model", folder / "model"]
     arguments += ["--base", folder / "base.json", "--pairs", folder / "pairs.parquet"]
     arguments += ["--output", folder / "rewards.parquet", "--summary", folder / "summary.json"]
+    if reference is not None:
+        lengths = tokenize_pairs(pairs, make_tokenizer(), **SPEC["tokens"])
+        sides = {side: [len(ids) for ids in getattr(lengths, side)] for side in ("chosen", "rejected")}
+        columns = {f"{side}_tokens": counts for side, counts in sides.items()}
+        columns |= {f"{side}_logp": [reference(n) for n in counts] for side, counts in sides.items()}
+        write_parquet(folder / "reference.parquet", pa.table({"pair_id": pairs["pair_id"], **columns}))
+        arguments += ["--reference", folder / "reference.parquet"]
     step.main(cli.parse(step.parser(), [*map(str, arguments)]))
     return pairs, read_parquet(folder / "rewards.parquet"), read_json(folder / "summary.json")
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    return score(tmp_path_factory.mktemp("preference"))
 
 
 def test_validation_has_its_accuracy_and_interval(scored):
@@ -52,3 +64,24 @@ def test_rewards_are_kept_of_test_pairs_alone(scored):
     assert sorted(rewards["pair_id"].to_pylist()) == sorted(of_test["pair_id"].to_pylist())
     outcome = outcomes(rewards["chosen_reward"], rewards["rejected_reward"])
     assert summary["accuracy"] == pytest.approx(outcome.mean()) and summary["n"] == 20
+    assert "inference" not in summary and "accuracy_log_ratio" not in summary
+
+
+def test_accuracy_by_inference_and_by_equation_4(tmp_path):
+    """One rule is the run's own. A reference of −900 nats a token makes equation 4 prefer the longer completion."""
+    latent = latents.build(latents.parse({"codes": 4, "logit_scale": 10.0}), 32, seed=1)
+    torch.nn.init.normal_(latent.codebook, std=2.0, generator=torch.Generator().manual_seed(1))
+    inference = {"inference": "mode", "inference_seed": 3}
+    pairs, rewards, summary = score(tmp_path, latent, lambda tokens: -900.0 * tokens, inference=inference)
+    for found in (summary, summary["validation"]):
+        by_rule = found["inference"]["accuracy"]
+        assert found["inference"]["default"] == "mode" and by_rule["mode"] == found["accuracy"]
+        assert set(by_rule) == {"mean", "mode", "sample", "gumbel", "mixture"} and len(set(by_rule.values())) > 1
+    expected = outcomes(rewards["chosen_reward_by_sample"], rewards["rejected_reward_by_sample"]).mean()
+    assert summary["inference"]["accuracy"]["sample"] == pytest.approx(expected)
+    of_test = pairs.filter(pa.compute.equal(pairs["split"], "test"))
+    tokens = tokenize_pairs(of_test, make_tokenizer(), **SPEC["tokens"])
+    longer = outcomes([len(ids) for ids in tokens.chosen], [len(ids) for ids in tokens.rejected])
+    decided = longer[longer != 0.5].sum()
+    assert decided <= summary["accuracy_log_ratio"] * 20 <= decided + (longer == 0.5).sum()
+    assert summary["accuracy_log_ratio"] != summary["accuracy"]

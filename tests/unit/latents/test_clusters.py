@@ -19,7 +19,7 @@ def states(clusters: int = 5, features: int = 16, count: int = 300, seed: int = 
 
 
 def latent_of(h, seed: int = 0, **options):
-    config = {"kind": "lpc", "codes": 5, "standardize": True, "codebook_init": "kmeans", "init_std": 0.02} | options
+    config = {"kind": "lpc", "codes": 5, "standardize": True, "codebook_init": "kmeans", "code_scale": 0.02} | options
     latent = latents.build(latents.parse(config), h.shape[1], seed=seed)
     latent.prompt_standardizer.mean.copy_(h.mean(0))
     latent.prompt_standardizer.std.copy_(h.std(0))

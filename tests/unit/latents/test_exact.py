@@ -30,18 +30,18 @@ OBJECTIVES = {
 
 OPTIONS = [
     {},
-    {"detach": True, "init_std": 2.0},
+    {"detach": True, "code_scale": 2.0},
     {"standardize": True, "width": 5},
-    {"group_size": 3, "init_std": 2.0},
+    {"group_size": 3, "code_scale": 2.0},
     {"group_size": 2, "prior": "shared"},
     {"prior": "shared"},
 ]
 
 
-def make_policy(init_std: float = 0.3, codes: int = 5, dtype=torch.float64, **settings) -> LatentPolicy:
+def make_policy(code_scale: float = 0.3, codes: int = 5, dtype=torch.float64, **settings) -> LatentPolicy:
     backbone = make_backbone()
     policy = LatentPolicy(in_float64(backbone) if dtype == torch.float64 else backbone)
-    settings = ExactSettings(codes=codes, init_std=init_std, **settings)
+    settings = ExactSettings(codes=codes, code_scale=code_scale, **settings)
     policy.latent = latents.build(settings, 32, seed=1).to(dtype)
     return policy
 
@@ -196,7 +196,7 @@ def test_a_shared_prior_refuses_settings_of_the_network(name, value):
 
 def test_equal_codes_give_the_plain_loss():
     """With codes of 0, whatever the prior, the loss is that of the policy without a latent."""
-    policy, items = make_policy(init_std=0.0), random_items(6)
+    policy, items = make_policy(code_scale=0.0), random_items(6)
     loss, _ = fast_step(policy, items, OBJECTIVES["dpo"])
     policy.latent = None
     batch = collate(items)
@@ -240,7 +240,7 @@ def test_there_is_no_posterior():
 
 def test_pairs_are_scored_by_the_mixture():
     """Accuracy is that of Σ_k p(k|x) σ(Δ_k) > ½, here code by code; the prior of another prompt; and no latent."""
-    policy = make_policy(init_std=1.0, dtype=torch.float32, logit_scale=40.0).eval()
+    policy = make_policy(code_scale=1.0, dtype=torch.float32, logit_scale=40.0).eval()
     tokens = tokenize_pairs(make_pairs(12), make_tokenizer(), max_length=64, max_prompt_length=32)
     tokens.reference = np.random.default_rng(0).normal(-40, 10, (12, 2))
     prompt_ids = [str(i) for i in range(12)]
@@ -269,6 +269,11 @@ def test_pairs_are_scored_by_the_mixture():
     zero = found["chosen_reward_zero"] - found["rejected_reward_zero"]
     torch.testing.assert_close(torch.from_numpy(zero), torch.stack(plain).double(), rtol=1e-4, atol=1e-4)
     assert not any("posterior" in name for name in found)
+    # The rule of the latent is one of all; `mode` is the code with the largest prior.
+    assert np.array_equal(found["chosen_reward"], found["chosen_reward_by_mixture"])
+    by_mode = torch.from_numpy(found["chosen_reward_by_mode"] - found["rejected_reward_by_mode"])
+    expected = margins.gather(1, priors.argmax(-1, keepdim=True)).squeeze(1).double()
+    torch.testing.assert_close(by_mode, expected, rtol=1e-4, atol=1e-4)
     policy.latent = latents.build(ExactSettings(codes=5, inference="mode"), 32, seed=1)
     by_mode = score_pairs(policy, tokens, prompt_ids, objective, batch_size=5, precision="float32")
     assert by_mode.keys() == found.keys()
@@ -290,7 +295,7 @@ def test_diagnostics_need_no_posterior():
 @pytest.mark.parametrize("inference", ["mixture", "sample"])
 def test_texts_are_written_with_drawn_codes(inference):
     """Each code as often as the prior says, here within 5 sigma."""
-    latent = latents.build(ExactSettings(codes=3, inference=inference, init_std=1.0), 4, seed=0)
+    latent = latents.build(ExactSettings(codes=3, inference=inference, code_scale=1.0), 4, seed=0)
     with torch.no_grad():
         latent.prior[2].weight.zero_()
         latent.prior[2].bias.copy_(torch.tensor([0.2, 0.3, 0.5]).log())

@@ -13,8 +13,8 @@ STD = torch.tensor([0.5, 1.0, 2.0, 0.1])
 
 
 def latent_of(**settings) -> Gaussian:
-    """Prior of MEAN and STD for every prompt, posterior of −MEAN and 2 STD, in units of init_std = 0.1."""
-    latent = Gaussian(GaussianSettings(init_std=0.1, **settings), FEATURES)
+    """Prior of MEAN and STD for every prompt, posterior of −MEAN and 2 STD, in units of code_scale = 0.1."""
+    latent = Gaussian(GaussianSettings(code_scale=0.1, **settings), FEATURES)
     with torch.no_grad():
         for network, mean, std in ((latent.prior, MEAN, STD), (latent.posterior, -MEAN, 2 * STD)):
             network[2].weight.zero_()

@@ -120,6 +120,30 @@ def test_every_parameter_is_in_one_group(kind):
 
 
 @pytest.mark.parametrize("kind", latents.KINDS)
+def test_a_unit_scales_z_and_the_steps_of_what_z_is_made_of(kind):
+    """A step of 1 in every parameter at the rates of both latents moves z by `unit` times as much, too."""
+    one, other, h = make(kind, learning_rate=0.25), make(kind, learning_rate=0.25), torch.randn(3, 16)
+    other.rescale(4.0)
+    uniform = torch.rand(3, one.draw_size) if one.draw_size else None
+    moved = []
+    for latent in (one, other):
+        moved.append([latent.infer(h, uniform)])
+        with torch.no_grad():
+            for names, rate in latent.parameter_groups(1e-6):
+                for name in names:
+                    latent.get_parameter(name).add_(rate)
+        moved[-1].append(latent.infer(h, uniform))
+    for small, large in zip(*moved, strict=True):
+        torch.testing.assert_close(large, 4 * small)
+    assert {rate for _, rate in other.parameter_groups(1e-6)} <= {0.25, 1.0}
+
+
+def test_the_old_name_of_the_scale_is_refused_with_the_new_one():
+    with pytest.raises(UserError, match=r"latent: init_std is now code_scale, in nats of logits"):
+        latents.parse({"kind": "vector", "init_std": 0.1})
+
+
+@pytest.mark.parametrize("kind", latents.KINDS)
 def test_it_starts_from_statistics_where_it_needs_them(kind):
     if "standardize" not in latents.kind(kind).Settings.model_fields:
         assert not latents.parse({"kind": kind}).needs_statistics
@@ -155,7 +179,7 @@ def test_names_of_weights():
     standardizers = [f"{side}_standardizer.{moment}" for side in ("prompt", "completion") for moment in ("mean", "std")]
     assert set(make("lpc").state_dict()) == {"codebook", *networks, *standardizers}
     assert set(make("exact").state_dict()) == {"codebook", *networks[:4], *standardizers[:2]}
-    assert set(make("gaussian").state_dict()) == {*networks, *standardizers}
+    assert set(make("gaussian").state_dict()) == {"scale", *networks, *standardizers}
     assert list(make("vector").state_dict()) == ["vector"]
     mlp = ["mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias"]
     assert list(make("mlp").state_dict()) == [*mlp, *standardizers[:2]]

@@ -14,7 +14,7 @@ from lpc.model.noise import counter_uniform
 
 def test_gamma_moves_z_from_posterior_to_prior():
     """Without noise: at progress 0 z is the posterior's mean code, at progress 1 the prior's."""
-    latent = LPC(LPCSettings(codes=6, gumbel_noise=False, init_std=1.0), 8)
+    latent = LPC(LPCSettings(codes=6, gumbel_noise=False, code_scale=1.0), 8)
     h = [torch.randn(5, 8) for _ in range(3)]
     at = lambda progress: latent(*h, progress=progress).z  # noqa: E731
     torch.testing.assert_close(at(0.0), latent.posterior_logits(h[1], h[2]).softmax(-1) @ latent.codebook)
@@ -25,7 +25,7 @@ def test_gamma_moves_z_from_posterior_to_prior():
 def test_gumbel_samples_are_distributed_as_the_prior():
     """The largest Gumbel-perturbed logit falls on code k with probability p_k (Gumbel-max), here within 5 sigma."""
     latent = LPC(
-        LPCSettings(codes=4, gamma={"start": 1.0, "end": 1.0, "until": 1.0}, temperature=1e-3, init_std=1.0), 8
+        LPCSettings(codes=4, gamma={"start": 1.0, "end": 1.0, "until": 1.0}, temperature=1e-3, code_scale=1.0), 8
     )
     with torch.no_grad():
         latent.codebook.zero_()
@@ -71,7 +71,7 @@ def test_gamma_reaches_its_end_at_until():
 
 def test_straight_through_mixes_two_single_codes():
     """z is γ times one code plus 1 − γ times another, and logits of both networks get a gradient."""
-    latent = LPC(LPCSettings(codes=5, straight_through=True, init_std=1.0), 8)
+    latent = LPC(LPCSettings(codes=5, straight_through=True, code_scale=1.0), 8)
     h = [torch.randn(6, 8) for _ in range(3)]
     noise = counter_uniform(0, 0, torch.arange(6), 10).unflatten(1, (2, 5))
     step = latent(*h, progress=0.25, noise=noise)
@@ -83,8 +83,8 @@ def test_straight_through_mixes_two_single_codes():
         assert all(p.grad.abs().sum() > 0 for p in network.parameters())
 
 
-def test_the_defaults_are_the_papers():
-    """K = 64, λ = 0.05, γ from 0 to 1, and a learning rate of 1e-4; nothing that the paper does not have is on."""
+def test_nothing_that_the_paper_does_not_have_is_on():
+    """K = 64, λ = 0.05 and γ from 0 to 1 as in the paper; the scale of the codes and the rates are our defaults."""
     settings = LPCSettings().model_dump()
     assert settings == {
         "kind": "lpc",
@@ -94,7 +94,7 @@ def test_the_defaults_are_the_papers():
         "free_bits": 0.0,
         "information_weight": 0.0,
         "codebook_init": "normal",
-        "init_std": 0.02,
+        "code_scale": 0.02,
         "width": None,
         "learning_rate": 1e-4,
         "codebook_learning_rate": None,
@@ -120,7 +120,7 @@ def test_clusters_need_standardised_features():
 @pytest.mark.parametrize("inference", ["mode", "sample"])
 def test_inference_picks_single_codes(inference):
     """`mode` the strongest one for every prompt; `sample` code k with probability p_k, within 5 sigma."""
-    latent = LPC(LPCSettings(codes=3, inference=inference, init_std=1.0), 8)
+    latent = LPC(LPCSettings(codes=3, inference=inference, code_scale=1.0), 8)
     p = torch.tensor([0.2, 0.5, 0.3])
     with torch.no_grad():
         latent.prior[2].bias.copy_(p.log())
@@ -135,6 +135,17 @@ def test_inference_picks_single_codes(inference):
     else:
         frequencies = torch.bincount(codes, minlength=3) / count
         assert ((frequencies - p).abs() < 5 * (p * (1 - p) / count).sqrt()).all()
+
+
+def test_inference_by_gumbel_softmax_is_what_the_last_step_takes_from_the_prior():
+    """Temperature at its end, and the noise of the prompt; γ = 1, so that training's z is the prior's."""
+    settings = {"codes": 3, "code_scale": 1.0, "temperature": 2.0, "temperature_end": 0.5, "inference": "gumbel"}
+    latent, h = LPC(LPCSettings(**settings), 8), torch.randn(7, 8)
+    uniform = prompt_uniform(0, [[i] for i in range(7)], latent.draw_size, torch.device("cpu"))
+    noise = torch.stack([uniform, torch.full_like(uniform, 0.5)], 1)
+    torch.testing.assert_close(latent.infer(h, uniform), latent(h, h, h, progress=1.0, noise=noise).z)
+    mean = latent.with_inference("mean").infer(h)
+    assert (latent.infer(h, uniform) - mean).abs().max() > 0.1 and latent.settings.inference == "gumbel"
 
 
 def test_codes_have_a_learning_rate_of_their_own():

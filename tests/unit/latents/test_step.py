@@ -111,7 +111,7 @@ def naive_step(policy, items, objective, config, noise, progress):
 )
 def test_whole_step_equals_the_naive_one(name, options):
     """Loss and every gradient of one LPC step, float64, for all objectives."""
-    config = LPCSettings(codes=5, init_std=0.3, kl_weight=0.7, **options)
+    config = LPCSettings(codes=5, code_scale=0.3, kl_weight=0.7, **options)
     policy = LatentPolicy(in_float64(make_backbone()))
     policy.latent = latents.build(config, 32, seed=1).double()
     if config.standardize:

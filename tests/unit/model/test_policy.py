@@ -37,7 +37,7 @@ ARCHITECTURES = {
 
 def make_policy(name: str = "llama", latent: bool = True, **options) -> LatentPolicy:
     backbone = make_backbone(name.removesuffix("-tied"), **ARCHITECTURES[name])
-    settings = LPCSettings(**{"codes": 5, "init_std": 1.0, "logit_scale": 10.0} | options)
+    settings = LPCSettings(**{"codes": 5, "code_scale": 1.0, "logit_scale": 10.0} | options)
     return LatentPolicy(backbone, latents.build(settings, 32, seed=3) if latent else None).eval()
 
 
@@ -130,9 +130,9 @@ def test_save_and_load(tmp_path, name, latent):
 
 
 def test_a_file_of_settings_holds_those_of_the_kind_alone(tmp_path):
-    settings = latents.parse({"kind": "vector", "init_std": 0.5})
+    settings = latents.parse({"kind": "vector", "code_scale": 0.5})
     LatentPolicy(make_backbone(), latents.build(settings, 32, seed=0)).save_pretrained(tmp_path)
-    expected = {"kind": "vector", "init_std": 0.5, "learning_rate": 1e-4, "latent_first": 0.0}
+    expected = {"kind": "vector", "code_scale": 0.5, "learning_rate": 1e-4, "latent_first": 0.0}
     assert json.loads((tmp_path / "latent.json").read_text()) == expected
 
 
@@ -147,7 +147,10 @@ def test_how_z_is_inferred_may_change_without_training(tmp_path):
     assert torch.equal(first.prior_z(h, prompts), again.prior_z(h, prompts))
     assert not torch.equal(first.prior_z(h, prompts), other.prior_z(h, prompts))
     assert torch.equal(first.latent.codebook, other.latent.codebook)
-    with pytest.raises(UserError, match=r"latent\.json: latent\.inference: Input should be 'mean', 'mode' or 'sample'"):
+    with pytest.raises(
+        UserError,
+        match=r"latent\.json: latent\.inference: Input should be 'mean', 'mode', 'sample', 'gumbel' or 'mixture'",
+    ):
         LatentPolicy.from_pretrained(tmp_path, inference={"inference": "men"})
 
 
@@ -240,7 +243,7 @@ def test_sampling_draws_from_the_latent_policy():
 def test_beam_search_equals_an_exhaustive_reference():
     """Two steps with as many beams as the vocabulary has tokens search everything: the best pair of tokens wins."""
     backbone = make_backbone(vocabulary=24)
-    settings = LPCSettings(codes=5, init_std=1.0, logit_scale=10.0)
+    settings = LPCSettings(codes=5, code_scale=1.0, logit_scale=10.0)
     policy = LatentPolicy(backbone, latents.build(settings, 32, seed=3)).eval()
     prompts = [[5, 6, 7], [8]]
     ids, mask = left_pad(prompts)
@@ -266,7 +269,7 @@ def test_several_sequences_per_prompt_keep_their_prompts_z():
 @pytest.mark.parametrize("beams", [1, 3])
 def test_a_sampled_z_is_the_prompts_own_wherever_it_is_drawn(monkeypatch, kind, beams):
     """Generation of a padded batch, with beams or without, has for each prompt the z that the prompt alone has."""
-    settings = latents.parse({"kind": kind, "inference": "sample", "init_std": 1.0})
+    settings = latents.parse({"kind": kind, "inference": "sample", "code_scale": 1.0})
     policy = LatentPolicy(make_backbone(), latents.build(settings, 32, seed=3)).eval()
     seen, infer = [], policy.latent.infer
     monkeypatch.setattr(policy.latent, "infer", lambda *arguments: seen.append(infer(*arguments)) or seen[-1])
@@ -312,3 +315,18 @@ def test_dropout_is_off_in_every_policy(tmp_path, kind):
     expected = policy.eval().hidden(ids)
     for _ in range(3):
         assert torch.equal(policy.train().hidden(ids), expected)
+
+
+@pytest.mark.parametrize("name", ["llama", "cohere"])
+def test_a_unit_of_z_changes_logits_by_a_nat(name):
+    policy = make_policy(name, latent=False)
+    z = torch.randn(1000, 32, generator=torch.Generator().manual_seed(0)) * policy.logit_unit()
+    logits = (z @ policy.head.weight.t() * policy.scale).detach()
+    assert logits.var(-1).mean().sqrt().item() == pytest.approx(1, rel=0.03)
+
+
+def test_covariance_of_the_head_gives_the_variance_of_logits():
+    policy, v = make_policy("cohere", latent=False), torch.randn(5, 32)
+    logits = (v @ policy.head.weight.t() * policy.scale).detach()
+    variance = ((v @ policy.logit_covariance()) * v).sum(-1)
+    torch.testing.assert_close(variance, logits.var(-1, correction=0), rtol=1e-4, atol=1e-5)

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from lpc import cli, files
+from lpc import cli, files, latents
 from lpc.evaluation import intervals
 from lpc.evaluation.diagnostics import latent_diagnostics
-from lpc.report.runs import resolve
+from lpc.report.runs import latent_kind, resolve
 
 SOURCES = ["bank", "court", "courier", "library", "nursery", "poet"]
 PAIRS, CODES, FEATURES = 120, 8, 16
@@ -163,7 +163,7 @@ def write_run(root: Path, run: dict) -> None:
     folder, seed = root / folder_of(run), run["seed"]
     generator = np.random.default_rng([seed, *folder_of(run).encode()])
     latent = bool(run["latent"])
-    write_preference(folder, SKILL[run["recipe"]], latent, generator)
+    write_preference(folder, SKILL[run["recipe"]], latent_kind(run), generator)
     write_benchmarks(folder, SKILL[run["recipe"]])
     files.write_json(
         folder / "train.json",
@@ -202,20 +202,28 @@ def write_run(root: Path, run: dict) -> None:
         write_latents(folder, run, generator)
 
 
-def write_preference(folder: Path, skill: float, latent: bool, generator) -> None:
+def write_preference(folder: Path, skill: float, latent: str | None, generator) -> None:
     columns = pair_columns()
     chosen = np.where(generator.random(PAIRS) < skill, 1.0, -1.0)
     chosen[0] = 0.0  # a tie
+    rules = latents.kind(latent).inference_rules() if latent else ()
     kinds = ["", "_zero", "_shuffled", "_posterior", "_posterior_swapped"] if latent else [""]
     for kind in kinds:
         columns[f"chosen_reward{kind}"] = chosen if kind == "" else generator.normal(size=PAIRS)
         columns[f"rejected_reward{kind}"] = np.zeros(PAIRS)
+    others = [f"_by_{rule}" for rule in rules] + ["_log_ratio"] * (skill == SKILL["simpo"])
+    for number, kind in enumerate(others):
+        kinds.append(kind)
+        wrong = number * (np.arange(PAIRS) % 20 == 7)  # none by the first rule, the run's own
+        columns |= {f"chosen_reward{kind}": chosen - 2 * wrong, f"rejected_reward{kind}": np.zeros(PAIRS)}
     files.write_parquet(folder / "preference" / "world.parquet", pa.table(columns))
     accuracy = {
         f"accuracy{kind}": float(intervals.outcomes(columns[f"chosen_reward{kind}"], np.zeros(PAIRS)).mean())
         for kind in kinds
     }
     validation = {"n": 20, "accuracy": skill, "low": skill - 0.2, "high": skill + 0.1}
+    by_rule = {rule: accuracy.pop(f"accuracy_by_{rule}") for rule in rules}
+    inference = {"inference": {"default": "mean", "accuracy": by_rule}} if rules else {}
     summary = {
         "n": PAIRS,
         "ties": 1,
@@ -224,6 +232,7 @@ def write_preference(folder: Path, skill: float, latent: bool, generator) -> Non
         "dropped": 0,
         "mean_margin": 0.4,
         **accuracy,
+        **inference,
     }
     files.write_json(folder / "preference" / "world.json", summary)
 

@@ -22,7 +22,7 @@ def test_two_processes_give_the_losses_of_one(inputs, unbroken, tmp_path):
 
 def test_groups_are_whole_on_two_processes(inputs, tmp_path):
     """Micro-batches of two groups on each device: the losses of one process."""
-    latent = {"kind": "exact", "codes": 3, "group_size": 2, "init_std": 0.5, "learning_rate": 1e-3}
+    latent = {"kind": "exact", "codes": 3, "group_size": 2, "code_scale": 0.5, "learning_rate": 1e-3}
     settings = {"latent": latent, "micro_batch_size": 4}
     train_step(inputs, tmp_path / "one", **settings)
     train_step_on_two(inputs, tmp_path / "two", **settings)

@@ -13,13 +13,14 @@ from lpc import latents, objectives
 from lpc.cli import UserError
 from lpc.config.models import Training
 from lpc.data.tokens import PairTokens, collate
+from lpc.latents.base import LatentStep
 from lpc.model.policy import LatentPolicy
 from lpc.reference import reference_logps
 from lpc.training.checkpoints import Checkpointing
 from lpc.training.train import training_arguments
-from lpc.training.trainer import PreferenceTrainer
+from lpc.training.trainer import PreferenceTrainer, squared_sizes
 
-GROUPED = {"kind": "exact", "codes": 5, "group_size": 4, "prior": "shared", "init_std": 0.5, "learning_rate": 1e-2}
+GROUPED = {"kind": "exact", "codes": 5, "group_size": 4, "prior": "shared", "code_scale": 0.5, "learning_rate": 1e-2}
 
 
 @pytest.mark.parametrize("name,expected", [("dpo", np.log(2)), ("ipo", 25.0)])
@@ -72,7 +73,19 @@ def test_a_latent_alone_leaves_the_base_as_it_was(tmp_path):
 
 def test_log_lines_hold_what_a_person_needs(tmp_path):
     _, lines = run(tmp_path, latent=LATENT)
-    keys = {"loss", "objective", "kl", "chosen_reward", "rejected_reward", "margin", "accuracy", "gamma", "z_norm"}
+    keys = {
+        "loss",
+        "objective",
+        "kl",
+        "chosen_reward",
+        "rejected_reward",
+        "margin",
+        "accuracy",
+        "gamma",
+        "z_norm",
+        "z_to_h",
+        "z_to_logits",
+    }
     keys |= {"h_norm", "grad_norm", "learning_rate", "prior_perplexity", "posterior_perplexity", "memory_gib"}
     keys |= {"mean_prior_perplexity", "tokens_per_second", "epoch", "step", "temperature"}
     assert set(lines[0]) == keys
@@ -108,9 +121,61 @@ def test_a_reference_may_differ_by_rounding_alone(tmp_path):
 
 
 def test_a_latent_that_starts_large_is_warned_about(tmp_path, caplog):
-    trainer, _ = run(tmp_path, latent=LATENT | {"init_std": 3.0}, epochs=1)
+    trainer, _ = run(tmp_path, latent=LATENT | {"code_scale": 3.0}, epochs=1)
     assert "the policy starts away from its reference" in caplog.text
     assert trainer.totals["first_z_nats_per_token"] > 0.1
+
+
+@pytest.mark.parametrize("kind", ["lpc", "exact"])
+def test_z_has_the_same_size_on_bases_of_any_scale(tmp_path, kind):
+    """The base with hidden states four times as large, and a head that makes up for it: the first line is the same."""
+    found = []
+    for factor in (1.0, 4.0):
+        policy = LatentPolicy(make_base())
+        with torch.no_grad():
+            policy.backbone.model.norm.weight.mul_(factor)
+            policy.head.weight.div_(factor)
+        settings = latents.parse({"kind": kind, "codes": 6, "code_scale": 0.3, "standardize": True})
+        policy.latent = latents.build(settings, 32, 0)
+        # As the base's statistics are: the MLPs see the same.
+        names = [f"{part}.{moment}" for part in ("prompt", "completion") for moment in ("mean", "std")]
+        policy.latent.start_from({name: torch.full((32,), factor * name.endswith("std")) for name in names}, seed=0)
+        policy.latent.rescale(policy.logit_unit())
+        _, lines = run(tmp_path / str(factor), policy=policy, epochs=1)
+        found.append([lines[0][name] for name in ("z_to_h", "z_to_logits")])
+    assert found[0] == pytest.approx(found[1], rel=1e-4) and min(found[0]) > 0.01
+
+
+def test_sizes_of_z_by_hand():
+    """Of logits over the whole vocabulary; of a mixture the mean over its codes."""
+    policy, h = LatentPolicy(make_base()), torch.randn(3, 32)
+    spread = lambda v: (v @ policy.head.weight.t()).var(-1, correction=0)  # noqa: E731
+    step = LatentStep(torch.randn(3, 32), torch.zeros(3), torch.randn(3, 6))
+    for kind in ("lpc", "exact"):
+        latent = latents.build(latents.parse({"kind": kind, "codes": 6, "code_scale": 0.3}), 32, 0)
+        with torch.no_grad():
+            found = squared_sizes(latent, step, h, policy.logit_covariance())
+            of_z = step.z.square().mean(-1), spread(step.z)
+            if kind == "exact":
+                p, e = step.prior_logits.softmax(-1), latent.codebook
+                of_z = p @ e.square().mean(-1), p @ spread(e)
+            expected = [*of_z, h.square().mean(-1), spread(h)]
+        assert list(found) == ["z_square", "z_variance", "h_square", "h_variance"]
+        for one, other in zip(found.values(), expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_latent_that_outgrows_the_model_or_stays_unseen_is_warned_about(tmp_path, caplog):
+    """Once, where it happens; and at the end."""
+    _, lines = run(tmp_path / "a", latent=LATENT | {"code_scale": 30.0}, epochs=1)
+    assert caplog.text.count("text follows the latent alone") == 1 and lines[0]["z_to_logits"] > 1
+    caplog.clear()
+    _, lines = run(tmp_path / "b", latent=LATENT | {"code_scale": 1e-4, "codebook_learning_rate": 1e-6}, epochs=1)
+    assert caplog.text.count("the latent is not used") == 1 and 0 < lines[-1]["z_to_logits"] < 1 / 256
+    caplog.clear()
+    _, lines = run(tmp_path / "c", latent=LATENT | {"code_scale": 0.5}, epochs=1)
+    assert all(1 / 256 < line["z_to_logits"] < 1 and 0 < line["z_to_h"] < 1 for line in lines)
+    assert "z adds logits" not in caplog.text
 
 
 def test_recipes_pass_the_first_batch_at_the_width_of_a_7b_model(tmp_path, caplog):
@@ -129,10 +194,11 @@ def test_recipes_pass_the_first_batch_at_the_width_of_a_7b_model(tmp_path, caplo
         Training(**TRAINING | {"batch_size": 2, "epochs": 1}), seed=0, output_dir=tmp_path, processes=1
     )
     trainer = PreferenceTrainer(policy, arguments, tokens, objectives.parse(OBJECTIVES["ipo"]), tmp_path / "l")
+    trainer.logit_covariance = policy.logit_covariance()
     batch, away = collate([tokens[0], tokens[1]]), []
     with torch.no_grad():
         for seed in range(4):
-            policy.latent = latents.build(latents.parse(LATENT | {"init_std": 0.02, "width": 64}), 4096, seed)
+            policy.latent = latents.build(latents.parse(LATENT | {"code_scale": 0.02, "width": 64}), 4096, seed)
             trainer.check_first_loss = True
             trainer.compute_loss(policy, batch)
             away.append(abs(trainer.totals["first_loss"] / 25 - 1))

@@ -18,7 +18,7 @@ def start_from_clusters(latent: Codes, h_x: Tensor, seed: int) -> None:
     """Set codes and prior of `latent` from k-means of the standardised h_x [n, d] of n training prompts, in place.
 
     Codes: the centroids as hidden states less their mean, all times one number that makes their root mean square
-    `init_std`. Prior: its largest logit is that of the nearest centroid, and the deviation of the logits from each
+    `code_scale`. Prior: its largest logit is that of the nearest centroid, and the deviation of the logits from each
     prompt's mean has the root mean square `logit_scale`. Nearest among K centroids is a linear map of rank K − 1, and
     GELU(u) − GELU(−u) = u, so two hidden units carry one of its dimensions; an MLP of fewer than 2 (K − 1) hidden
     units has the best map of the rank that it can hold. The same seed gives the same latent; one thread, since the
@@ -36,7 +36,7 @@ def start_from_clusters(latent: Codes, h_x: Tensor, seed: int) -> None:
     centroids = torch.from_numpy(centroids)
 
     vectors = centroids * latent.prompt_standardizer.std
-    latent.codebook.copy_(vectors * latent.settings.init_std / vectors.square().mean().sqrt())
+    latent.codebook.copy_(vectors * latent.settings.code_scale / vectors.square().mean().sqrt())
 
     # |x − c_k|² up to what all codes share: −2 (c_k − c̄)·x + |c_k|². Half of it, negated, is the logit.
     first, _, last = latent.prior

@@ -1,4 +1,4 @@
-"""A mixture over codes: one loss and one reward of a pair from those under each of its K codes."""
+"""A mixture over codes: one loss and one reward of a pair from those under each of its K codes, and Bayes' rule."""
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -22,3 +22,14 @@ def mixture_rewards(log_prior: Tensor, chosen: Tensor, rejected: Tensor) -> tupl
     log_odds = (log_prior + logsigmoid(margins)).logsumexp(-1) - (log_prior + logsigmoid(-margins)).logsumexp(-1)
     middle = (log_prior.exp() * (chosen + rejected)).sum(-1) / 2
     return middle + log_odds / 2, middle - log_odds / 2
+
+
+def infer_code(log_prior: Tensor, context_log_prior: Tensor, context_losses: Tensor) -> Tensor:
+    """Return log p(k | x, context) [N, K] of N prompts x of one person, by Bayes' rule: ∝ π_k Π_i exp(−ℓ_ik).
+
+    log_prior [N, K]: log p(k|x) of each prompt; context_log_prior, context_losses [C, K]: of C labelled pairs of the
+    person under each code, such as −log σ(Δ_ik). π is the prior of a group as in training: the normalised geometric
+    mean of those of the context and of x. With no pair (C = 0) the result is the prior of x.
+    """
+    prior = (context_log_prior.sum(0) + log_prior) / (len(context_losses) + 1)
+    return (prior - context_losses.sum(0)).log_softmax(-1)

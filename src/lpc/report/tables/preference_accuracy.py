@@ -12,6 +12,9 @@ COLUMNS = {
     "accuracy": "share of pairs in which the chosen completion has the higher reward; a tie counts one half",
     "low": "lower end of the 95 % Wilson interval, clustered by prompt",
     "high": "upper end of that interval",
+    "accuracy_log_ratio": (
+        "accuracy of the log-ratio to the reference (equation 4), where the objective's own reward has no reference"
+    ),
     "longer_accuracy": "accuracy of always preferring the longer completion",
     "ties": "pairs with equal rewards",
     "dropped": "pairs that tokenisation could not keep",
