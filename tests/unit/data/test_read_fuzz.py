@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lpc import files
 from lpc.cli import UserError
 from lpc.data.hub import describe_dataset
-from lpc.data.read import ROWS, check_share, read
+from lpc.data.read import ROWS, check_share, read, unpack
 
 budget = settings(
     max_examples=100,
@@ -70,7 +70,7 @@ def check(path, kind, group):
     try:
         source = describe_dataset(kind=kind, path=str(path), revision=None, hub_split="train", group=group)
         rows, rejects, _ = read(source)
-        files.write_parquet(path.with_name("rows.out"), pa.Table.from_pylist(rows, schema=ROWS))
+        files.write_rows(path.with_name("rows.out"), map(unpack, rows), ROWS)
         assert all(reject["reason"] and reject["row"] for reject in rejects)
         files.write_json(path.with_name("rejects.out"), rejects)
         check_share(len(rows), rejects, 0.5)
