@@ -80,6 +80,7 @@ def tokenise(args, now: dict) -> None:
     load = {"split": "train", "reference": args.reference, "columns": ["pair_id"]}
     _, tokens = load_pairs(args.pairs, load_run_tokenizer(args.base), spec.tokens, **load)
     tokens.save(args.checkpoints / fingerprint(now) / TOKENS)
+    log.info("%d training pairs tokenised, %d dropped", len(tokens), tokens.dropped)
 
 
 def run(args, now: dict, changed: list[str], main_process: bool) -> None:
