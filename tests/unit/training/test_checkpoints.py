@@ -148,8 +148,8 @@ def test_checkpoints_of_another_run_are_refused_even_in_this_ones_place(tmp_path
 def test_tokens_of_every_earlier_attempt_are_deleted(tmp_path):
     """They can be made again, and nobody else would delete those of a run that is never resumed."""
     before, now = ({"spec": {"seed": seed}, "code": {}} for seed in (0, 1))
-    for identity in (before, now):
-        (tmp_path / fingerprint(identity) / TOKENS).mkdir(parents=True)
+    for one in (before, now):
+        (tmp_path / fingerprint(one) / TOKENS).mkdir(parents=True)
     prepare(tmp_path, now)
     assert not list(tmp_path.glob(f"*/{TOKENS}"))
 
