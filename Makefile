@@ -39,6 +39,7 @@ bench: .venv/bench.stamp ## measure speed and memory against peers
 	python benchmarks/training.py --steps 3 --output results/bench/training-128256.json
 	python benchmarks/training.py --vocabulary 4096 --means --steps 8 --rounds 2 --output results/bench/training-4096.json
 	python benchmarks/packing.py --output results/bench/packing.json
+	python benchmarks/data.py --output results/bench/data.json
 	python benchmarks/workflow.py --output results/bench/workflow.json
 	python benchmarks/harness.py --output results/bench/harness.json
 

@@ -83,7 +83,7 @@ def token_lengths(path: Path, vocabulary: int, count: int) -> list[tuple[int, in
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as stream:
         kind = "ultrafeedback" if "completions" in json.loads(next(stream)) else "pairs"
     rows, _, _ = read.read({"kind": kind, "path": str(path), "revision": None, "files": [str(path)]})
-    rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[: 4 * count]]
+    rows = [read.unpack(rows[i]) for i in np.random.default_rng(0).permutation(len(rows))[: 4 * count]]
     texts = [
         (" ".join(message["content"] for message in row["messages"]), *(c["response"] for c in row["completions"][:2]))
         for row in rows

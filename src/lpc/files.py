@@ -6,6 +6,7 @@ Nothing here imports torch; pyarrow is imported where Parquet is touched, so tha
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lpc import process
@@ -220,22 +221,56 @@ def write_parquet(path: str | Path, table, metadata: dict | None = None) -> None
 
     In a container, the image is added to it as "container".
     """
+    _write_tables(path, [table], table.schema, metadata)
+
+
+def write_rows(path: str | Path, rows: Iterable[dict], schema, metadata: dict | None = None) -> None:
+    """Write rows as `write_parquet` writes a table, `BATCH` at a time: all of them as a table would double the memory.
+
+    schema: a pyarrow Schema.
+    """
+    import pyarrow
+
+    rows = iter(rows)
+    parts = iter(lambda: list(itertools.islice(rows, BATCH)), [])
+    _write_tables(path, (pyarrow.Table.from_pylist(part, schema=schema) for part in parts), schema, metadata)
+
+
+BATCH = 1000
+"""Rows that are read or written at once where a file may be larger than the memory."""
+
+
+def _write_tables(path: str | Path, tables: Iterable, schema, metadata: dict | None) -> None:
     import pyarrow.parquet as parquet
 
     if image := current():
         metadata = {**(metadata or {}), "container": image}
     if metadata is not None:
-        table = table.replace_schema_metadata(
-            {**(table.schema.metadata or {}), b"lpc": json.dumps(metadata, sort_keys=True).encode()}
+        schema = schema.with_metadata(
+            {**(schema.metadata or {}), b"lpc": json.dumps(metadata, sort_keys=True).encode()}
         )
-    with atomic(path) as temporary:
-        parquet.write_table(table, temporary, compression="zstd")
+    with atomic(path) as temporary, parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table)
 
 
 def read_parquet(path: str | Path, columns: list[str] | None = None):
     """Return a pyarrow Table. Raises UserError for a file that is missing or not Parquet."""
     with _parquet(path) as parquet:
         return parquet.read_table(path, columns=columns)
+
+
+def read_batches(path: str | Path) -> Iterator:
+    """Yield a file's rows as pyarrow Tables of up to `BATCH` rows, the first one empty: there is always a table.
+
+    Raises UserError as `read_parquet` does.
+    """
+    import pyarrow
+
+    with _parquet(path) as parquet, parquet.ParquetFile(path) as file:
+        yield file.schema_arrow.empty_table()
+        for batch in file.iter_batches(BATCH):
+            yield pyarrow.Table.from_batches([batch])
 
 
 @contextlib.contextmanager

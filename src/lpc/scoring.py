@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from lpc.cli import UserError
 from lpc.config.models import Tokens
-from lpc.data.tokens import MODEL_INPUTS, PairTokens, collate, tokenize_pairs
-from lpc.files import read_parquet
+from lpc.data.tokens import MODEL_INPUTS, PairTokens, collate, tokenize_batches
+from lpc.files import read_batches, read_parquet
 from lpc.model.policy import Encoded, LatentPolicy
 
 log = logging.getLogger("lpc")
@@ -32,22 +32,25 @@ def load_pairs(
     split: str | None = None,
     pair_ids: list[str] | None = None,
     reference: str | os.PathLike | None = None,
+    columns: list[str] | None = None,
 ) -> tuple[pa.Table, PairTokens]:
     """Read and tokenise the pairs of a file: those of `split`, those of `pair_ids` in this order, or all.
 
-    tokens: the lengths to which pairs are cut. reference: a file of reference log-probabilities to attach. Returns the
-    rows of the pairs that are left after tokenisation, with all columns, and their tokens in the same order.
-    Raises UserError where no pair is left.
+    tokens: the lengths to which pairs are cut. reference: a file of reference log-probabilities to attach. columns: of
+    the rows that are returned, with pair_id; None: all, which takes the memory of their texts. Returns the rows of the
+    pairs that are left after tokenisation, and their tokens in the same order. Raises UserError where no pair is left.
     """
-    pairs = read_parquet(path)
-    if split is not None:
-        pairs = pairs.filter(pa.compute.equal(pairs["split"], split))
-    if pair_ids is not None:
-        pairs = pairs.take(pa.compute.index_in(pa.array(pair_ids, pa.string()), pairs["pair_id"].combine_chunks()))
-    what = f"{split} pair" if split else "pair"
+    kept: list[pa.Table] = []
+
+    def batches() -> Iterator[pa.Table]:
+        for pairs in _selected(path, split, pair_ids):
+            kept.append(pairs if columns is None else pairs.select(columns))
+            yield pairs
+
+    tokenised = tokenize_batches(batches(), tokenizer, **dict(tokens))
+    pairs, what = pa.concat_tables(kept), f"{split} pair" if split else "pair"
     if len(pairs) == 0:
         raise UserError(f"{path}: no {what} in this file; change `split` of this dataset")
-    tokenised = tokenize_pairs(pairs, tokenizer, **dict(tokens))
     if len(tokenised) == 0:
         raise UserError(
             f"{path}: no {what} is left after tokenisation, since all {len(pairs)} have equal completions once they are"
@@ -57,6 +60,19 @@ def load_pairs(
     if reference is not None:
         attach_reference(tokenised, rows, reference)
     return rows, tokenised
+
+
+def _selected(path: str | os.PathLike, split: str | None, pair_ids: list[str] | None) -> Iterator[pa.Table]:
+    """The pairs that `load_pairs` reads; the few of `pair_ids` in one table."""
+    batches = read_batches(path)
+    if split is not None:
+        batches = (pairs.filter(pa.compute.equal(pairs["split"], split)) for pairs in batches)
+    if pair_ids is None:
+        yield from batches
+        return
+    wanted = pa.array(pair_ids, pa.string())
+    pairs = pa.concat_tables(pairs.filter(pa.compute.is_in(pairs["pair_id"], wanted)) for pairs in batches)
+    yield pairs.take(pa.compute.index_in(wanted, pairs["pair_id"].combine_chunks()))
 
 
 def attach_reference(tokens: PairTokens, rows: pa.Table, path: str | os.PathLike) -> None:

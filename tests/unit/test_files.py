@@ -55,6 +55,22 @@ def test_torn_record_of_an_image_is_named(tmp_path, monkeypatch):
             files.write_json(tmp_path / "object.json", {})
 
 
+# ---- Parquet in parts
+
+
+@pytest.mark.parametrize("count", [0, 1, files.BATCH, 2 * files.BATCH + 1])
+def test_rows_are_written_and_read_in_parts(tmp_path, count):
+    path, schema = tmp_path / "rows.parquet", pa.schema({"n": pa.int64(), "text": pa.string()})
+    rows = [{"text": f"row {n}", "n": n} for n in range(count)]
+    files.write_rows(path, iter(rows), schema, {"spec": 1})
+    assert files.parquet_metadata(path)["spec"] == 1
+    assert files.read_parquet(path).equals(pa.Table.from_pylist(rows, schema=schema))
+    first, *parts = files.read_batches(path)
+    assert first.num_rows == 0 and first.schema.equals(schema)
+    assert all(0 < part.num_rows <= files.BATCH for part in parts)
+    assert [row for part in parts for row in part.to_pylist()] == [{"n": row["n"], "text": row["text"]} for row in rows]
+
+
 # ---- refused writes, on a real file system that is full
 
 
@@ -419,7 +435,7 @@ def test_lone_surrogate_is_named_and_not_written(tmp_path):
 def test_file_that_is_not_parquet(tmp_path, content):
     path = tmp_path / "a.parquet"
     path.write_bytes(content)
-    for read in (files.read_parquet, files.parquet_metadata):
+    for read in (files.read_parquet, files.parquet_metadata, lambda path: list(files.read_batches(path))):
         with pytest.raises(UserError, match=r"a\.parquet: not a readable Parquet file"):
             read(path)
         with pytest.raises(UserError, match="no such file"):

@@ -48,8 +48,17 @@ def test_rows_and_tokens_are_of_the_same_pairs(tmp_path, pairs, choice, expected
     assert tokens.reference is None and tokens.dropped == (choice in ({}, {"split": "validation"}))
 
 
+def test_no_more_columns_are_kept_than_wanted(tmp_path, pairs):
+    """The texts of all pairs would take more memory than their tokens."""
+    rows, _ = load_pairs(tmp_path / "pairs.parquet", make_tokenizer(), TOKENS, split="train", columns=["pair_id"])
+    assert rows.to_pydict() == {"pair_id": [f"pair-{i:04d}" for i in (0, 3, 6, 9)]}
+
+
 def test_no_pair_stops(tmp_path, pairs):
     path = tmp_path / "pairs.parquet"
+    write_parquet(tmp_path / "empty.parquet", pairs.slice(0, 0))
+    with pytest.raises(UserError, match="no train pair in this file"):
+        load_pairs(tmp_path / "empty.parquet", make_tokenizer(), TOKENS, split="train")
     with pytest.raises(UserError, match="no other pair in this file; change `split`"):
         load_pairs(path, make_tokenizer(), TOKENS, split="other")
     with pytest.raises(UserError, match="no pair is left after tokenisation, since all 1 have equal"):

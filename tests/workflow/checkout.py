@@ -23,6 +23,10 @@ def forks() -> subprocess.Popen:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
+SECRETS = {"HF_TOKEN": "hf_zGqXsecretofthehub", "OPENAI_API_KEY": "sk-zGqXsecretofthejudge"}
+"""In the environment of every run; see `test_no_secret_is_in_any_output`."""
+
+
 class Checkout:
     """A copy of the workflow's files in a folder of its own."""
 
@@ -48,7 +52,7 @@ class Checkout:
 
     def start(self, *arguments, **options) -> subprocess.Popen:
         # Warnings of libraries about a missing terminal or home are no part of what is tested.
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", **SECRETS}
         return subprocess.Popen(
             [sys.executable, "-m", "snakemake", *map(str, arguments)],
             cwd=self.folder,

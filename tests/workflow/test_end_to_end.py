@@ -7,7 +7,7 @@ import itertools
 import json
 
 import pytest
-from checkout import ROOT, SMALL, Checkout
+from checkout import ROOT, SECRETS, SMALL, Checkout
 
 REAL = ROOT.parent / "shared" / "data"
 SWEPT = "dpo-lpc+training.learning_rate=0.01"
@@ -50,8 +50,19 @@ def world(tmp_path_factory):
         }
     }
     config["evaluation"]["benchmarks"]["tasks"]["world_easy"]["questions"]["count"] = 20
-    checkout.snakemake("all", "--cores", "2", "--configfile", checkout.write(config))
+    told = checkout.snakemake("all", "--cores", "2", "--printshellcmds", "--configfile", checkout.write(config))
+    (checkout.folder / "told.txt").write_text(told)
     return checkout, config, checkout.folder / "results/small"
+
+
+def test_no_secret_is_in_any_output(world):
+    """Neither results nor logs, nor the commands that Snakemake shows, nor its own records."""
+    folder = world[0].folder
+    written = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert {"told.txt", "report.html", "train.json"} < {path.name for path in written}
+    for path in written:
+        content = path.read_bytes()
+        assert not [name for name, value in SECRETS.items() if value.encode() in content], path
 
 
 def test_tables_hold_every_run(world):

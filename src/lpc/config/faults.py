@@ -83,8 +83,15 @@ class Faults:
     def __str__(self) -> str:
         count = "1 fault" if len(self.entries) == 1 else f"{len(self.entries)} faults"
         placed = sorted((self._place(path), _dotted(path), message) for path, message in self.entries)
-        lines = [f"{file}{f':{line}' if line else ''}: {key}: {message}" for (file, line), key, message in placed]
+        lines = [
+            one_line(f"{file}{f':{line}' if line else ''}: {key}: {message}") for (file, line), key, message in placed
+        ]
         return "\n  ".join([f"{count} in the configuration:", *lines])
+
+
+def one_line(text: object) -> str:
+    """Return a message without line breaks, and with escapes for what no file can hold."""
+    return " ".join(str(text).split()).encode("utf-8", "backslashreplace").decode()
 
 
 def _dotted(path: tuple) -> str:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from lpc.cli import UserError
 from lpc.config import specs
-from lpc.config.faults import Faults, closest, explain_all, kind, one_of
+from lpc.config.faults import Faults, closest, explain_all, kind, one_line, one_of
 from lpc.config.keys import Name
 from lpc.config.models import CLEAN, Recipe, Settings, Training
 from lpc.config.runs import Run, runs_of
@@ -49,8 +49,10 @@ def load(*files: str | Path) -> Config:
     for file in files:
         try:
             value = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise ConfigError(f"{file}: {error}") from None
+        except RecursionError:
+            raise ConfigError(f"{file}: nested too deeply to be a configuration") from None
+        except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: text that is not UTF-8, a date of month 13
+            raise ConfigError(f"{file}: {one_line(error)}") from None
         if not isinstance(value, dict):
             raise ConfigError(f"{file}: expected keys at top level, such as project: and datasets:")
         merged = specs.merge(merged, value)
@@ -80,9 +82,16 @@ def resolve(config: dict, files: tuple[str | Path, ...] | list[str | Path] = ())
     return Config(Settings.model_validate(raw), recipes, experiments)
 
 
+DEPTH = 50
+"""Levels of sections and lists; the deepest key has eight."""
+
+
 def _plain(value, path: tuple, faults: Faults):
     """A copy of `value` as JSON can hold it. What YAML can hold besides is reported: dates, inf, keys that are no
-    strings."""
+    strings; a list within itself ends the check."""
+    if len(path) > DEPTH:
+        faults.add(path[:3], f"nested more than {DEPTH} levels deep")
+        raise ConfigError(str(faults))
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):

@@ -140,8 +140,8 @@ def _hub_records(dataset: dict) -> Iterator[tuple[str, int, object]]:
 def read(dataset: dict) -> tuple[list[dict], list[dict], int]:
     """(rows, rejects, copies) of a dataset.json.
 
-    rows are sorted by row_id, and so independent of the order in the files; rejects are the malformed ones as
-    {file, row, reason, columns}; copies counts rows left out because an equal one is there already.
+    rows are packed (see `pack`) and sorted by row_id, and so independent of the order in the files; rejects are the
+    malformed ones as {file, row, reason, columns}; copies counts rows left out because an equal one is there already.
     """
     # The name of rows that carry no source of their own: "hh-rlhf" for Anthropic/hh-rlhf and for data/hh-rlhf.jsonl.gz.
     default = dataset["path"].rstrip("/").rpartition("/")[2].partition(".jsonl")[0].removesuffix(".parquet")
@@ -156,13 +156,27 @@ def read(dataset: dict) -> tuple[list[dict], list[dict], int]:
             rejects.append({"file": file, "row": number, "reason": str(error), "columns": _columns(record)})
             continue
         copies += row["row_id"] in rows
-        rows[row["row_id"]] = row
+        rows[row["row_id"]] = pack(row)
     if rows and dataset.get("group") and all(row["group"] is None for row in rows.values()):
         raise UserError(
             f"group: no row has a value in column {dataset['group']!r}; correct `group` of this dataset (columns of "
             f"the last row: {', '.join(_columns(record))})"
         )
     return [rows[row_id] for row_id in sorted(rows)], rejects, copies
+
+
+CONTENT = ("messages", "completions")
+
+
+def pack(row: dict) -> dict:
+    """Return a row with its texts as bytes under the key "content", a third of the memory of Python objects."""
+    rest = {name: value for name, value in row.items() if name not in CONTENT}
+    return rest | {"content": files.canonical({name: row[name] for name in CONTENT}).encode()}
+
+
+def unpack(row: dict) -> dict:
+    """Return the row that `pack` was given, with the keys that were added since."""
+    return {name: value for name, value in row.items() if name != "content"} | json.loads(row["content"])
 
 
 PROMPT_GROUP = "prompt"

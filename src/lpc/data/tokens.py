@@ -10,6 +10,7 @@ import itertools
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import jinja2
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lpc.cli import UserError
+from lpc.files import BATCH, atomic
 
 # What the end of a turn is found with; short words, so that no template shortens or wraps them.
 PROBE = [{"role": "user", "content": "Hello"}]
@@ -256,6 +258,41 @@ class PairTokens(torch.utils.data.Dataset):
             item["group"] = self.groups[i]
         return item
 
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write everything as .npy files into a new folder, or in place of an old one."""
+        arrays = {name: getattr(self, name) for name in ("rows", "dropped", "reference", "groups")}
+        for name in ("prompts", "chosen", "rejected"):
+            column = getattr(self, name)
+            arrays |= {f"{name}.ids": column.ids, f"{name}.offsets": column.offsets}
+        with atomic(folder) as temporary:
+            temporary.mkdir()
+            for name, array in arrays.items():
+                if array is not None:
+                    np.save(temporary / f"{name}.npy", array, allow_pickle=False)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> "PairTokens":
+        """Return what `save` wrote. Token ids are mapped: all processes of a machine share one copy of them."""
+
+        def array(name: str, mmap_mode: str | None = None) -> np.ndarray | None:
+            file = Path(folder) / f"{name}.npy"
+            return np.load(file, mmap_mode=mmap_mode, allow_pickle=False) if file.exists() else None
+
+        columns = {
+            name: (array(f"{name}.ids", "r"), array(f"{name}.offsets")) for name in ("prompts", "chosen", "rejected")
+        }
+        return cls(
+            array("rows"),
+            **{name: Ragged(np.asarray(ids), offsets) for name, (ids, offsets) in columns.items()},
+            dropped=int(array("dropped")),
+            reference=array("reference"),
+            groups=array("groups"),
+        )
+
+    def close(self) -> None:
+        """Let go of the mapped files: some network file systems delete no folder with a file in use."""
+        self.prompts = self.chosen = self.rejected = Ragged.join([])
+
     def lengths(self) -> np.ndarray:
         """Tokens of each pair, its prompt counted once."""
         rows = zip(self.prompts, self.chosen, self.rejected, strict=True)
@@ -270,7 +307,15 @@ class PairTokens(torch.utils.data.Dataset):
 def tokenize_pairs(
     pairs: pa.Table, tokenizer: PreTrainedTokenizerBase, *, max_length: int, max_prompt_length: int
 ) -> PairTokens:
-    """Tokenise a table of pairs (columns messages, chosen, rejected, and group where it has groups).
+    """Tokenise a table of pairs; see `tokenize_batches`."""
+    batches = (pairs.slice(start, BATCH) for start in range(0, len(pairs), BATCH))
+    return tokenize_batches(batches, tokenizer, max_length=max_length, max_prompt_length=max_prompt_length)
+
+
+def tokenize_batches(
+    batches: Iterable[pa.Table], tokenizer: PreTrainedTokenizerBase, *, max_length: int, max_prompt_length: int
+) -> PairTokens:
+    """Tokenise pairs that arrive as tables (columns messages, chosen, rejected, and group where they have groups).
 
     A prompt keeps its last `max_prompt_length` tokens: its end holds the question and the assistant's turn; BOS stays.
     A completion keeps its first `max_length` − prompt tokens, chosen and rejected alike, and loses its end-of-turn
@@ -283,17 +328,18 @@ def tokenize_pairs(
             "or no token of a completion would be left"
         )
     empty = Ragged.join([])
-    numbers, prompts, chosen, rejected = [], [empty], [empty], [empty]
-    for start in range(0, len(pairs), BATCH):
-        batch = _tokenize(pairs.slice(start, BATCH), tokenizer, start, max_length, max_prompt_length)
+    count, numbers, groups, prompts, chosen, rejected = 0, [], [], [empty], [empty], [empty]
+    for pairs in batches:
+        batch = _tokenize(pairs, tokenizer, count, max_length, max_prompt_length)
+        count += len(pairs)
         numbers += [number for number, *_ in batch]
         for parts, column in zip((prompts, chosen, rejected), range(1, 4), strict=True):
             parts.append(Ragged.join(row[column] for row in batch))
+        groups += pairs["group"].to_pylist() if "group" in pairs.column_names else []
     columns = map(Ragged.concatenate, (prompts, chosen, rejected))
-    rows, groups = np.array(numbers, np.int64), None
-    if "group" in pairs.column_names:
-        groups = pairs["group"].combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy()[rows]
-    return PairTokens(rows, *columns, dropped=len(pairs) - len(numbers), groups=groups)
+    rows = np.array(numbers, np.int64)
+    codes = pa.array(groups, pa.string()).dictionary_encode().indices.fill_null(-1).to_numpy()[rows] if groups else None
+    return PairTokens(rows, *columns, dropped=count - len(numbers), groups=codes)
 
 
 def tokenize_context(
@@ -317,9 +363,6 @@ def tokenize_context(
     if context and not len(tokens):
         raise UserError(f"context: all {len(context)} pairs have equal completions; give pairs that differ")
     return tokens
-
-
-BATCH = 1000  # pairs that are Python lists at once
 
 
 def _tokenize(

@@ -180,7 +180,7 @@ def read_rows(path: str | Path) -> list[dict]:
             rows = [json.loads(line) for line in text.split("\n") if line.strip()]  # splitlines() would cut at U+2028
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error, ValueError, RecursionError, csv.Error) as error:
         raise UserError(f"{path}: truncated or not {kind} ({error}); download it again") from None
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path}: holds no rows; expected a list of objects")

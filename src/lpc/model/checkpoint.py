@@ -47,8 +47,6 @@ def describe_base(
         folder, revision = Path(model), None
     else:
         folder = download(model, "model", revision, [*SMALL_FILES, "*.safetensors"])
-        if not any((folder / weights).is_file() for weights in WEIGHTS):
-            folder = download(model, "model", revision, ["*.bin"])
         revision = folder.name
     weight_files(folder)
     tokenizer = load_tokenizer(

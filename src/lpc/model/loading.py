@@ -21,18 +21,22 @@ def load_run(
     """
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # a log file is no terminal
-    record = read_json(base)
+    record, tokenizer = read_json(base), load_run_tokenizer(base, model)
     folder = record["path"] if model is None else model
-    trust = record["trust_remote_code"]
-    tokenizer = load_tokenizer(
-        folder,
-        chat_template=record["chat_template"],
-        chat_template_kwargs=record["chat_template_kwargs"],
-        trust_remote_code=trust,
-    )
-    policy = LatentPolicy.from_pretrained(folder, trust_remote_code=trust, inference=inference)
+    policy = LatentPolicy.from_pretrained(folder, trust_remote_code=record["trust_remote_code"], inference=inference)
     stop_at_turn_end(policy, tokenizer)
     return policy, tokenizer
+
+
+def load_run_tokenizer(base: str | os.PathLike, model: str | os.PathLike | None = None) -> PreTrainedTokenizerBase:
+    """Return the tokenizer alone; the arguments are those of `load_run`."""
+    record = read_json(base)
+    return load_tokenizer(
+        record["path"] if model is None else model,
+        chat_template=record["chat_template"],
+        chat_template_kwargs=record["chat_template_kwargs"],
+        trust_remote_code=record["trust_remote_code"],
+    )
 
 
 def stop_at_turn_end(policy: LatentPolicy, tokenizer: PreTrainedTokenizerBase) -> None:

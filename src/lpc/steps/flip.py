@@ -1,7 +1,5 @@
 """Swap chosen and rejected in a share of the training pairs."""
 
-import pyarrow as pa
-
 from lpc import cli, files
 from lpc.config import specs
 from lpc.data import flip, pairs
@@ -17,11 +15,11 @@ def parser():
 
 def main(args):
     spec = args.spec
-    clean = files.read_parquet(args.pairs).to_pylist()
+    clean = [pair for batch in files.read_batches(args.pairs) for pair in batch.to_pylist()]
     noisy = flip.flip(clean, rate=spec.rate, marker=spec.marker, seed=spec.seed)
     summary = {"spec": spec.tracked(), "splits": pairs.describe(noisy)}
     metadata = {**files.parquet_metadata(args.pairs), "noise": spec.tracked()}
-    files.write_parquet(args.output, pa.Table.from_pylist(noisy, schema=pairs.PAIRS), metadata)
+    files.write_rows(args.output, noisy, pairs.PAIRS, metadata)
     files.write_json(args.summary, summary)
     train = summary["splits"]["train"]
     cli.log.info("%d of %d training pairs flipped", train["flipped"], train["pairs"])

@@ -1,7 +1,5 @@
 """Build preference pairs: the best completion of each row against a random other one."""
 
-import pyarrow as pa
-
 from lpc import cli, files
 from lpc.config import specs
 from lpc.data import pairs
@@ -17,13 +15,11 @@ def parser():
 
 def main(args):
     spec = args.spec
-    # A thousand rows are Python objects at once: all of them would take several times the memory of the table.
-    batches = files.read_parquet(args.rows).to_batches(max_chunksize=1000)
-    rows = (row for batch in batches for row in batch.to_pylist())
+    rows = (row for batch in files.read_batches(args.rows) for row in batch.to_pylist())
     built, dropped = pairs.build(rows, ties=spec.ties, seed=spec.seed, drop_sources=spec.drop_sources)
     summary = {"spec": spec.tracked(), "dropped": dropped, "splits": pairs.describe(built)}
     metadata = {**files.parquet_metadata(args.rows), "pairs": spec.tracked()}
-    files.write_parquet(args.output, pa.Table.from_pylist(built, schema=pairs.PAIRS), metadata)
+    files.write_rows(args.output, built, pairs.PAIRS, metadata)
     files.write_json(args.summary, summary)
     cli.log.info("%d pairs, dropped: %s", len(built), dropped)
 

@@ -25,7 +25,7 @@ def main(args):
     spec, base = args.spec, read_json(args.base)
     policy, tokenizer = load_run(args.base)
     to_device(policy)
-    rows, tokens = load_pairs(args.pairs, tokenizer, spec.tokens)
+    rows, tokens = load_pairs(args.pairs, tokenizer, spec.tokens, columns=["pair_id", "split"])
     train = np.array(rows["split"].to_pylist()) == "train"
     logps, statistics = reference_logps(
         policy, tokens, train, batch_size=spec.micro_batch_size, precision=spec.precision

@@ -2,8 +2,6 @@
 
 import json
 
-import pyarrow as pa
-
 from lpc import cli, files
 from lpc.config import specs
 from lpc.data import read, split
@@ -41,7 +39,7 @@ def main(args):
         "splits": split.describe(rows),
     }
     metadata = {"spec": args.spec.tracked(), "dataset": dataset}
-    files.write_parquet(args.output, pa.Table.from_pylist(rows, schema=read.ROWS), metadata)
+    files.write_rows(args.output, map(read.unpack, rows), read.ROWS, metadata)
     files.write_json(args.summary, summary)
     for name, part in summary["splits"].items():
         cli.log.info("%s: %d rows of %d prompts", name, part["rows"], part["prompts"])

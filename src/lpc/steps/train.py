@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 import shutil
+from datetime import timedelta
 from pathlib import Path
 
 import safetensors.torch
@@ -15,17 +16,21 @@ from accelerate.utils import broadcast_object_list
 
 from lpc import cli, latents
 from lpc.config import specs
+from lpc.data.tokens import PairTokens
 from lpc.files import atomic, fingerprint, read_json, write_json
 from lpc.lock import lock
-from lpc.model.loading import load_run
+from lpc.model.loading import load_run, load_run_tokenizer
 from lpc.scoring import load_pairs
-from lpc.training.checkpoints import prepare
+from lpc.training.checkpoints import TOKENS, prepare
 from lpc.training.identity import identity
 from lpc.training.saving import rounded_state
 from lpc.training.train import train
 from lpc.training.trainer import peak_memory
 
 log = logging.getLogger("lpc")
+
+PATIENCE = timedelta(minutes=30)
+"""How long the other processes wait for the main one, which may wait for the lock and then tokenises."""
 
 
 def parser():
@@ -49,14 +54,16 @@ def main(args):
         now = identity(
             args.spec, base=args.base, pairs=args.pairs, reference=args.reference, statistics=args.statistics
         )
-        done = [bool(waited) and finished(args, now)]
+        done, changed = [bool(waited) and finished(args, now)], []
+        if main_process and not done[0]:
+            changed = prepare(args.checkpoints, now)
+            tokenise(args, now)
         if args.processes > 1:
-            PartialState(cpu=not torch.cuda.is_available())  # forms the process group
+            PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)  # forms the process group
             broadcast_object_list(done)
         if done[0]:
             log.info("the run was finished by the process that held the lock")
             return
-        changed = prepare(args.checkpoints, now) if main_process else []
         run(args, now, changed, main_process)
 
 
@@ -65,12 +72,20 @@ def finished(args, now: dict) -> bool:
     return args.output.is_dir() and args.summary.exists() and read_json(args.summary)["identity"] == now
 
 
+def tokenise(args, now: dict) -> None:
+    """Write the tokens of the training pairs beside the checkpoints, for all processes on all nodes."""
+    spec = args.spec
+    if spec.objective.needs_reference and args.reference is None:
+        raise cli.UserError(f"objective {spec.objective.name}: needs --reference, the reference.parquet of the pairs")
+    load = {"split": "train", "reference": args.reference, "columns": ["pair_id"]}
+    _, tokens = load_pairs(args.pairs, load_run_tokenizer(args.base), spec.tokens, **load)
+    tokens.save(args.checkpoints / fingerprint(now) / TOKENS)
+    log.info("%d training pairs tokenised, %d dropped", len(tokens), tokens.dropped)
+
+
 def run(args, now: dict, changed: list[str], main_process: bool) -> None:
     spec, objective = args.spec, args.spec.objective
-    if objective.needs_reference and args.reference is None:
-        raise cli.UserError(f"objective {objective.name}: needs --reference, the reference.parquet of the pairs")
     policy, tokenizer = load_run(args.base)
-    _, tokens = load_pairs(args.pairs, tokenizer, spec.tokens, split="train", reference=args.reference)
     if (settings := spec.latent) is not None:
         policy.latent = latents.build(settings, policy.head.weight.shape[1], spec.seed)
         if settings.needs_statistics:
@@ -80,6 +95,7 @@ def run(args, now: dict, changed: list[str], main_process: bool) -> None:
         policy.latent.rescale(policy.logit_unit())
 
     checkpoints = args.checkpoints / fingerprint(now)
+    tokens = PairTokens.load(checkpoints / TOKENS)
     trainer = train(
         policy,
         tokens,
@@ -97,6 +113,9 @@ def run(args, now: dict, changed: list[str], main_process: bool) -> None:
     # As large as the base unless the recipe says otherwise: for a 7B model half of what float32 would take.
     dtype = getattr(torch, spec.training.save_dtype or base["dtype"])
     state_dict, saved = rounded_state(trainer, base, dtype)
+    pairs = len(tokens)
+    tokens.close()
+    trainer.accelerator.wait_for_everyone()  # no process has the files open that the main one deletes below
     if not main_process:
         return
     with atomic(args.output) as temporary:
@@ -112,7 +131,7 @@ def run(args, now: dict, changed: list[str], main_process: bool) -> None:
             "identity": now,
             "changed_since_start": changed,
             "steps": steps,
-            "pairs": len(tokens),
+            "pairs": pairs,
             "dropped": tokens.dropped,
             "seconds_per_step": seconds / steps,
             "tokens_per_second": trainer.totals["tokens"] / seconds,
@@ -127,7 +146,7 @@ def run(args, now: dict, changed: list[str], main_process: bool) -> None:
             "transformers": transformers.__version__,
         },
     )
-    shutil.rmtree(checkpoints)  # the finished model takes their place
+    shutil.rmtree(checkpoints)  # the finished model takes their place, and the tokens have served
 
 
 if __name__ == "__main__":

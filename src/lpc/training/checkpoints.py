@@ -22,6 +22,8 @@ COMPLETE = "complete.json"
 """Written last into a checkpoint: without it, the checkpoint is a torn one and is never resumed."""
 IDENTITY = "identity.json"
 """In the folder of the checkpoints: what the weights depended on when their training began."""
+TOKENS = "tokens"
+"""In the folder of the checkpoints: the training pairs' tokens, which each attempt writes anew."""
 
 
 class Checkpointing(TrainerCallback):
@@ -83,21 +85,24 @@ class Checkpointing(TrainerCallback):
         log.info("step %d: checkpoint saved", state.global_step)
 
 
-# ---- the folder of one run's checkpoints: <fingerprint of the identity>/checkpoint-<step>/
+# ---- the folder of one run's checkpoints: <fingerprint of the identity>/{checkpoint-<step>/,tokens/,identity.json}
 
 
 def prepare(root: Path, now: dict) -> list[str]:
     """Make the folder of the identity `now` ready for its training; return what changed since that training began.
 
-    Call with the lock of `root` held. Deletes torn checkpoints, and names complete ones of other identities, which are
-    never resumed by themselves and never deleted. A user may move such a folder to the place of this identity's own,
-    to go on across a change of code, library versions or reference. Raises UserError across any other change.
+    Call with the lock of `root` held. Deletes all tokens and torn checkpoints, and names complete ones of other
+    identities, which are never resumed by themselves and never deleted. A user may move such a folder to the place of
+    this identity's own, to go on across a change of code, library versions or reference. Raises UserError across any
+    other change.
     """
     own = root / fingerprint(now)
     for checkpoint in sorted(root.glob("*/checkpoint-*")):
         if not (checkpoint / COMPLETE).exists():
             log.info("%s: torn, deleted", checkpoint)
             shutil.rmtree(checkpoint)
+    for tokens in root.glob(f"*/{TOKENS}"):
+        shutil.rmtree(tokens)
     for folder in sorted({path.parent for path in root.glob("*/checkpoint-*")} - {own}):
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         changed = changes(_begun(folder), now)

@@ -145,7 +145,8 @@ def test_a_folder_that_is_no_checkpoint(tmp_path, checkpoint):
     with pytest.raises(UserError, match=r"no model checkpoint \(it has no config.json\); give a folder"):
         describe_base(name="b", model=str(tmp_path), revision=None, **OPTIONS)
     shutil.copy(checkpoint / "config.json", tmp_path)
-    with pytest.raises(UserError, match="it has none of model"):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"a pickle")
+    with pytest.raises(UserError, match=r"it has none of model.*pickles are not read"):
         weight_files(tmp_path)
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -12,7 +12,7 @@ from lpc.data.formats.base import Malformed
 from lpc.data.formats.pairs import pair_row
 from lpc.data.formats.ultrafeedback import scored_row
 from lpc.data.hub import describe_dataset
-from lpc.data.read import ROWS, check_share, read
+from lpc.data.read import ROWS, check_share, pack, read, unpack
 
 REAL = Path(__file__).parents[4] / "shared" / "data"
 
@@ -282,8 +282,8 @@ def test_a_row_has_the_group_of_its_column(tmp_path):
     assert {row["group"] for row in rows} == {"ann", "bob", "3", None}
     assert (len(rows), rejects, copies) == (4, [], 1)
     assert len({row["prompt_id"] for row in rows}) == 1
-    assert scored_row(scored(), "-") in rows
-    assert pa.Table.from_pylist(rows, schema=ROWS)["group"].null_count == 1
+    assert scored_row(scored(), "-") in map(unpack, rows)
+    assert pa.Table.from_pylist([unpack(row) for row in rows], schema=ROWS)["group"].null_count == 1
 
 
 def test_rows_of_one_prompt_are_a_group(tmp_path):
@@ -320,8 +320,18 @@ def test_every_format_gives_the_same_rows_in_any_order(tmp_path, suffix):
     else:
         write(path, records)
     rows, rejects, copies = read(source(path))
-    assert rows == expected
+    assert [unpack(row) for row in rows] == expected
     assert (rejects, copies) == ([], 0)
+
+
+def test_a_packed_row_is_the_row_in_fewer_bytes():
+    """All rows of a data set are in memory at once."""
+    row = scored_row(scored(), "-") | {"group": "ann"}
+    row["completions"][0]["aspects"] = {"honesty": 0.1 + 0.2, "helpfulness": None}
+    row["completions"][1]["response"] = "\x00é😀"
+    packed = pack(row)
+    assert unpack(packed | {"split": "test"}) == row | {"split": "test"}
+    assert not any(isinstance(value, dict | list) for value in packed.values())
 
 
 def test_a_folder_is_all_its_files(tmp_path):
@@ -375,7 +385,7 @@ def test_a_broken_line_is_one_reject_with_its_number(tmp_path, reason):
     good, bad = json.dumps(scored()).encode(), LINES[reason]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join([b"\xef\xbb\xbf" + good, b"", *bad]) + b"\r\n")
     rows, rejects, _ = read(source(tmp_path / "a.jsonl"))
-    assert rows == [scored_row(scored(), "-")]
+    assert [unpack(row) for row in rows] == [scored_row(scored(), "-")]
     assert [(reject["row"], reject["reason"]) for reject in rejects] == [(i + 3, reason) for i in range(len(bad))]
 
 
@@ -475,4 +485,4 @@ def test_real_pairs():
         "empty message in chosen": 4,
         "rejected does not alternate between user and assistant": 1,
     }
-    assert all(row["messages"][-1]["role"] == "user" for row in rows)
+    assert all(unpack(row)["messages"][-1]["role"] == "user" for row in rows)

@@ -1,5 +1,6 @@
 """Whatever a file holds, reading it gives rows, rejects with reasons, or one line of the project's own."""
 
+import gzip
 import json
 
 import pyarrow as pa
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from lpc import files
 from lpc.cli import UserError
 from lpc.data.hub import describe_dataset
-from lpc.data.read import ROWS, check_share, read
+from lpc.data.read import ROWS, check_share, read, unpack
+from lpc.evaluation.tasks import read_rows
 
 budget = settings(
     max_examples=100,
@@ -70,7 +72,7 @@ def check(path, kind, group):
     try:
         source = describe_dataset(kind=kind, path=str(path), revision=None, hub_split="train", group=group)
         rows, rejects, _ = read(source)
-        files.write_parquet(path.with_name("rows.out"), pa.Table.from_pylist(rows, schema=ROWS))
+        files.write_rows(path.with_name("rows.out"), map(unpack, rows), ROWS)
         assert all(reject["reason"] and reject["row"] for reject in rejects)
         files.write_json(path.with_name("rejects.out"), rejects)
         check_share(len(rows), rejects, 0.5)
@@ -101,6 +103,37 @@ def test_lines_of_any_bytes(tmp_path, lines, kind):
 def test_files_of_any_bytes(tmp_path, content, name, kind):
     (tmp_path / name).write_bytes(content)
     check(tmp_path / name, kind, None)
+
+
+@budget
+@given(st.data(), st.binary(max_size=4), kinds)
+def test_gzip_that_is_cut_or_damaged(tmp_path, data, damage, kind):
+    content = gzip.compress("\n".join(json.dumps(record) for record in 3 * RECORDS).encode())
+    place = data.draw(st.integers(0, len(content)))
+    tail = content[place + len(damage) :] if data.draw(st.booleans()) else b""
+    (tmp_path / "a.jsonl.gz").write_bytes(content[:place] + damage + tail)
+    check(tmp_path / "a.jsonl.gz", kind, None)
+
+
+CSV = 'question,answer\n"a, ""b""",1\n'
+JSON = '{"question": "a", "choices": ["x", "y"], "answer": 0}'
+
+
+@budget
+@given(
+    st.sampled_from(["jsonl", "json", "csv", "jsonl.gz", "csv.gz", "parquet", "txt"]),
+    st.binary(max_size=20) | st.sampled_from([b"[" * 5000, b"1" * 5000, b"\xef\xbb\xbf", b'"' * 9, b"NaN"]),
+    st.sampled_from([JSON, f"[{JSON}]", CSV]),
+    st.integers(0, 60),
+)
+def test_tasks_of_any_bytes(tmp_path, suffix, damage, text, place):
+    """Rows of benchmark tasks; a file that is read has rows."""
+    content = text.encode()[:place] + damage + text.encode()[place:]
+    (tmp_path / f"a.{suffix}").write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
+    try:
+        assert read_rows(tmp_path / f"a.{suffix}")
+    except UserError as error:
+        assert f"a.{suffix}" in str(error)
 
 
 @budget

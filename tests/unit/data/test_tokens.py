@@ -1,5 +1,7 @@
 """Each trap of tokenising preference pairs, on real tokenizers."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -8,6 +10,7 @@ from tiny import CHAT_TEMPLATE, make_pairs, make_tokenizer
 
 from lpc.cli import UserError
 from lpc.data.tokens import (
+    PairTokens,
     Ragged,
     collate,
     encode_completions,
@@ -168,6 +171,27 @@ def test_sorted_batches_cover_every_pair_once_longest_first():
     lengths = tokens.lengths()
     assert sorted(position for batch in batches for position in batch) == list(range(25))
     assert np.all(np.diff([lengths[b].max() for b in batches]) <= 0)
+
+
+@pytest.mark.parametrize("extras", [True, False])
+def test_saved_tokens_are_mapped_and_the_same(tmp_path, extras):
+    pairs = make_pairs(25) if extras else make_pairs(25).drop(["group"])
+    tokens = tokenize_pairs(pairs, make_tokenizer(), max_length=64, max_prompt_length=32)
+    tokens.reference = np.random.default_rng(0).normal(size=(25, 2)) if extras else None
+    tokens.dropped = 3
+    tokens.save(tmp_path / "tokens")
+    tokens.save(tmp_path / "tokens")  # an earlier attempt's are replaced
+    found = PairTokens.load(tmp_path / "tokens")
+    assert (len(found), found.dropped) == (25, 3)
+    for i in range(25):
+        assert found[i].keys() == tokens[i].keys()
+        assert all(np.array_equal(found[i][name], tokens[i][name]) for name in tokens[i])
+    for one, two in zip(collate([found[3]]).values(), collate([tokens[3]]).values(), strict=True):
+        assert torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two
+    maps = Path("/proc/self/maps")
+    assert f"{tmp_path}/tokens/chosen.ids.npy" in maps.read_text()
+    found.close()
+    assert f"{tmp_path}/tokens" not in maps.read_text()
 
 
 def test_a_tokenizer_without_template_or_eos_is_refused(tmp_path):

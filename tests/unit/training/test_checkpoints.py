@@ -17,7 +17,7 @@ from lpc.cli import UserError
 from lpc.config.specs import Train
 from lpc.files import fingerprint, sha256, write_json
 from lpc.steps.train import finished
-from lpc.training.checkpoints import IDENTITY, Checkpointing, prepare
+from lpc.training.checkpoints import IDENTITY, TOKENS, Checkpointing, prepare
 from lpc.training.identity import changes, identity
 
 
@@ -143,6 +143,15 @@ def test_checkpoints_of_another_run_are_refused_even_in_this_ones_place(tmp_path
     write_json(tmp_path / fingerprint(now) / IDENTITY, before)
     with pytest.raises(UserError, match=r"another run \(spec\.seed differ\)"):
         prepare(tmp_path, now)
+
+
+def test_tokens_of_every_earlier_attempt_are_deleted(tmp_path):
+    """They can be made again, and nobody else would delete those of a run that is never resumed."""
+    before, now = ({"spec": {"seed": seed}, "code": {}} for seed in (0, 1))
+    for one in (before, now):
+        (tmp_path / fingerprint(one) / TOKENS).mkdir(parents=True)
+    prepare(tmp_path, now)
+    assert not list(tmp_path.glob(f"*/{TOKENS}"))
 
 
 def test_execution_settings_may_change_between_attempts(inputs, unbroken, tmp_path):

@@ -9,8 +9,11 @@ from small import UNEVEN, lines_of, train_step, train_step_on_two
 
 
 def test_two_processes_give_the_losses_of_one(inputs, unbroken, tmp_path):
-    """DDP, the same global batch: every logged value to 1e-5, and the summary says two processes."""
+    """DDP, the same global batch: every logged value to 1e-5, and the summary says two processes. One of them
+    tokenises."""
     train_step_on_two(inputs, tmp_path, **UNEVEN)
+    assert sum("48 training pairs tokenised" in file.read_text() for file in tmp_path.glob("stderr-*")) == 1
+    assert not list(tmp_path.glob("checkpoints/*/"))
     assert json.loads((tmp_path / "train.json").read_text())["processes"] == 2
     for one, two in zip(lines_of(unbroken), lines_of(tmp_path), strict=True):
         for key in set(one) - {"tokens_per_second", "memory_gib"}:
