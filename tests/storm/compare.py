@@ -75,7 +75,7 @@ def masked_csv(text: str) -> list[dict]:
 
 
 def masked_page(text: str) -> str:
-    text = re.sub(r"<dt>[^<]*</dt>(?=<dd>of computing in )", "", text)
+    text = re.sub(r"(?<=<dt>of computing in )([^<]*)</dt><dd>[^<]*", r"\1", text)
     text = re.sub(r"(?<=data:text/csv;base64,)[^\"]*", masked_link, text)
     return re.sub(r"<table.*?</table>", masked_table, text, flags=re.DOTALL)
 

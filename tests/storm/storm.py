@@ -21,6 +21,8 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS.parent / "src"), str(TESTS / "workflow"), str(TESTS)]
 
@@ -47,6 +49,8 @@ LIMIT = 1800
 """Seconds after which a process counts as hanging."""
 EPOCHS = 4
 """Of the training rounds, so that there are steps enough to kill it twice and to resume."""
+MARK = "LPC_STORM_FOLDER"
+"""Environment variable of the processes that a project starts."""
 LOCKED = "cannot be locked"
 CONFIG = {
     **SMALL,
@@ -92,7 +96,6 @@ class Project:
         self.config = Checkout(folder).write(CONFIG)
         self.results = folder / "results" / CONFIG["project"]
         self.output = folder / "output.txt"
-        self.started: list[subprocess.Popen] = []
 
     def start(self, *words: object, output: Path | None = None) -> subprocess.Popen:
         """Start Snakemake in a session of its own."""
@@ -100,10 +103,10 @@ class Project:
         return self.run([sys.executable, "-m", "snakemake", *words, "--configfile", self.config], output)
 
     def run(self, words: list, output: Path | None = None) -> subprocess.Popen:
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", MARK: str(self.folder)}
         environment["PYTHONPATH"] = str(TESTS.parent / "src")
         with open(output or self.output, "ab") as stream:
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 [*map(str, words)],
                 cwd=self.folder,
                 env=environment,
@@ -112,8 +115,6 @@ class Project:
                 stderr=stream,
                 start_new_session=True,
             )
-        self.started.append(process)
-        return process
 
     def text(self, begin: int = 0) -> str:
         return self.output.read_bytes()[begin:].decode(errors="replace") if self.output.exists() else ""
@@ -135,11 +136,11 @@ class Project:
         raise Failure(f"the rerun ended with exit code {code}, see {self.output}")
 
     def end(self) -> None:
-        """Kill what is left of the sessions that were started here."""
-        for process in self.started:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        """Kill all processes that were started here, orphans too. Their environment tells them from all others."""
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(MARK) == str(self.folder):
+                    process.kill()
 
 
 class Storm:
@@ -207,35 +208,26 @@ class Storm:
             project.end()
 
     def disturb_training(self, folder: Path, record: Round, rng: random.Random) -> None:
-        run = folder / "run"
-        faults = record.faults.split(", ")
-        # Each after another part of the steps, early enough that some are left.
-        last = 0
-        for number, fault in enumerate(faults):
+        faults, last = record.faults.split(", "), 0
+        for fault in faults:
+            # Each after another part of the steps, early enough that some are left.
             step = rng.randrange(last + 1, last + 1 + self.steps // (2 * len(faults)))
             process = self.train(folder)
-            try:
-                wait(process, lambda: newest(folder) >= step)  # noqa: B023
-                time.sleep(rng.uniform(0, 0.2))
-                if process.poll() is not None:
-                    raise Failure(f"the training ended before fault {number + 1}, see {folder}/output.txt")
-                send(process, fault)
-                process.wait(LIMIT)
-            finally:
-                kill(process)
+            wait(process, lambda: newest(folder) >= step)  # noqa: B023
+            time.sleep(rng.uniform(0, 0.2))
+            if process.poll() is not None:
+                raise Failure(f"the training ended before {fault}, see {folder}/output.txt")
+            send(process, fault)
+            process.wait(LIMIT)
             last = newest(folder)
             record.moments.append(f"step {last} of {self.steps}")
-            record.torn += [name for name in ("model", "train.json") if (run / name).exists()]
-        process = self.train(folder)
-        try:
-            if (code := process.wait(LIMIT)) != 0:
-                raise Failure(f"the training ended with exit code {code}, see {folder}/output.txt")
-        finally:
-            kill(process)
-        record.resumed = json.loads((run / "train.json").read_text())["resumed_from"]
+            record.torn += [name for name in ("model", "train.json") if (folder / "run" / name).exists()]
+        if (code := self.train(folder).wait(LIMIT)) != 0:
+            raise Failure(f"the training ended with exit code {code}, see {folder}/output.txt")
+        record.resumed = json.loads((folder / "run/train.json").read_text())["resumed_from"]
         if len(record.resumed) != len(faults):
             raise Failure(f"{len(faults)} faults, but resumed {len(record.resumed)} times")
-        record.different = differences(self.trained, digests(run))
+        record.different = differences(self.trained, digests(folder / "run"))
 
     def fill_disk(self, folder: Path, record: Round, rng: random.Random) -> None:
         whole = sum(path.stat().st_size for path in self.finished.results.rglob("*") if path.is_file())
@@ -326,12 +318,6 @@ def send(process: subprocess.Popen, fault: str) -> None:
         os.killpg(process.pid, signal.Signals[f"SIG{fault}"])
 
 
-def kill(process: subprocess.Popen) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 def done(text: str) -> tuple[float, str]:
     """Return the share of its jobs that a Snakemake has done, and in words."""
     found = re.findall(r"(\d+) of (\d+) steps", text)
@@ -397,18 +383,23 @@ def main(words: list[str] | None = None) -> int:
     command = shlex.join(["python", "tests/storm/storm.py", *(sys.argv[1:] if words is None else words)])
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background commands with it ignored
     storm = Storm(args.work.resolve(), args.cores)
-    storm.prepare()
-    rounds, begin = [], time.monotonic()
-    for number in range(args.first, args.first + args.rounds):
-        kind, faults = SCHEDULE[number % len(SCHEDULE)]
-        if args.kinds and kind not in args.kinds:
-            continue
-        if time.monotonic() - begin > 60 * args.minutes:
-            break
-        rounds.append(storm.round(number, args.seed, kind, faults))
-        print(rounds[-1], flush=True)
-        write_json(args.output / "rounds.json", [dataclasses.asdict(record) for record in rounds])
-        write_text(args.output / "table.md", table(rounds, command))
+    rounds: list[Round] = []
+    try:
+        storm.prepare()
+        begin = time.monotonic()
+        for number in range(args.first, args.first + args.rounds):
+            kind, faults = SCHEDULE[number % len(SCHEDULE)]
+            if args.kinds and kind not in args.kinds:
+                continue
+            if time.monotonic() - begin > 60 * args.minutes:
+                break
+            rounds.append(storm.round(number, args.seed, kind, faults))
+            print(rounds[-1], flush=True)
+            write_json(args.output / "rounds.json", [dataclasses.asdict(record) for record in rounds])
+            write_text(args.output / "table.md", table(rounds, command))
+    finally:
+        if storm.finished:
+            storm.finished.end()
     return 0 if all(record.good for record in rounds) else 1
 
 
