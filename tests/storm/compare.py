@@ -86,14 +86,14 @@ def masked_link(match: re.Match) -> str:
 
 def masked_table(match: re.Match) -> str:
     labels = re.findall(r"<button[^>]*>(.*?)</button>", match[0])
-    kept = [label for label in labels if label not in MASKED["report.html"]]
+    masked = [label in MASKED["report.html"] for label in labels]
     rows = []
     for row in re.findall(r"<tr>(.*?)</tr>", match[0].partition("<tbody>")[2], flags=re.DOTALL):
         cells = re.findall(r"<t[hd] .*?</t[hd]>", row, flags=re.DOTALL)
         if len(cells) != len(labels):
             raise ValueError(f"a row of {len(cells)} cells below {len(labels)} labels: {row}")
-        rows.append([cell for label, cell in zip(labels, cells, strict=True) if label in kept])
-    return json.dumps([kept, rows])
+        rows.append([cell for cell, hidden in zip(cells, masked, strict=True) if not hidden])
+    return json.dumps([labels, rows])
 
 
 MASKS: dict[str, Callable] = {

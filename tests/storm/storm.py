@@ -177,6 +177,7 @@ class Storm:
             method(folder, record, rng)
         except (Failure, subprocess.TimeoutExpired) as error:
             record.failure = str(error)
+            self.finished.end()
         record.seconds = round(time.monotonic() - begin)
         if record.good:
             shutil.rmtree(folder)
@@ -295,7 +296,7 @@ class Storm:
         """Files that have their final name, and are not the undisturbed run's. A training's log grows with it."""
         trained = {str(path.parent) for path in results.rglob("train.json")}
         found = digests(results)
-        for name in [name for name in found if name.endswith("/train.jsonl")]:
+        for name in [name for name in found if name.endswith("train.jsonl")]:
             if str((results / name).parent) not in trained:
                 del found[name]
         return sorted(name for name, digest in found.items() if self.expected.get(name) != digest)
