@@ -118,8 +118,8 @@ def main(args: argparse.Namespace) -> int:
     faults = dict.fromkeys(fault for claim in found if (fault := claim.fault()))
     for fault in faults:
         print(fault)
-    count = f"{len(found)} digests of {len({claim.file for claim in found})} files"
-    print(f"{count}: {len(faults)} differences" if faults else f"{count}: all as recorded")
+    total = f"{len(found)} digests of {len({claim.file for claim in found})} files"
+    print(f"{len(faults)} of {total} differ" if faults else f"{total}: all as recorded")
     return 1 if faults else 0
 
 
