@@ -137,10 +137,13 @@ class Project:
 
     def end(self) -> None:
         """Kill all processes that were started here, orphans too. Their environment tells them from all others."""
+        killed = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 if process.environ().get(MARK) == str(self.folder):
                     process.kill()
+                    killed.append(process)
+        psutil.wait_procs(killed, timeout=60)  # until then, they keep their file system busy
 
 
 class Storm:
