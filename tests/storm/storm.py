@@ -192,15 +192,18 @@ class Storm:
         project = Project(folder, self.cores)
         try:
             for fault in record.faults.split(", "):
-                share, delay = rng.uniform(0, 0.9), rng.uniform(0, 4)
+                share, delay = rng.uniform(0, 0.7), rng.uniform(0, 4)
                 begin = len(project.text().encode())
                 process = project.start()
                 wait(process, lambda: done(project.text(begin))[0] >= share)  # noqa: B023
                 time.sleep(delay)
-                record.moments.append(f"{done(project.text(begin))[1]} + {delay:.1f} s")
+                when = f"{done(project.text(begin))[1]} + {delay:.1f} s"
                 if process.poll() is None:
                     send(process, fault)
                     process.wait(LIMIT)
+                else:
+                    when = f"{fault} too late"
+                record.moments.append(when)
                 record.torn += self.torn(project.results)
                 if any(folder.glob(".snakemake/locks/*")):
                     project.unlock()
