@@ -11,14 +11,21 @@ ARGUMENTS ?=
 
 SHELL := /bin/bash -euo pipefail
 .DEFAULT_GOAL := help
-.PHONY: demo test lint format bench images doctor report clean help
+.PHONY: demo plan verify test lint format bench storm images doctor report clean help
 
 # Rules run what is first on PATH.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 demo: .venv/run.stamp ## install, run the whole workflow on the embedded default, say where the report is
+	@PYTHONPATH=src python -m lpc.unlock --configfile config/demo.yaml
 	snakemake all --cores $(CORES) --configfile config/demo.yaml
 	@echo "The report: $(CURDIR)/results/demo/report.html"
+
+plan: .venv/run.stamp ## list the finished models that a run of CONFIG would delete and train again
+	@PYTHONPATH=src python -m lpc.plan --configfile $(CONFIG)
+
+verify: .venv/run.stamp ## compare the finished results of CONFIG with the digests in their records
+	@PYTHONPATH=src python -m lpc.verify --configfile $(CONFIG)
 
 test: .venv/test.stamp ## install and run the tests
 	pytest -n 2 --dist loadfile $(ARGUMENTS)
@@ -42,6 +49,10 @@ bench: .venv/bench.stamp ## measure speed and memory against peers
 	python benchmarks/data.py --output results/bench/data.json
 	python benchmarks/workflow.py --output results/bench/workflow.json
 	python benchmarks/harness.py --output results/bench/harness.json
+
+storm: .venv/test.stamp ## kill the workflow at 50 random moments, and compare its results with an undisturbed run's
+	rm -rf results/storm/work
+	python tests/storm/storm.py --work results/storm/work --output results/storm $(ARGUMENTS)
 
 images: .venv/images.stamp ## install for a cluster and build the container images that are out of date
 	python containers/build.py $(ARGUMENTS)

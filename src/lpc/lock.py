@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import re
-import socket
 import threading
 import time
 import uuid
@@ -182,15 +181,8 @@ def _check(folder: Path, generation: int) -> None:
 
 
 def _me() -> dict:
-    """What tells this process from every other one that is or was."""
-    return {
-        "host": socket.gethostname(),
-        "machine": process.machine(),
-        "pid": os.getpid(),
-        "start_time": process.start_time(os.getpid()),
-        "slurm_job": os.environ.get("SLURM_JOB_ID"),
-        "slurm_step": os.environ.get("SLURM_STEP_ID"),
-    }
+    job, step = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_STEP_ID")
+    return {**process.me(), "slurm_job": job, "slurm_step": step}
 
 
 def _file_system_time(folder: Path) -> float:

@@ -1,6 +1,7 @@
 """Identity of a process, by which a dead owner of a file is told from a living process with the same number."""
 
 import os
+import socket
 from pathlib import Path
 
 
@@ -18,3 +19,9 @@ def start_time(pid: int) -> str | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] in "ZX" else fields[19]
+
+
+def me() -> dict:
+    """Return what tells this process from every other one that is or was."""
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "machine": machine(), "pid": pid, "start_time": start_time(pid)}

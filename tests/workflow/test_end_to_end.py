@@ -5,9 +5,12 @@ import csv
 import gzip
 import itertools
 import json
+import os
 
 import pytest
 from checkout import ROOT, SECRETS, SMALL, Checkout
+
+from lpc import verify
 
 REAL = ROOT.parent / "shared" / "data"
 SWEPT = "dpo-lpc+training.learning_rate=0.01"
@@ -121,6 +124,70 @@ def test_results_carry_what_made_them(world):
     summary = json.loads((results / "runs/tiny/world/dpo-lpc/seed-0/train.json").read_text())
     assert summary["identity"]["spec"]["latent"]["codes"] == 8
     assert summary["torch"] and summary["transformers"]
+
+
+def verified(checkout, config, capsys) -> tuple[int, list[str]]:
+    code = verify.main(verify.parser().parse_args(["--configfile", str(checkout.write(config))]))
+    return code, capsys.readouterr().out.splitlines()
+
+
+def test_verify_finds_every_file_as_recorded(world, monkeypatch, capsys):
+    checkout, config, results = world
+    monkeypatch.chdir(checkout.folder)
+    code, lines = verified(checkout, config, capsys)
+    assert code == 0 and len(lines) == 1 and lines[0].endswith(" files: all as recorded")
+    models = sum(len(list(folder.iterdir())) for folder in results.glob("runs/*/*/*/*/model"))
+    assert int(lines[0].split()[0]) > models > 5
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "data/world/world.jsonl.gz",
+        "data/world/pairs.parquet",
+        "data/world.flip/pairs.parquet",
+        "bases/tiny/model/model.safetensors",
+        "reference/tiny/world/reference.parquet",
+        "reference/tiny/world/statistics.safetensors",
+        "runs/tiny/world/dpo-lpc/seed-0/model/latent.safetensors",
+        "tasks/sums/questions.jsonl",
+    ],
+)
+def test_verify_names_a_file_of_which_a_byte_changed(world, monkeypatch, capsys, name):
+    checkout, config, results = world
+    monkeypatch.chdir(checkout.folder)
+    path = results / name
+    original, times = path.read_bytes(), path.stat()
+    content = bytearray(original)
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    try:
+        verify.content.cache_clear()
+        verify.weights.cache_clear()
+        code, lines = verified(checkout, config, capsys)
+    finally:
+        path.write_bytes(original)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        verify.content.cache_clear()
+        verify.weights.cache_clear()
+    named = path.parent if "bases" in name else path
+    assert code == 1 and lines[-1].startswith(f"{len(lines) - 1} of ") and len(lines) > 1
+    for line in lines[:-1]:
+        assert line.startswith(f"{named.relative_to(checkout.folder)}: not the file that was used (its digest is ")
+        assert line.endswith("and rerun") or line.endswith(verify.MAKE_AGAIN)
+
+
+def test_verify_names_a_file_that_is_gone(world, monkeypatch, capsys):
+    checkout, config, results = world
+    monkeypatch.chdir(checkout.folder)
+    path = results / "runs/tiny/world/dpo/seed-0/model/config.json"
+    path.rename(path.with_suffix(".away"))
+    try:
+        code, (line, count) = verified(checkout, config, capsys)
+    finally:
+        path.with_suffix(".away").rename(path)
+    assert code == 1 and count.startswith("1 of ")
+    assert line.startswith(f"{path.relative_to(checkout.folder)}: no such file or directory, but ")
 
 
 def test_nothing_to_do_afterwards(world):

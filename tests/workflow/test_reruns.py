@@ -10,6 +10,7 @@ import yaml
 from checkout import ROOT, Checkout
 from pydantic import BaseModel
 
+from lpc import plan
 from lpc.config.keys import Role, role_of
 from lpc.config.models import Settings
 
@@ -101,6 +102,41 @@ CASES = {
 def test_changed_key_reruns_its_jobs_and_no_others(finished, path):
     value, expected = CASES[path]
     assert finished.planned(finished.write(changed(path, value))) == expected
+
+
+MODEL = "results/demo/runs/tiny/world/dpo-lpc/seed-0/model"
+BASE_MODEL = "results/demo/bases/tiny/model"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "models"),
+    [
+        ("recipes/dpo-lpc/latent/kl_weight", 0.1, {MODEL: "params changed"}),
+        ("recipes/dpo-lpc/latent/inference", "mode", {}),
+        ("recipes/dpo-lpc-2", DEMO["recipes"]["dpo-lpc"], {}),  # a new name keeps both
+        (
+            "bases/tiny/scratch/layers",
+            4,
+            {MODEL: "its inputs change", "results/demo/bases/tiny/model": "params changed"},
+        ),
+    ],
+)
+def test_plan_names_the_models_that_a_run_would_delete(finished, monkeypatch, path, value, models):
+    monkeypatch.chdir(finished.folder)
+    summary = finished.forked("all", "--summary", "--configfile", finished.write(changed(path, value)))
+    lines = plan.replaced(summary)
+    assert set(lines) >= {f"{model}: {reason}" for model, reason in models.items()}
+    assert len(lines) == (1 + len(RECIPES) if len(models) > 1 else len(models))
+
+
+def test_a_run_names_the_models_that_it_deletes_before_its_first_job(tmp_path):
+    checkout = Checkout(tmp_path)
+    checkout.pretend_finished(checkout.write(DEMO))
+    config = checkout.write(changed("recipes/dpo-lpc/latent/kl_weight", 0.1))
+    # The training itself fails on its empty inputs, after Snakemake has deleted the old model.
+    output = checkout.snakemake(MODEL, "--cores", "1", "--configfile", config, expect=1)
+    assert 0 < output.index(f"warning: {plan.REPLACED}: {MODEL}; {plan.KEEP}\n") < output.index("rule train:")
+    assert not (tmp_path / MODEL).exists() and (tmp_path / MODEL.replace("dpo-lpc", "dpo")).exists()
 
 
 def other_than(value):

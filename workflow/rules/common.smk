@@ -17,7 +17,7 @@ ROOT = Path(workflow.basedir)
 # The checkout's package, also where another one is installed.
 sys.path.insert(0, str(ROOT / "src"))
 
-from lpc import environment, images, latents, objectives
+from lpc import environment, images, latents, objectives, plan, unlock
 from lpc.cli import UserError
 from lpc.config import models, specs
 from lpc.config.keys import Role
@@ -137,6 +137,15 @@ def tracked(make):
 def execution(make):
     """How the job does its work. A function of `output`, so that Snakemake does not take it for a reason to rerun."""
     return lambda wildcards, output: canonical(make(wildcards).execution())
+
+
+def announce(dag):
+    """At the start of a run: record whose lock it is, and name the finished models that Snakemake is about to delete."""
+    if workflow.execution_settings.lock:
+        unlock.record_owner(SETTINGS.project)
+    models = [output for job in dag.needrun_jobs() for output in job.output if plan.is_finished_model(output)]
+    if models:
+        print(f"warning: {plan.REPLACED}: {', '.join(models)}; {plan.KEEP}", file=sys.stderr)
 
 
 def resource(rule, key):

@@ -45,6 +45,7 @@ def main(args):
         "spec": spec.tracked(),
         "pairs_sha256": sha256(args.pairs),
         "base_sha256": base["sha256"],
+        "statistics_sha256": sha256(args.statistics),
         "dropped": tokens.dropped,
     }
     write_parquet(args.output, table, metadata)

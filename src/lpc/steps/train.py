@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list
 from lpc import cli, latents
 from lpc.config import specs
 from lpc.data.tokens import PairTokens
-from lpc.files import atomic, fingerprint, read_json, write_json
+from lpc.files import atomic, fingerprint, read_json, sha256, write_json
 from lpc.lock import lock
 from lpc.model.loading import load_run, load_run_tokenizer
 from lpc.scoring import load_pairs
@@ -137,6 +137,7 @@ def run(args, now: dict, changed: list[str], main_process: bool) -> None:
             "tokens_per_second": trainer.totals["tokens"] / seconds,
             "peak_memory_gib": peak_memory(device) / 2**30,
             "saved": saved,
+            "files": digests(args.output),
             "parameters": sum(state_dict[f"backbone.{name}"].numel() for name, _ in policy.backbone.named_parameters()),
             "latent_parameters": 0 if latent is None else sum(p.numel() for p in latent.parameters()),
             "processes": args.processes,
@@ -147,6 +148,11 @@ def run(args, now: dict, changed: list[str], main_process: bool) -> None:
         },
     )
     shutil.rmtree(checkpoints)  # the finished model takes their place, and the tokens have served
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file of a folder by its path in it."""
+    return {str(file.relative_to(folder)): sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
 if __name__ == "__main__":
