@@ -5,6 +5,9 @@ import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Tiny models gain nothing from a second thread. With two workers on two cores the threads of both wait for each other,
+# and each wait costs more than the sum that it waits for. Processes that tests start get this, too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from tiny import make_backbone, make_pairs, make_tokenizer

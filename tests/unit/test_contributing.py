@@ -158,9 +158,10 @@ def test_table(checkout):
 import csv, sys
 from pathlib import Path
 import results_tree
+from steps import run_step
 root = Path(sys.argv[1])
 results_tree.write_data(root)
-results_tree.step("tables", results_tree.tables_spec(), "--results", root, "--output", root / "tables")
+run_step("tables", results_tree.tables_spec(), "--results", root, "--output", root / "tables")
 rows = list(csv.DictReader((root / "tables" / "pair_counts.csv").open()))
 assert [(row["variant"], row["source"], row["pairs"]) for row in rows if row["status"] == "ok"] == [
     ("world", source, "20") for source in sorted(results_tree.SOURCES)
@@ -169,7 +170,7 @@ noisy = [row["status"] for row in rows if row["variant"] == "world.flip50"]
 assert noisy == ["missing: data/world.flip50/pairs.parquet"]
 assert ":pairs: number of pairs" in (root / "tables" / "pair_counts.rst").read_text()
 """
-    python(checkout, "-c", program, checkout.folder / "tree", path=[ROOT / "tests/unit/report"])
+    python(checkout, "-c", program, checkout.folder / "tree", path=[ROOT / "tests", ROOT / "tests/unit/report"])
 
 
 def test_rule(checkout):

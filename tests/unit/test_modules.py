@@ -1,9 +1,9 @@
 """The import closure: held against what Python really imports."""
 
-import json
-import os
-import subprocess
+import importlib
+import multiprocessing
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -26,29 +26,29 @@ def names(files):
     return {str(file.relative_to(PACKAGE)) for file in files}
 
 
+def imported_by(modules: list[str]) -> dict[str, set[Path]]:
+    """Our files that the import of each module runs, with ours unloaded before."""
+    found = {}
+    for wanted in modules:
+        for name in [name for name in sys.modules if name.split(".")[0] == "lpc"]:
+            del sys.modules[name]
+        importlib.import_module(wanted)
+        loaded = [m for name, m in sys.modules.items() if name.split(".")[0] == "lpc"]
+        found[wanted] = {Path(m.__file__) for m in loaded if m.__file__}
+    return found
+
+
 def test_closure_holds_every_module_that_a_step_imports():
-    """Each step is imported for real, with our modules unloaded before; each of our files that this runs is listed.
+    """Each of our files that the import of a step runs is listed.
 
     But for the configuration and what it imports itself, which is every kind of objective and latent.
     """
-    program = """
-import importlib, json, sys
-imported = {}
-for module in sys.argv[1:]:
-    for name in [name for name in sys.modules if name.split(".")[0] == "lpc"]:
-        del sys.modules[name]
-    importlib.import_module(module)
-    imported[module] = [m.__file__ for n, m in sys.modules.items() if n.split(".")[0] == "lpc" and m.__file__]
-print(json.dumps(imported))
-"""
-    output = subprocess.run(
-        [sys.executable, "-c", program, "lpc.config.docs", *(f"lpc.steps.{step}" for step in STEPS)],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
-    ).stdout
-    imported = {module: set(map(Path, files)) for module, files in json.loads(output.splitlines()[-1]).items()}
+    modules = ["lpc.config.docs", *(f"lpc.steps.{step}" for step in STEPS)]
+    # What is not ours is imported here, and so once for all tests of this process; ours in a fork, to unload it there.
+    for name in modules:
+        importlib.import_module(name)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        imported = pool.submit(imported_by, modules).result()
     of_config = imported.pop("lpc.config.docs")
     assert set(map(file_of, KINDS.values())) <= names(of_config)
     for name, files in imported.items():

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
@@ -112,6 +111,8 @@ def _parquet_records(path: str) -> Iterator[tuple[int, object]]:
 
 def _hub_records(dataset: dict) -> Iterator[tuple[str, int, object]]:
     """Rows of the downloaded copy of a hub data set: `datasets` knows which of its files make which split."""
+    import datasets  # with pandas a second: only for these
+
     folder, split = dataset["folder"], dataset["hub_split"]
     if not Path(folder).is_dir():
         raise UserError(

@@ -2,7 +2,10 @@
 
 import gzip
 import json
+import os
 import random
+import subprocess
+import sys
 
 import pyarrow.compute as pc
 import pytest
@@ -137,3 +140,13 @@ def test_too_many_malformed_rows_stop_and_leave_only_their_list(done, tmp_path):
     assert [reject["row"] for reject in rejects] == [1, 2, 3]
     make_split(tmp_path, {**SPLIT, "max_rejected_rows": 0.01})
     assert files.read_json(tmp_path / "split.json")["rejected"] == {"no completions": 3}
+
+
+def test_data_steps_and_tables_import_nothing_that_they_do_not_use():
+    """Each of these would be a second or more of every job."""
+    program = "import sys; from lpc.steps import flip, pairs, split, tables; print(*sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert {"datasets", "pandas", "scipy.stats", "sklearn", "torch"}.isdisjoint(done.stdout.split())

@@ -8,10 +8,12 @@ import re
 import subprocess
 import sys
 import threading
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from steps import run_step
 
 from lpc.cli import UserError
 from lpc.evaluation import alpacaeval
@@ -101,13 +103,11 @@ def test_the_step_that_answers(checkpoint, tmp_path):
     base = {"path": str(checkpoint), "dtype": "float32", "trust_remote_code": False}
     (tmp_path / "base.json").write_text(json.dumps(base | {"chat_template": None, "chat_template_kwargs": {}}))
     (tmp_path / "i.json").write_text(json.dumps([{"instruction": "the quick", "dataset": "test"}]))
-    done = step(
-        "generate",
-        {},
+    run_step(
+        "alpacaeval_generate",
+        {"name": "tiny", "batch_size": 2, "max_new_tokens": 4},
         *("--base", tmp_path / "base.json", "--instructions", tmp_path / "i.json", "--output", tmp_path / "o.json"),
-        *("--spec", '{"name": "tiny", "batch_size": 2, "max_new_tokens": 4}'),
     )
-    assert done.returncode == 0, done.stderr
     (row,) = json.loads((tmp_path / "o.json").read_text())
     assert row["generator"] == "tiny" and row["dataset"] == "test"
 
@@ -190,16 +190,17 @@ def step(name, environment, *arguments):
     )
 
 
+def judge_words(folder, settings, output="judged.json"):
+    files = {"outputs": "outputs.json", "reference": "reference.json", "output": output}
+    files |= {"annotations": "annotations.json"}
+    words = [word for name, file in files.items() for word in (f"--{name}", str(folder / file))]
+    return [*words, "--spec", json.dumps({"judge": settings})]
+
+
 def judged(tmp_path, settings, environment, outputs=None, reference=None):
     (tmp_path / "outputs.json").write_text(json.dumps(rows("mine", "tiny/dpo", 2) if outputs is None else outputs))
     (tmp_path / "reference.json").write_text(json.dumps(rows("theirs", "base") if reference is None else reference))
-    done = step(
-        "judge",
-        environment,
-        *("--outputs", tmp_path / "outputs.json", "--reference", tmp_path / "reference.json"),
-        *("--spec", json.dumps({"judge": settings})),
-        *("--output", tmp_path / "judged.json", "--annotations", tmp_path / "annotations.json"),
-    )
+    done = step("judge", environment, *judge_words(tmp_path, settings))
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "judged.json").read_text())
     return result, json.loads((tmp_path / "annotations.json").read_text())
@@ -257,33 +258,32 @@ def test_win_rates_down_to_the_length_controlled_one(tmp_path, judge_server, hub
     controlled = result["metrics"]["length_controlled_winrate"]
     assert 0 < controlled["value"] < 100 and controlled["stderr"] > 0.01
 
-    # The package's own entry point says the same of the same files.
+    # In another process, since each import of the package takes seconds: run again, the judge is not asked again;
+    # another judge is; and the package's own entry point says the same of the same files.
     code = (
-        "import alpaca_eval, json; table, _ = alpaca_eval.evaluate('outputs.json', 'reference.json', output_path=None,"
+        "import json, sys; from lpc import cli; from lpc.steps import alpacaeval_judge as step\n"
+        "for words in json.loads(sys.argv[1]): step.main(cli.parse(step.parser(), words))\n"
+        "import alpaca_eval; table, _ = alpaca_eval.evaluate('outputs.json', 'reference.json', output_path=None,"
         " annotators_config='weighted_alpaca_eval_gpt4_turbo', precomputed_leaderboard=None, caching_path=None,"
-        " is_cache_leaderboard=False, is_return_instead_of_print=True, metric_kwargs={'save_weights_dir': None});"
-        " print(json.dumps(table.iloc[0].to_dict(), default=str))"
+        " is_cache_leaderboard=False, is_return_instead_of_print=True, metric_kwargs={'save_weights_dir': None})\n"
+        "print(json.dumps(table.iloc[0].to_dict(), default=str))"
     )
-    own = {
-        "OPENAI_API_KEY": "secret",
-        "OPENAI_API_BASE": settings["base_url"],
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-    }
+    other = settings | {"model": "another"}
+    commands = [judge_words(tmp_path, settings, "again.json"), judge_words(tmp_path, other, "other.json")]
+    path = os.pathsep.join([str(SOURCE), *filter(None, sys.path)])
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=own | hub_cache
-    )
+        [sys.executable, "-c", code, json.dumps(commands)],
+        capture_output=True, text=True, cwd=tmp_path, env=environment | {"PYTHONPATH": path},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    again, other = (json.loads((tmp_path / name).read_text()) for name in ("again.json", "other.json"))
+    assert again["metrics"]["win_rate"] == pytest.approx(result["metrics"]["win_rate"])
+    asked = Counter(request["model"] for _, _, request in judge_server.requests)
+    assert asked["judge-of-the-test"] == COUNT == asked["another"] == other["n"]
     table = json.loads(done.stdout.splitlines()[-1])
+    assert sum(asked.values()) == 3 * COUNT, "the package's entry point has asked for itself"
     assert result["metrics"]["win_rate"]["value"] == pytest.approx(table["win_rate"])
     assert controlled["value"] == pytest.approx(table["length_controlled_winrate"])
-
-    # Run again, the judge is not asked again; another judge is.
-    asked = len(judge_server.requests)
-    again, _ = judged(tmp_path, settings, environment)
-    assert again["metrics"]["win_rate"] == pytest.approx(result["metrics"]["win_rate"])
-    assert len(judge_server.requests) == asked
-    judged(tmp_path, settings | {"model": "another"}, environment)
-    assert len(judge_server.requests) == asked + COUNT
 
 
 @needs_package

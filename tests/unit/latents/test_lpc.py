@@ -83,35 +83,6 @@ def test_straight_through_mixes_two_single_codes():
         assert all(p.grad.abs().sum() > 0 for p in network.parameters())
 
 
-def test_nothing_that_the_paper_does_not_have_is_on():
-    """K = 64, λ = 0.05 and γ from 0 to 1 as in the paper; the scale of the codes and the rates are our defaults."""
-    settings = LPCSettings().model_dump()
-    assert settings == {
-        "kind": "lpc",
-        "codes": 64,
-        "kl_weight": 0.05,
-        "kl_warmup": 0.0,
-        "free_bits": 0.0,
-        "information_weight": 0.0,
-        "codebook_init": "normal",
-        "code_scale": 0.02,
-        "width": None,
-        "learning_rate": 1e-4,
-        "codebook_learning_rate": None,
-        "standardize": False,
-        "logit_scale": 1.0,
-        "temperature": 1.0,
-        "temperature_end": None,
-        "gumbel_noise": True,
-        "straight_through": False,
-        "gamma": {"start": 0.0, "end": 1.0, "until": 1.0},
-        "inference": "mean",
-        "inference_seed": 0,
-        "detach": False,
-        "latent_first": 0.0,
-    }
-
-
 def test_clusters_need_standardised_features():
     with pytest.raises(UserError, match="kmeans needs standardize: true"):
         latents.parse({"codebook_init": "kmeans"})

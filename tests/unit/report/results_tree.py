@@ -1,14 +1,14 @@
 """A small tree of results in the formats that the workflow writes, with known contents."""
 
 import copy
-import importlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from steps import run_step
 
-from lpc import cli, files, latents
+from lpc import files, latents
 from lpc.evaluation import intervals
 from lpc.evaluation.diagnostics import latent_diagnostics
 from lpc.report.runs import latent_kind, resolve
@@ -276,12 +276,6 @@ def write_completions(folder: Path, *, same: bool) -> None:
     files.write_json(folder / "completions.json", {"codes": codes, "prompts": prompts})
 
 
-def step(name: str, spec: dict, *arguments) -> None:
-    """Run a step with the command line that a rule gives it, in this process: starting one costs seconds."""
-    module = importlib.import_module(f"lpc.steps.{name}")
-    module.main(cli.parse(module.parser(), ["--spec", files.canonical(spec), *map(str, arguments)]))
-
-
 def tables_spec() -> dict:
     sweeps = {"codebook": [["latent.codes", SETTINGS["experiments"]["codebook"]["sweep"]["latent.codes"]]]}
     return {
@@ -314,7 +308,7 @@ def build(root: Path) -> None:
     for run in RUNS:
         folder = root / folder_of(run)
         if (folder / "latents.parquet").exists() and run["seed"] == 0 and run["variant"] == "world":
-            step(
+            run_step(
                 "tsne",
                 SETTINGS["evaluation"]["tsne"],
                 "--latents",
@@ -326,4 +320,4 @@ def build(root: Path) -> None:
                 "--by-code",
                 folder / "tsne_code.svg",
             )
-    step("tables", tables_spec(), "--results", root, "--output", root / "tables")
+    run_step("tables", tables_spec(), "--results", root, "--output", root / "tables")

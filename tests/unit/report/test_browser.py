@@ -9,7 +9,8 @@ import shutil
 import subprocess
 
 import pytest
-from results_tree import COMMIT, report_spec, step
+from results_tree import COMMIT, report_spec
+from steps import run_step
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
@@ -50,7 +51,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: instal
 @pytest.fixture(scope="module")
 def folder(results, tmp_path_factory):
     folder = tmp_path_factory.mktemp("browser")
-    step("report", report_spec(), "--results", results, "--commit", COMMIT, "--output", folder / "report.html")
+    run_step("report", report_spec(), "--results", results, "--commit", COMMIT, "--output", folder / "report.html")
     return folder
 
 

@@ -4,7 +4,8 @@ import re
 
 import pytest
 import results_tree
-from results_tree import ABSENT, COMMIT, SETTINGS, folder_of, report_spec, step
+from results_tree import ABSENT, COMMIT, SETTINGS, folder_of, report_spec
+from steps import run_step
 
 from lpc import files
 from lpc.report import paper, words
@@ -54,7 +55,7 @@ class Page(html.parser.HTMLParser):
 
 
 def report(results, spec: dict, folder) -> str:
-    step("report", spec, "--results", results, "--commit", COMMIT, "--output", folder / "report.html")
+    run_step("report", spec, "--results", results, "--commit", COMMIT, "--output", folder / "report.html")
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -210,7 +211,7 @@ def test_only_what_exists_is_shown(results, tmp_path):
         if folder_of(run) in map(folder_of, spec["runs"]):
             results_tree.write_run(root, run)
     tables = {**results_tree.tables_spec(), "runs": spec["runs"], "tasks": [], "sweeps": {}}
-    step("tables", tables, "--results", root, "--output", root / "tables")
+    run_step("tables", tables, "--results", root, "--output", root / "tables")
     text = words_of(Page(report(root, spec, tmp_path)))
     for expected in (
         "These results do not compare LPC with plain training",
@@ -226,7 +227,7 @@ def test_only_what_exists_is_shown(results, tmp_path):
 
 
 def test_nothing_trained_yet_still_makes_a_page(tmp_path):
-    step("tables", results_tree.tables_spec(), "--results", tmp_path, "--output", tmp_path / "tables")
+    run_step("tables", results_tree.tables_spec(), "--results", tmp_path, "--output", tmp_path / "tables")
     text = words_of(Page(report(tmp_path, report_spec(), tmp_path)))
     assert "0 of 13" in text
     assert "No setting is selected while runs of the sweep are missing." in text

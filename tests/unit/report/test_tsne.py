@@ -3,7 +3,8 @@ import re
 
 import pyarrow as pa
 import pytest
-from results_tree import PAIRS, SETTINGS, a_run, folder_of, step
+from results_tree import PAIRS, SETTINGS, a_run, folder_of
+from steps import run_step
 
 from lpc import files
 
@@ -11,7 +12,7 @@ OUTPUTS = ["tsne.csv", "tsne_source.svg", "tsne_source.png", "tsne_code.svg", "t
 
 
 def embed(latents, folder, spec=SETTINGS["evaluation"]["tsne"]):
-    step(
+    run_step(
         "tsne",
         spec,
         "--latents",

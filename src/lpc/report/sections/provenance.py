@@ -2,11 +2,11 @@
 
 import json
 import platform
+from importlib.metadata import version
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-import sklearn
 
 from lpc.images import current
 from lpc.report.page import Preformatted, Section, Table, text_column
@@ -21,7 +21,7 @@ def section(results: Results) -> Section:
         facts[f"training: {key}"] = values_of(key, summaries)
     facts["evaluation harness"] = values_of("harness_version", benchmark_results(results))
     facts["tables and figures"] = (
-        f"Python {platform.python_version()}, NumPy {np.__version__}, scikit-learn {sklearn.__version__}, "
+        f"Python {platform.python_version()}, NumPy {np.__version__}, scikit-learn {version('scikit-learn')}, "
         f"Matplotlib {matplotlib.__version__}"
     )
     facts["randomness"] = results.seeds()[1]
