@@ -128,6 +128,15 @@ def test_jobs_that_no_node_can_take(doctor, cluster):
     assert failure.startswith("FAILED jobs of rule train: 2 CPUs, 900000 MB, 10 minutes, 2 GPUs in partition gpu: ")
     assert "Requested node configuration is not available; lower `resources`" in failure
 
+    several = {"resources": {"train": {**train, "mem_mb": 4000, "nodes": 2}}, "training": {"micro_batch_size": 8}}
+    code, _, lines = doctor(config=several)
+    assert code == 0
+    assert "ok     jobs of rule train: 2 nodes of 2 CPUs, 4000 MB, 10 minutes, gpu:2 in partition gpu" in lines
+    several["resources"]["train"]["nodes"] = 4
+    several["training"]["micro_batch_size"] = 4
+    code, findings, _ = doctor(config=several)
+    assert code == 1 and "FAILED jobs of rule train: 4 nodes of 2 CPUs, " in "".join(findings)
+
     cluster.command("scontrol", "update", "PartitionName=gpu", "MaxTime=5")
     try:
         code, findings, _ = doctor()
