@@ -108,7 +108,8 @@ def other_than(value):
         return not value
     if value is None or value < 2:
         return 2
-    return value // 2 if isinstance(value, int) else value / 2
+    # A quarter, since two nodes with two GPUs share a batch.
+    return max(1, value // 4) if isinstance(value, int) else value / 2
 
 
 def execution_keys(section, path=()):
@@ -136,6 +137,7 @@ def test_execution_keys_are_those_of_training_evaluation_and_resources():
         "evaluation/preference/batch_size",
         "evaluation/benchmarks/batch_size",
         "resources/train/launch",
+        "resources/train/nodes",
         "resources/latents/max_runtime",
     }
 
