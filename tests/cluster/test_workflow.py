@@ -228,7 +228,7 @@ def test_preempted_training_on_two_nodes_is_that_on_one(cluster, demo):
     (cluster.checkout / "nodes.yaml").write_text(json.dumps(config))
     snakemake = cluster.start(target("nodes"), config=("nodes.yaml",))
     job = cluster.job(snakemake.output)
-    wait_for(lambda: checkpoints(cluster, "nodes"), "a checkpoint")
+    wait_for(lambda: checkpoints(cluster, "nodes"), "a checkpoint", 600)
     cluster.command("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
     code, output = cluster.finish(snakemake)
     assert code == 0, output[-6000:]
