@@ -144,16 +144,20 @@ def resource(rule, key):
     return getattr(SETTINGS.resources.of(rule), key)
 
 
-def memory(rule):
-    """MB, growing after attempts without enough and, for rules with `base` as input, with the size of the model."""
+def memory(section, rule=None):
+    """MB, growing after attempts without enough and, for rules with `base` as input, with the size of the model.
+
+    section: of `resources`; rule: where it is not called like its section.
+    """
 
     def mem_mb(wildcards, input, attempt):
         parameters = 0
-        if resource(rule, "mem_mb_per_billion"):
+        if resource(section, "mem_mb_per_billion"):
             # Not there until the base was fetched: Snakemake then asks again before it starts the job.
             with open(input.base, encoding="utf-8") as stream:
                 parameters = json.load(stream)["parameters"]
-        return SETTINGS.resources.of(rule).memory_at(memory_shares(rule, wildcards, attempt), parameters)
+        shares = memory_shares(rule or section, wildcards, attempt)
+        return SETTINGS.resources.of(section).memory_at(shares, parameters)
 
     return mem_mb
 
