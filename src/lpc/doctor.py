@@ -267,8 +267,7 @@ def resources_of(rule: str, setup: SetUp, attempt: int) -> Resources:
     """Resources of a rule's job at its attempt, from 1."""
     entry = setup.resources[rule]
     own = {"mem_mb": entry.memory_at(attempt, setup.parameters), "runtime": entry.minutes_at(attempt)}
-    if entry.gpus:
-        own["gpu"] = entry.gpus
+    own |= entry.requests()
     overridden = setup.profile.get("set-resources", {}).get(rule, {})
     return Resources({**setup.profile.get("default-resources", {}), **own, **overridden})
 
@@ -313,7 +312,7 @@ def check_partitions(setup: SetUp, partitions: dict) -> Iterator[Finding]:
         yield ok(subject, request + more)
         request, fault = judge(rule, attempts, setup, usable, partitions)
         if fault:
-            yield note(subject, f"attempt {attempts} of a failed job asks for {request}: {fault}")
+            yield note(subject, f"attempt {attempts} of a failed job may ask for {request}: {fault}")
 
 
 def judge(rule: str, attempt: int, setup: SetUp, usable: list, partitions: dict) -> tuple[str, str]:
@@ -333,6 +332,7 @@ def judge(rule: str, attempt: int, setup: SetUp, usable: list, partitions: dict)
     silent.propagate = False
     partition = resources.get("slurm_partition") or get_best_partition(usable, job, silent)
     words = f"{threads} CPUs, {resources['mem_mb']} MB, {resources['runtime']} minutes"
+    words = f"{resources['nodes']} nodes of {words}" if resources.get("nodes", 1) > 1 else words
     words += f", {resources['gpu']} GPUs" if resources.get("gpu") else ""
     words += f", {resources['gres']}" if resources.get("gres") else ""
     if not partition:

@@ -22,6 +22,9 @@ VARIABLES = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 
+NETWORK = ("NCCL_", "RCCL_", "GLOO_", "FI_", "UCX_")
+"""First letters of the variables by which a site tells NCCL, gloo and libfabric how its nodes are connected."""
+
 
 def prepare(root: Path, *, containers: bool, main: bool) -> None:
     """Set the variables of this Snakemake process that its containers and submissions read.
@@ -30,6 +33,9 @@ def prepare(root: Path, *, containers: bool, main: bool) -> None:
     """
     if containers:
         os.environ["APPTAINER_BIND"] = binds(root)
+        for name in [name for name in os.environ if name.startswith(NETWORK)]:
+            # With this prefix Apptainer passes them on, in spite of --cleanenv.
+            os.environ[f"APPTAINERENV_{name}"] = os.environ[name]
     if main:
         # An sbatch that waits where SLURM refuses a job for the moment.
         os.environ["PATH"] = f"{root / 'workflow/profiles/bin'}{os.pathsep}{os.environ['PATH']}"

@@ -3,7 +3,7 @@
 # slurm-wlm munge slurmdbd mariadb-server.
 #   slurm.sh up FOLDER      then: . FOLDER/environment
 #   slurm.sh down FOLDER
-# Two virtual nodes of 4 CPUs and 8000 MB, the first with two GPUs that are none; partitions cpu, gpu, and urgent, which
+# Two virtual nodes of 4 CPUs and 8000 MB, each with two GPUs that are none; partitions cpu, gpu, and urgent, which
 # preempts.
 set -euo pipefail
 export PATH=$PATH:/usr/sbin
@@ -152,12 +152,12 @@ AccountingStoragePass=$here/munge.socket
 AccountingStorageTRES=gres/gpu
 AccountingStorageEnforce=associations,limits,qos
 NodeName=$first NodeHostname=$host NodeAddr=127.0.0.1 Port=$node1 CPUs=4 RealMemory=8000 Gres=gpu:2
-NodeName=$second NodeHostname=$host NodeAddr=127.0.0.1 Port=$node2 CPUs=4 RealMemory=8000
+NodeName=$second NodeHostname=$host NodeAddr=127.0.0.1 Port=$node2 CPUs=4 RealMemory=8000 Gres=gpu:2
 PartitionName=cpu Nodes=$first,$second Default=YES DefaultTime=10 MaxTime=INFINITE DefMemPerCPU=500 PriorityTier=1
-PartitionName=gpu Nodes=$first DefaultTime=10 MaxTime=INFINITE DefMemPerCPU=500 PriorityTier=1
+PartitionName=gpu Nodes=$first,$second DefaultTime=10 MaxTime=INFINITE DefMemPerCPU=500 PriorityTier=1
 PartitionName=urgent Nodes=$first,$second DefaultTime=10 MaxTime=INFINITE DefMemPerCPU=500 PriorityTier=10 PreemptMode=OFF
 CONF
-echo "NodeName=$first Name=gpu File=/dev/zero,/dev/full" >"$here/gres.conf"
+echo "NodeName=$first,$second Name=gpu File=/dev/zero,/dev/full" >"$here/gres.conf"
 (umask 077 && cat >"$here/slurmdbd.conf" <<CONF
 AuthType=auth/munge
 AuthInfo=socket=$here/munge.socket

@@ -93,7 +93,7 @@ def test_good_set_up(doctor, cluster, folder):
     ):
         assert part in report, part
     # Three times as much at the third attempt is more than a node of 8000 MB has.
-    assert [line for line in findings if "attempt 3 of a failed job asks for 2 CPUs, 12000 MB" in line]
+    assert [line for line in findings if "attempt 3 of a failed job may ask for 2 CPUs, 12000 MB" in line]
     assert lines[-1] == "all checks passed"
 
 
@@ -127,6 +127,15 @@ def test_jobs_that_no_node_can_take(doctor, cluster):
     assert code == 1
     assert failure.startswith("FAILED jobs of rule train: 2 CPUs, 900000 MB, 10 minutes, 2 GPUs in partition gpu: ")
     assert "Requested node configuration is not available; lower `resources`" in failure
+
+    several = {"resources": {"train": {**train, "mem_mb": 4000, "nodes": 2}}, "training": {"micro_batch_size": 8}}
+    code, _, lines = doctor(config=several)
+    assert code == 0
+    assert "ok     jobs of rule train: 2 nodes of 2 CPUs, 4000 MB, 10 minutes, gpu:2 in partition gpu" in lines
+    several["resources"]["train"]["nodes"] = 4
+    several["training"]["micro_batch_size"] = 4
+    code, findings, _ = doctor(config=several)
+    assert code == 1 and "FAILED jobs of rule train: 4 nodes of 2 CPUs, " in "".join(findings)
 
     cluster.command("scontrol", "update", "PartitionName=gpu", "MaxTime=5")
     try:

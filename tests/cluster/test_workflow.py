@@ -141,8 +141,10 @@ def test_what_a_job_gets(cluster):
     assert "error: the reason stands in the log" in output, output[-4000:]
     assert "results/probe/failing.log" in output
     assert re.search(r"log: .*slurm_logs/rule_failing/\d+\.log", output)
-    tries = re.findall(r"submitted with SLURM jobid \d+ \(log: \S+/rule_failing/", output)
+    tries = re.findall(r"submitted with SLURM jobid (\d+) \(log: \S+/rule_failing/", output)
     assert len(tries) == 3, "the first, and the profile's two retries"
+    memory = cluster.command("sacct", "-X", "-n", "-P", "-o", "reqmem", "-j", ",".join(tries)).split()
+    assert memory == ["700M"] * 3, "more memory is for jobs that ran out of it"
 
 
 def test_killed_snakemake_neither_loses_nor_doubles_work(cluster, long):
@@ -213,63 +215,55 @@ def test_preemption_requeue_and_scancel_lose_nothing(cluster, long):
     assert [line["loss"] for line in metrics] == [line["loss"] for line in expected], "not the same training"
 
 
-def test_training_on_two_nodes_by_the_batch_script_of_the_guide(cluster, demo):
-    """docs/cluster.md's script with its sizes made to fit: one process on each of the two virtual nodes."""
-    [script] = re.findall(
-        r"```bash\n(#!/bin/bash\n.*?)```", (cluster.checkout / "docs/cluster.md").read_text(), re.DOTALL
-    )
-    changes = {
-        "--gpus-per-node=8 --cpus-per-task=32 --mem=250G": "--cpus-per-task=1 --mem=1500M",
-        "SLURM_NNODES * 8": "SLURM_NNODES * 1",
-        "fsdp.yaml": "ddp.yaml",
-        # The virtual nodes' names are known to SLURM alone.
-        '$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)': "127.0.0.1",
+def test_preempted_training_on_two_nodes_is_that_on_one(cluster, demo):
+    """The demo's training again, but with one process on each of two nodes, and it has to give way to an urgent job."""
+    recipe = yaml.safe_load((HERE / "config.yaml").read_text())["recipes"]["dpo-lpc"]
+    recipe["training"] |= {"save_minutes": 0.005}
+    train = {"nodes": 2, "gpus": 1, "threads": 1, "mem_mb": 2000}
+    config = {
+        "recipes": {"nodes": recipe},
+        "experiments": {"nodes": {"bases": ["tiny"], "datasets": ["world"], "recipes": ["nodes"]}},
+        "resources": {"train": train},
     }
-    for old, new in changes.items():
-        assert old in script, old
-        script = script.replace(old, new)
-    (cluster.checkout / "train_nodes.sh").write_text(script)
-    one_node, _ = training(cluster, "dpo-lpc")
-    spec = one_node["identity"]["spec"]
-    folder = f"{RESULTS}/nodes"
-    settings = yaml.safe_load((HERE / "config.yaml").read_text())["training"]
-    execution = {"training": {key: settings[key] for key in ("micro_batch_size", "logging_steps")}}
-    arguments = ["--spec", json.dumps(spec), "--execution", json.dumps(execution)]
-    arguments += ["--base", f"{RESULTS}/bases/tiny/base.json", "--pairs", f"{RESULTS}/data/world/pairs.parquet"]
-    arguments += ["--reference", f"{RESULTS}/reference/tiny/world/reference.parquet", "--processes", "2"]
-    arguments += ["--checkpoints", f"{folder}/checkpoints", "--output", f"{folder}/model"]
-    arguments += ["--metrics", f"{folder}/train.jsonl", "--summary", f"{folder}/train.json"]
-    submission = subprocess.run(
-        ["sbatch", "--wait", "--parsable", "--output=nodes.log", "train_nodes.sh", *arguments],
-        cwd=cluster.checkout,
-        env={key: value for key, value in cluster.environment.items() if key not in POISON},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    log = (cluster.checkout / "nodes.log").read_text()
-    assert submission.returncode == 0, log[-4000:]
-    nodes = cluster.command("sacct", "-X", "-n", "-P", "-o", "nnodes", "-j", submission.stdout.strip())
-    assert nodes.strip() == "2"
-    two_nodes = json.loads((cluster.checkout / folder / "train.json").read_text())
-    assert two_nodes["processes"] == 2
-    # The same two processes as on one node, so the same training.
-    assert two_nodes["last_loss"] == one_node["last_loss"]
+    (cluster.checkout / "nodes.yaml").write_text(json.dumps(config))
+    snakemake = cluster.start(target("nodes"), config=("nodes.yaml",))
+    job = cluster.job(snakemake.output)
+    wait_for(lambda: checkpoints(cluster, "nodes"), "a checkpoint", 600)
+    cluster.command("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
+    code, output = cluster.finish(snakemake)
+    assert code == 0, output[-6000:]
+    states = cluster.command("sacct", "-X", "-D", "-n", "-P", "-o", "state,nnodes,alloctres%60", "-j", job).splitlines()
+    assert [line.split("|")[:2] for line in states] == [["PREEMPTED", "2"], ["COMPLETED", "2"]]
+    assert all("gres/gpu=2" in line for line in states), states
+    assert cluster.command("sacct", "-n", "-P", "-o", "ntasks", "-j", f"{job}.0").split() == ["2"]
+
+    two_nodes, metrics = training(cluster, "nodes")
+    _, expected = training(cluster, "dpo-lpc")
+    assert two_nodes["processes"] == 2 and len(two_nodes["resumed_from"]) == 1
+    assert [line["step"] for line in metrics] == [line["step"] for line in expected]
+    assert [line["loss"] for line in metrics] == [line["loss"] for line in expected], "not the same training"
 
 
-def test_submission_of_the_papers_training_on_eight_gpus(cluster):
-    """The line that SLURM gets from rule train of config/config.yaml: one node, one task, eight GPUs."""
+@pytest.mark.parametrize(
+    ("nodes", "asked", "not_asked"),
+    [
+        (1, ["--nodes=1", "--gpus=8"], ["--ntasks", "--gres"]),
+        (2, ["--nodes=2", "--ntasks=2", "--gres=gpu:8"], ["--ntasks-per-gpu", "--gpus"]),
+    ],
+)
+def test_submission_of_the_papers_training_with_eight_gpus_a_node(cluster, nodes, asked, not_asked):
+    """The line that SLURM gets from rule train of config/config.yaml: a task with eight GPUs on each node."""
     checkout = cluster.checkout
     base, data = checkout / "results/eight/bases/llama3-8b", checkout / "results/eight/data/ultrafeedback"
     reference = checkout / "results/eight/reference/llama3-8b/ultrafeedback"
     for path in (base, data, reference):
-        path.mkdir(parents=True)
+        path.mkdir(parents=True, exist_ok=True)
     (base / "base.json").write_text(json.dumps({"parameters": 8_030_261_248}))
     (data / "pairs.parquet").touch()
     (reference / "reference.parquet").touch()
     config = yaml.safe_load((checkout / "config/config.yaml").read_text())
     config["project"] = "eight"
-    config["resources"]["train"] |= {"gpus": 8, "launch": "config/accelerate/fsdp.yaml"}
+    config["resources"]["train"] |= {"nodes": nodes, "gpus": 8, "launch": "config/accelerate/fsdp.yaml"}
     for training in [config["training"], *(recipe.get("training", {}) for recipe in config["recipes"].values())]:
         training |= {"batch_size": 64, "micro_batch_size": 2}
     (checkout / "eight.yaml").write_text(json.dumps(config))
@@ -290,11 +284,12 @@ def test_submission_of_the_papers_training_on_eight_gpus(cluster):
     )
     shutil.rmtree(programs)
     assert process.returncode == 1
-    submitted = (checkout / "submitted").read_text().splitlines()
-    assert submitted, process.stderr[-3000:]
-    print(submitted[0])
-    for part in ("--nodes=1", "--gpus=8", "--cpus-per-task=32", "--requeue", "-p gpu", "-t 1440"):
-        assert part in submitted[0], submitted[0]
-    assert "--ntasks" not in submitted[0]
-    memory = int(re.search(r"--mem (\d+)", submitted[0])[1])
+    assert (checkout / "submitted").exists(), process.stderr[-3000:]
+    submitted = (checkout / "submitted").read_text().splitlines()[0]
+    (checkout / "submitted").unlink()
+    print(submitted)
+    for part in (*asked, "--cpus-per-task=32", "--requeue", "-p gpu", "-t 1440"):
+        assert part in submitted, submitted
+    assert not any(part in submitted for part in not_asked), submitted
+    memory = int(re.search(r"--mem (\d+)", submitted)[1])
     assert memory > 8 * 16_000, "16 bytes per parameter must fit into the host's memory"

@@ -53,6 +53,20 @@ def test_config_faults_are_all_listed_before_any_job(checkout):
     assert not (checkout.folder / "results").exists()
 
 
+def test_training_on_several_nodes_outside_of_slurm_says_so(checkout, monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    train = {"nodes": 2, "launch": "config/accelerate/ddp.yaml"}
+    path = checkout.write(
+        {**SMALL, "training": {**SMALL["training"], "micro_batch_size": 8}, "resources": {"train": train}}
+    )
+    checkout.pretend_finished(path)
+    summary = "results/small/runs/tiny/world/dpo/seed-0/train.json"
+    output = checkout.snakemake(summary, "--cores", "1", "--forcerun", "train", "--configfile", path, expect=1)
+    assert (
+        "error: resources.train.nodes: several nodes need a SLURM job with as many; use --profile slurm, or" in output
+    )
+
+
 def test_missing_image_is_named_before_any_job(checkout):
     path = checkout.write(SMALL)
     output = checkout.snakemake("all", "--cores", "1", "--sdm", "apptainer", "--configfile", path, expect=1)

@@ -4,6 +4,7 @@ Outputs are empty files with Snakemake's real record of them (its --touch), sinc
 """
 
 import copy
+import re
 
 import pytest
 import yaml
@@ -144,7 +145,8 @@ def other_than(value):
         return not value
     if value is None or value < 2:
         return 2
-    return value // 2 if isinstance(value, int) else value / 2
+    # A quarter, since two nodes with two GPUs share a batch.
+    return max(1, value // 4) if isinstance(value, int) else value / 2
 
 
 def execution_keys(section, path=()):
@@ -172,6 +174,7 @@ def test_execution_keys_are_those_of_training_evaluation_and_resources():
         "evaluation/preference/batch_size",
         "evaluation/benchmarks/batch_size",
         "resources/train/launch",
+        "resources/train/nodes",
         "resources/latents/max_runtime",
     }
 
@@ -434,3 +437,28 @@ def test_people_are_asked_for_where_they_and_codes_are(local):
     assert asked() == {"personalise exact 0"}
     del config["evaluation"]["personalise"]
     assert asked() == set()
+
+
+def test_second_attempt_gets_more_memory_unless_the_first_had_enough(finished):
+    """Of every rule, as SLURM's log of the first attempt tells; without a log, as if it had not been enough."""
+    config = finished.write(DEMO)
+
+    def memory(attempt):
+        """MB by the name of the folder of the job's logs."""
+        arguments = ("all", "--dry-run", "--forceall", "--attempt", attempt, "--configfile", config)
+        folders = {}
+        for block in re.split(r"\n(?=(?:local)?rule \w+:)", finished.forked(*arguments)):
+            if memory := re.search(r"^    resources: .*\bmem_mb=(\d+)", block, re.MULTILINE):
+                wildcards = re.search(r"^    wildcards: (.*)$", block, re.MULTILINE)
+                values = [pair.split("=")[1] for pair in wildcards[1].split(", ")]
+                folders[f"rule_{block.split()[1].rstrip(':')}/{'_'.join(values)}"] = int(memory[1])
+        return folders
+
+    first, unknown = memory(1), memory(2)
+    assert {"rule_train/tiny_world_dpo_0", "rule_benchmark_base/tiny_world_easy"} < first.keys()
+    assert unknown == {job: 2 * mb for job, mb in first.items()}
+    for job in first:
+        log = finished.folder / ".snakemake/slurm_logs" / job / "1.log"
+        log.parent.mkdir(parents=True)
+        log.write_text("slurmstepd: error: *** JOB 1 ON n1 CANCELLED DUE TO TIME LIMIT ***")
+    assert memory(2) == first

@@ -18,6 +18,7 @@ ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT / "src"))
 
 from lpc import environment, images, latents, objectives, plan, unlock
+from lpc.attempts import memory_shares
 from lpc.cli import UserError
 from lpc.config import models, specs
 from lpc.config.keys import Role
@@ -152,16 +153,20 @@ def resource(rule, key):
     return getattr(SETTINGS.resources.of(rule), key)
 
 
-def memory(rule):
-    """MB, growing with the attempt and, for rules with `base` as input, with the size of the model."""
+def memory(section, rule=None):
+    """MB, growing after attempts without enough and, for rules with `base` as input, with the size of the model.
+
+    section: of `resources`; rule: where it is not called like its section.
+    """
 
     def mem_mb(wildcards, input, attempt):
         parameters = 0
-        if resource(rule, "mem_mb_per_billion"):
+        if resource(section, "mem_mb_per_billion"):
             # Not there until the base was fetched: Snakemake then asks again before it starts the job.
             with open(input.base, encoding="utf-8") as stream:
                 parameters = json.load(stream)["parameters"]
-        return SETTINGS.resources.of(rule).memory_at(attempt, parameters)
+        shares = memory_shares(rule or section, wildcards, attempt)
+        return SETTINGS.resources.of(section).memory_at(shares, parameters)
 
     return mem_mb
 
@@ -233,19 +238,33 @@ def pretrain_spec(wildcards):
 
 # Stage train
 
-PROCESSES = max(1, resource("train", "gpus"))
+PROCESSES = resource("train", "processes")
+NODES = resource("train", "nodes")
 
 
 def launch(threads):
     """The command that starts a training: one process for each GPU if the configuration names a launch file.
 
-    The processes share the job's threads, where each would take all of them.
+    The processes of a node share its threads, where each would take all of them. On several nodes the command runs once
+    on each (`train_requests`); srun gives it the node's rank, and the first node's address.
     """
     file = resource("train", "launch")
     if file is None:
         return "python"
-    processes = f"--num_processes {PROCESSES} --num_cpu_threads_per_process {max(1, threads // PROCESSES)}"
-    return f"accelerate launch --config_file {shlex.quote(here(ROOT / file))} {processes}"
+    own_threads = max(1, threads * NODES // PROCESSES)
+    words = f"accelerate launch --config_file {shlex.quote(here(ROOT / file))}"
+    words += f" --num_processes {PROCESSES} --num_cpu_threads_per_process {own_threads}"
+    if NODES > 1:
+        # A port that all nodes know beforehand, below those that the system hands out.
+        words += f" --num_machines {NODES} --machine_rank $SLURM_NODEID"
+        words += " --main_process_ip $SLURM_LAUNCH_NODE_IPADDR --main_process_port $((20000 + SLURM_JOB_ID % 10000))"
+    return words
+
+
+def train_requests():
+    """GPUs and nodes of a training, and for several nodes the shell that runs the rule's command on each of them."""
+    shell_exec = {"shell_exec": str(ROOT / "workflow/nodes/bash")} if NODES > 1 else {}
+    return SETTINGS.resources.of("train").requests() | shell_exec
 
 
 def recipe(wildcards):

@@ -162,7 +162,7 @@ rule benchmark_base:
         image("evaluation")
     threads: resource("benchmark", "threads")
     resources:
-        mem_mb=memory("benchmark"),
+        mem_mb=memory("benchmark", rule="benchmark_base"),
         runtime=runtime("benchmark"),
         gpu=resource("benchmark", "gpus"),
     params:

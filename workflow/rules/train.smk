@@ -35,7 +35,7 @@ rule reference:
 
 
 # Checkpoints lie in a folder that is no output, or Snakemake would delete them when a job fails. The step keeps those
-# of each spec and each content of its input apart.
+# of each spec and each content of its input apart. Of several nodes, the first writes the rule's log, the others SLURM's.
 rule train:
     input:
         base=BASE.record,
@@ -55,9 +55,9 @@ rule train:
         image("training")
     threads: resource("train", "threads")
     resources:
+        **train_requests(),
         mem_mb=memory("train"),
         runtime=runtime("train"),
-        gpu=resource("train", "gpus"),
     params:
         spec=tracked(train_spec),
         execution=execution(train_spec),
@@ -66,10 +66,11 @@ rule train:
         processes=lambda wildcards, output: PROCESSES,
         checkpoints=lambda wildcards, output: str(RESULTS.checkpoints(*wildcards)),
     shell:
-        "reference={input.reference:q} statistics={input.statistics:q};"
+        '[ "${{SLURM_NODEID:-0}}" != 0 ] || exec > {log:q} 2>&1;'
+        " reference={input.reference:q} statistics={input.statistics:q};"
         " {params.launch} -m lpc.steps.train"
         " --spec {params.spec:q} --execution {params.execution:q}"
         " --base {input.base:q} --pairs {input.pairs:q}"
         ' ${{reference:+--reference "$reference"}} ${{statistics:+--statistics "$statistics"}}'
         " --processes {params.processes} --checkpoints {params.checkpoints:q}"
-        " --output {output.model:q} --metrics {output.metrics:q} --summary {output.summary:q} > {log:q} 2>&1"
+        " --output {output.model:q} --metrics {output.metrics:q} --summary {output.summary:q}"

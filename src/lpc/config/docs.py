@@ -17,7 +17,7 @@ from lpc import latents
 from lpc.config import specs
 from lpc.config.faults import sections
 from lpc.config.keys import Role, Section, role_of
-from lpc.config.models import DEFAULT, Resources, Settings, TrainingOverride
+from lpc.config.models import DEFAULT, Resources, Settings, TrainingOverride, TrainResources
 
 ROOT = Path(__file__).parents[3]
 README = ROOT / "config" / "README.md"
@@ -69,7 +69,8 @@ def _rows(section: type[Section], name: str, path: str) -> Iterator[tuple[str, .
         if name == "default":
             yield from _below([Resources], f"resources.{ANY}")
         elif name == "train":
-            yield _row(kinds, "launch", "resources.train.launch")
+            own = [name for name in TrainResources.model_fields if name not in Resources.model_fields]
+            yield from (_row(kinds, name, f"resources.train.{name}") for name in own)
     else:
         if not kinds or _optional(annotation):
             yield _row([section], name, path)

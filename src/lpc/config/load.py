@@ -269,13 +269,14 @@ def _check_devices(sound: dict, recipes: dict[str, Recipe], faults: Faults) -> N
     if sound["resources"] is None:
         return
     resources = sound["resources"].of("train")
-    devices = max(1, resources.gpus)
+    devices = resources.processes
     if resources.launch is not None and not (ROOT / resources.launch).is_file():
         faults.add(("resources", "train", "launch"), f"{resources.launch}: no such file in {ROOT}")
     if resources.launch is None and devices > 1:
         faults.add(
             ("resources", "train"),
-            f"{devices} GPUs need launch, a file such as config/accelerate/ddp.yaml that starts a process for each",
+            f"{devices} devices (nodes: {resources.nodes}, gpus: {resources.gpus}) need launch, a file such as"
+            " config/accelerate/ddp.yaml that starts a process for each",
         )
     for name, recipe in recipes.items():
         training = recipe.training

@@ -325,7 +325,7 @@ class Resources(Section):
 
     threads: Integer | None = key(None, "CPU cores", role=Role.EXECUTION, ge=1)
     mem_mb: Integer | None = key(
-        None, "main memory in MB; each further attempt of a failed job gets as much again", role=Role.EXECUTION, ge=1
+        None, "main memory in MB; as much again after each attempt that ran out of it", role=Role.EXECUTION, ge=1
     )
     mem_mb_per_billion: Integer | None = key(
         None, "MB more for each billion parameters of the base", role=Role.EXECUTION, ge=0
@@ -340,12 +340,19 @@ class Resources(Section):
     max_runtime: Integer | None = key(None, "minutes that no attempt exceeds; null: none", role=Role.EXECUTION, ge=1)
     gpus: Integer | None = key(None, "GPUs", role=Role.EXECUTION, ge=0)
 
+    def requests(self) -> dict[str, int | str]:
+        """Return the resources by which Snakemake's SLURM plugin asks for GPUs and nodes."""
+        return {"gpu": self.gpus}
+
     resumes: ClassVar[bool] = False
     """Whether the next attempt of a job goes on where the last one ended, and so needs no more time."""
 
-    def memory_at(self, attempt: int, parameters: int) -> int:
-        """Return the MB of a job at its attempt, from 1; parameters: of its base model, 0 where it has none."""
-        needed = (self.mem_mb + round(self.mem_mb_per_billion * parameters / 1e9)) * attempt
+    def memory_at(self, shares: int, parameters: int) -> int:
+        """Return the MB of a job.
+
+        shares: 1, and one more for each attempt that ran out of memory. parameters: of its base model, 0 for none.
+        """
+        needed = (self.mem_mb + round(self.mem_mb_per_billion * parameters / 1e9)) * shares
         return needed if self.max_mem_mb is None else min(needed, self.max_mem_mb)
 
     def minutes_at(self, attempt: int) -> int:
@@ -360,12 +367,31 @@ DEFAULT = Resources(threads=1, mem_mb=4000, mem_mb_per_billion=0, runtime=60, gp
 class TrainResources(Resources):
     resumes: ClassVar[bool] = True
 
+    nodes: Integer = key(
+        1, "nodes, each with the `gpus`, `threads` and memory of this section", role=Role.EXECUTION, ge=1
+    )
     launch: Text | None = key(
         None,
-        "launch file of accelerate (`config/accelerate/`), which starts one process for each GPU; needed for more than"
-        " one",
+        "launch file of accelerate (`config/accelerate/`), which starts one process for each GPU, or one for each node"
+        " without GPUs; needed for more than one",
         role=Role.EXECUTION,
     )
+
+    @property
+    def processes(self) -> int:
+        """Processes of a training on all of its nodes together."""
+        return self.nodes * max(1, self.gpus)
+
+    def requests(self) -> dict[str, int | str]:
+        """As of any rule; for several nodes, a task on each of them and `gpus` on each of them.
+
+        With `mpi`, the plugin leaves it to the job to start its tasks. The GPUs are asked for by `--gres`, since SLURM
+        spreads those of `--gpus` unevenly. Without `tasks_per_gpu`, the plugin would ask for `tasks` on each GPU.
+        """
+        if self.nodes == 1:
+            return super().requests()
+        tasks = {"nodes": self.nodes, "tasks": self.nodes, "tasks_per_gpu": 0, "mpi": "srun", "gpu": 0}
+        return tasks | ({"gres": f"gpu:{self.gpus}"} if self.gpus else {})
 
 
 class AllResources(Section):

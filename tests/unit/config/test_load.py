@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from lpc.config.load import ConfigError, load, resolve
-from lpc.config.models import dump
+from lpc.config.models import AllResources, dump
 from lpc.config.runs import Run
 from lpc.files import canonical
 
@@ -151,7 +151,11 @@ def test_training_of_a_recipe_overrides_single_keys():
         ({"datasets": []}, ["datasets: [] is a list, expected a section of keys"]),
         ({"recipes__dpo__training": {"epoch": 1}}, ["recipes.dpo.training.epoch: unknown key; did you mean epochs?"]),
         ({"resources__trian": {"threads": 1}}, ["resources.trian: unknown key; did you mean train?"]),
-        ({"resources__train": {"gpus": 2}}, ["2 GPUs need launch"]),
+        ({"resources__train": {"gpus": 2}}, ["2 devices (nodes: 1, gpus: 2) need launch"]),
+        (
+            {"resources__train": {"nodes": 3}},
+            ["3 devices (nodes: 3, gpus: 0) need launch", "times the devices of rule train (3)"],
+        ),
         ({"resources__train": {"launch": "config/no.yaml"}}, ["resources.train.launch: config/no.yaml: no such file"]),
     ],
 )
@@ -324,7 +328,7 @@ def test_recipe_names_a_relation_that_its_training_breaks_once_in_a_sweep():
 
 
 def test_resources_of_later_attempts_stay_below_their_limits():
-    """Memory and time grow with the attempt; a training resumes, so its time does not."""
+    """Memory grows by shares, time with the attempt; a training resumes, so its time does not."""
     config = resolve(
         changed(
             resources={
@@ -334,7 +338,20 @@ def test_resources_of_later_attempts_stay_below_their_limits():
         )
     )
     split, train = config.settings.resources.of("split"), config.settings.resources.of("train")
-    assert [split.memory_at(attempt, 0) for attempt in (1, 2, 3)] == [1000, 2000, 2500]
+    assert [split.memory_at(shares, 0) for shares in (1, 2, 3)] == [1000, 2000, 2500]
     assert [split.minutes_at(attempt) for attempt in (1, 2)] == [10, 15]
     assert train.memory_at(1, 2_000_000_000) == 2000
     assert [train.minutes_at(attempt) for attempt in (1, 2)] == [12, 12]
+
+
+def test_requests_of_a_training_on_several_nodes():
+    """A task on each node, started by the job itself, and the GPUs of each node."""
+
+    def requests(**train):
+        resources = AllResources(train=train).of("train")
+        return resources.processes, resources.requests()
+
+    tasks = {"nodes": 2, "tasks": 2, "tasks_per_gpu": 0, "mpi": "srun", "gpu": 0}
+    assert requests(gpus=2) == (2, {"gpu": 2})
+    assert requests(nodes=2) == (2, tasks)
+    assert requests(nodes=2, gpus=1) == (2, tasks | {"gres": "gpu:1"})
