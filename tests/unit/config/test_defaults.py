@@ -31,7 +31,7 @@ OURS = {
     "training.logging_steps": 10,
     "training.save_minutes": 10.0,
     "latent.learning_rate": 1e-4,  # at the backbone's 5e-7 new modules hardly move in one epoch
-    "latent.init_std": 0.02,  # the first loss of DPO is ln 2
+    "latent.code_scale": 0.02,  # the first loss of DPO is ln 2
     "latent.latent_first": 0.0,
     "latent.width": None,
     "latent.standardize": False,
