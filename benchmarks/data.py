@@ -19,8 +19,14 @@ import time
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src"
-sys.path.insert(0, str(SOURCE))
-
+TOKENIZER = """
+import json, sys
+from lpc.model.scratch import train_tokenizer
+rows, vocabulary, folder = sys.argv[1:]
+with open(rows, encoding="utf-8") as stream:
+    texts = [json.loads(line)["completions"][0]["response"] for line, _ in zip(stream, range(4000))]
+train_tokenizer(texts, int(vocabulary)).save_pretrained(folder)
+"""
 TOKENISE = """
 import sys, torch, transformers
 from lpc.config.models import Tokens
@@ -73,14 +79,6 @@ def make_rows(path: Path, prompts: int, completions: int, words: int) -> None:
             print(json.dumps(row | {"completions": [completion(model) for model in range(completions)]}), file=stream)
 
 
-def make_tokenizer(rows: Path, vocabulary: int, folder: Path) -> None:
-    from lpc.model.scratch import train_tokenizer
-
-    with open(rows, encoding="utf-8") as stream:
-        texts = [json.loads(line)["completions"][0]["response"] for line, _ in zip(stream, range(4000), strict=False)]
-    train_tokenizer(texts, vocabulary).save_pretrained(folder)
-
-
 def measure(*command: str | Path) -> dict:
     """{"seconds", "cpu_seconds", "memory_mib"} of a process."""
     start = time.perf_counter()
@@ -123,7 +121,8 @@ def main():
         rows, found = folder / "rows.jsonl", []
         if not rows.exists():
             make_rows(rows, args.prompts, args.completions, args.words)
-            make_tokenizer(rows, args.vocabulary, folder / "tokenizer")
+            # In a process of its own: a step's largest resident set counts that of the process that started it.
+            measure("-c", TOKENIZER, rows, str(args.vocabulary), folder / "tokenizer")
         print(f"{rows.stat().st_size / 2**20:.0f} MiB of rows")
         for name, command in steps(folder, rows):
             found.append({"step": name} | measure(*command))
