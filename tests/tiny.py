@@ -50,7 +50,7 @@ def make_backbone(kind: str = "llama", seed: int = 0, vocabulary: int = 384, hid
     }
     if kind.startswith("gemma"):
         common["head_dim"] = hidden // 4
-    config = transformers.AutoConfig.for_model(kind, **common, **options)
+    config = transformers.AutoConfig.for_model(kind, **common | options)
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
     # Random weights of transformers' default scale give nearly uniform predictions; spread them, so that tests see

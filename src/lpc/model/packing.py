@@ -1,22 +1,65 @@
-"""Attention over packed pairs: a batch is one row of tokens, pair after pair, each as prompt, chosen, rejected.
+"""Hidden states of a batch that is one row of tokens, pair after pair, each as prompt, chosen, rejected.
 
-The prompt stands there once and serves both completions, and no position is padding, so every other layer works on real
-tokens alone. A completion sees its prompt and itself, never the other completion or another pair: the hidden states are
-those of two sequences of their own.
+Packed, the row is what the model reads, with an attention of this module. The prompt stands there once and serves both
+completions, and no position is padding, so every other layer works on real tokens alone. A completion sees its prompt
+and itself, never the other completion or another pair: the hidden states are those of two sequences of their own.
+
+Padded, the model reads those two sequences, with its own attention: for architectures that `obstacle` names.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "lpc_packed_pairs"
 """Of this attention among those of transformers."""
+
+
+PACKABLE = {"full_attention", "sliding_attention", "mlp", "moe"}
+"""Of transformers' `layer_types`; layers without attention see a token alone."""
+
+
+def obstacle(backbone: PreTrainedModel) -> str | None:
+    """Return why an architecture's pairs cannot be packed. None: they can, and its attention is `attention` now."""
+    if measured := getattr(backbone, "packing_obstacle", None):
+        return measured
+    types = sorted(set(getattr(backbone.config.get_text_config(), "layer_types", None) or ()) - PACKABLE)
+    if types:
+        return f"its layers are of type {', '.join(types)}"
+    if backbone._is_stateful:
+        return "its layers carry a state from token to token"
+    if any(name.endswith("sinks") for name, _ in backbone.named_parameters()):
+        return "its attention has sinks"
+    own = backbone.config._attn_implementation
+    backbone.set_attn_implementation(NAME)
+    if backbone.config._attn_implementation == own != NAME:
+        return "transformers cannot exchange its attention"
+    return None
+
+
+def padded(hidden: Callable[[Tensor], Tensor], input_ids: Tensor, lengths: list[tuple[int, int, int]]) -> Tensor:
+    """Return hidden states [T, d] of a packed row `input_ids` [1, T], computed as two sequences a pair, right-padded.
+
+    hidden: from token ids [2B, L] of a causal model to states [2B, L, d]; no token sees the padding to its right.
+    lengths: as in `Layout`. The prompt's states are those before the chosen completion.
+    """
+    pieces = iter(input_ids[0].split([part for pair in lengths for part in pair]))
+    sequences = []
+    for prompt, chosen, rejected in zip(pieces, pieces, pieces, strict=True):
+        sequences += [torch.cat([prompt, chosen]), torch.cat([prompt, rejected])]
+    states = hidden(pad_sequence(sequences, batch_first=True)).unflatten(0, (-1, 2))
+    parts = []
+    for (first, second), (prompt, chosen, rejected) in zip(states, lengths, strict=True):
+        parts += [first[: prompt + chosen], second[prompt : prompt + rejected]]
+    return torch.cat(parts)
 
 
 @dataclass
@@ -85,7 +128,7 @@ def attention(
         ):
             mask = layout.mask(pieces[piece], k.shape[2], sliding_window, query.device)
             outputs.append(attend(queries[piece], k, v, attn_mask=mask, is_causal=mask is None, **options))
-    return torch.cat(outputs, 2).transpose(1, 2), None
+    return torch.cat(outputs, 2).transpose(1, 2).contiguous(), None
 
 
 def _softcapped(query, key, value, *, attn_mask, is_causal, dropout_p, scale, softcap) -> Tensor:

@@ -1,6 +1,7 @@
 """A decoder-only model of transformers with a latent that is added to its last hidden state (equation 10)."""
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from lpc.latents.parts.mixture import infer_code
 from lpc.model import packing
 from lpc.model.code_logps import code_logps
 from lpc.model.logps import greedy_logps, token_logps
+
+log = logging.getLogger("lpc")
 
 LATENT_CONFIG = "latent.json"
 LATENT_WEIGHTS = "latent.safetensors"
@@ -58,7 +61,8 @@ class LatentPolicy(nn.Module):
         self.softcap: float | None = getattr(text_config, "final_logit_softcapping", None)
         self.scale = float(getattr(text_config, "logit_scale", None) or 1.0)  # Cohere
         self.scale /= float(getattr(text_config, "logits_scaling", None) or 1.0)  # Granite
-        backbone.set_attn_implementation(packing.NAME)
+        self.obstacle = packing.obstacle(backbone)
+        """Why pairs are not packed; None where they are."""
 
     # ---- loading and saving
 
@@ -79,6 +83,8 @@ class LatentPolicy(nn.Module):
         """
         backbone = load_backbone(folder, dtype=dtype, trust_remote_code=trust_remote_code, device_map=device_map)
         policy = cls(backbone)
+        why = f"padded, two sequences each, since {policy.obstacle}" if policy.obstacle else "packed"
+        log.info("%s: pairs are %s", backbone.config.model_type, why)
         config = Path(folder) / LATENT_CONFIG
         if config.exists():
             settings = json.loads(config.read_text(encoding="utf-8"))
@@ -150,12 +156,18 @@ class LatentPolicy(nn.Module):
         """Root mean square of a coordinate of z at which a random z adds logits of variance 1 over the vocabulary."""
         return self.logit_covariance().trace().rsqrt().item()
 
+    @property
+    def decoder(self) -> PreTrainedModel:
+        """The backbone without its head."""
+        base = self.backbone.base_model
+        return self.backbone.model if base is self.backbone else base  # the name that Llama 4 gives is wrong
+
     def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Last hidden states [B, T, d], after the final norm, as the LM head sees them.
 
         Right-padded batches need no mask: a causal model's real tokens never see what stands to their right.
         """
-        outputs = self.backbone.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        outputs = self.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         return outputs.last_hidden_state
 
     def _head_input(self, hidden: Tensor, z: Tensor | None) -> Tensor:
@@ -210,15 +222,17 @@ class LatentPolicy(nn.Module):
         token_columns: Tensor,
         labels: Tensor,
     ) -> Encoded:
-        """One backbone pass over B packed pairs (see `lpc.data.tokens.collate`)."""
-        layout = packing.Layout(lengths)
-        hidden = self.backbone.base_model(
-            input_ids=input_ids,
-            position_ids=positions,
-            attention_mask=packing.no_mask(input_ids.device),
-            use_cache=False,
-            layout=layout,
-        ).last_hidden_state[0]
+        """One backbone pass over B pairs in a row (see `lpc.data.tokens.collate`)."""
+        if self.obstacle:
+            hidden = packing.padded(self.hidden, input_ids, lengths)
+        else:
+            hidden = self.decoder(
+                input_ids=input_ids,
+                position_ids=positions,
+                attention_mask=packing.no_mask(input_ids.device),
+                use_cache=False,
+                layout=packing.Layout(lengths),
+            ).last_hidden_state[0]
         h_chosen, h_rejected = hidden[ends].chunk(2)
         return Encoded(
             tokens=hidden[states],
@@ -444,13 +458,14 @@ def disable_dropout(config: PreTrainedConfig) -> None:
 
 @torch.no_grad()
 def check_architecture(backbone: PreTrainedModel) -> None:
-    """Stop unless this package's log-probabilities, of single sequences and of packed pairs, are the model's own, on a
-    few tokens of its vocabulary.
+    """Stop unless this package's log-probabilities, of single sequences and of pairs, are the model's own, on a few
+    tokens of its vocabulary.
 
     Catches, by measurement, every architecture that does what we do not know of to its logits or in its attention.
+    Where only padded pairs are right, the backbone's pairs are padded from then on (see `packing.obstacle`).
     `backbone` as transformers loads it: its own attention is what ours is held against.
     """
-    kind, device = backbone.config.model_type, backbone.device
+    kind, device, attention = backbone.config.model_type, backbone.device, backbone.config._attn_implementation
     was_training = backbone.training
     backbone.eval()
     ids = torch.arange(1, 13, device=device)[None] % backbone.config.get_text_config().vocab_size
@@ -463,30 +478,66 @@ def check_architecture(backbone: PreTrainedModel) -> None:
     ]
     tolerance = 1e-3 if own[0].dtype == torch.float32 else 0.1
 
-    policy = LatentPolicy(backbone)
-    if not isinstance(policy.head, nn.Linear):
-        raise UserError(f"{kind}: its output layer is no linear head; LPC adds z before a linear head")
-    if backbone.config._attn_implementation != packing.NAME:
-        raise UserError(f"{kind}: transformers cannot exchange its attention; this architecture is not supported")
-    single = policy.token_logps(policy.hidden(ids)[0, :-1], ids[0, 1:])
+    completions = torch.cat([logps[prompt.shape[1] - 1 :] for logps in expected[1:]])
     # Two pairs, so that what comes before a pair is checked, too.
     item = {"index": 0} | {
         name: part[0].cpu().numpy() for name, part in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected))
     }
     batch = collate([item, item])
     batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items() if k in MODEL_INPUTS}
-    encoded = policy.encode(**batch)
-    packed = policy.token_logps(encoded.tokens, encoded.labels)
-    packed = [packed[encoded.token_rows == row] for row in (1, 3)]  # of the second pair
-    completions = [values[prompt.shape[1] - 1 :] for values in expected[1:]]
+
+    def fault(policy: LatentPolicy) -> str | None:
+        single = policy.token_logps(policy.hidden(ids)[0, :-1], ids[0, 1:])
+        encoded = policy.encode(**batch)
+        logps = policy.token_logps(encoded.tokens, encoded.labels)
+        pair = torch.cat([logps[encoded.token_rows == row] for row in (1, 3)])  # of the second pair
+        for actual, wanted, what in (
+            (single, expected[0], "its logits are not a linear head on the last hidden state of a causal model"),
+            (pair, completions, "its attention cannot be told which tokens to see"),
+        ):
+            if not _close(actual, wanted, tolerance):
+                return f"{what} (log-probabilities differ by {(actual - wanted).abs().max().item():.3g})"
+        return None
+
+    policy = LatentPolicy(backbone)
+    if not isinstance(policy.head, nn.Linear):
+        raise UserError(f"{kind}: its output layer is no linear head; LPC adds z before a linear head")
+    found = fault(policy)
+    if found and not policy.obstacle:
+        backbone.set_attn_implementation(attention)
+        backbone.packing_obstacle = "it takes no attention other than its own"
+        found = fault(LatentPolicy(backbone))
+    if not found and packing.obstacle(backbone):
+        found = _generation_fault(backbone, prompt[0].tolist(), ids[0].tolist(), tolerance)
+    if found:
+        raise UserError(f"{kind}: {found}; this architecture is not supported")
     backbone.train(was_training)
-    for actual, wanted, what in (
-        (single, expected[0], "its logits are not a linear head on the last hidden state of a causal model"),
-        (packed[0], completions[0], "its attention cannot be told which tokens to see"),
-        (packed[1], completions[1], "its attention cannot be told which tokens to see"),
-    ):
-        if not torch.allclose(actual.float(), wanted, atol=tolerance, rtol=tolerance):
-            worst = (actual - wanted).abs().max().item()
-            raise UserError(
-                f"{kind}: {what} (log-probabilities differ by {worst:.3g}); this architecture is not supported"
+
+
+def _close(actual: Tensor, wanted: Tensor, tolerance: float) -> bool:
+    return torch.allclose(actual.float(), wanted.float(), atol=tolerance, rtol=tolerance)
+
+
+def _generation_fault(backbone: PreTrainedModel, short: list[int], long: list[int], tolerance: float) -> str | None:
+    """Return how the log-probabilities of two generated tokens change where the shorter of two prompts is padded on the
+    left; None where they do not."""
+    width = len(long)
+    ids = torch.tensor([[0] * (width - len(short)) + short, long], device=backbone.device)
+    mask = (torch.arange(width)[None] >= width - torch.tensor([[len(short)], [width]])).long().to(backbone.device)
+    options = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
+    options |= {"output_logits": True, "return_dict_in_generate": True}
+    try:
+        output = backbone.generate(input_ids=ids, attention_mask=mask, **options)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        return f"transformers cannot generate with it ({' '.join(str(error).split())})"
+    for row, prompt in enumerate((short, long)):
+        sequence = torch.tensor([prompt + output.sequences[row, width:].tolist()], device=backbone.device)
+        logits = backbone(input_ids=sequence, use_cache=False).logits[0, len(prompt) - 1 : len(prompt) + 1]
+        wanted = logits.float().log_softmax(-1)
+        actual = torch.stack([logits[row] for logits in output.logits]).float().log_softmax(-1)
+        if not _close(actual, wanted, tolerance):
+            return (
+                "generation from a prompt that is padded on the left differs from generation without padding "
+                f"(log-probabilities by {(actual - wanted).abs().max().item():.3g})"
             )
+    return None

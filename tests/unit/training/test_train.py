@@ -7,14 +7,15 @@ import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 import torch
-from small import OBJECTIVES, TOKENS, TRAINING, make_base, run, tokenised
-from tiny import make_tokenizer
+from small import LATENT, OBJECTIVES, TOKENS, TRAINING, make_base, run, tokenised
+from tiny import make_backbone, make_tokenizer
 
 from lpc import objectives
 from lpc.cli import UserError
 from lpc.config.models import Training
 from lpc.data.tokens import PairTokens, tokenize_pairs
 from lpc.model.policy import LatentPolicy
+from lpc.reference import reference_logps
 from lpc.scoring import attach_reference
 from lpc.training.train import train
 
@@ -43,6 +44,18 @@ def test_more_processes_than_started_are_refused(tmp_path):
             log_file=tmp_path / "l",
             processes=2,
         )
+
+
+def test_padded_pairs_train(tmp_path):
+    """gpt-oss: the first batch is its reference, which is scored in other batches, and the loss falls."""
+    base = make_backbone("gpt_oss", num_local_experts=4, num_experts_per_tok=2, head_dim=8)
+    policy = LatentPolicy(base)
+    tokens = copy.copy(tokenised())
+    tokens.reference, _ = reference_logps(policy, tokens, np.ones(len(tokens), bool), batch_size=5, precision="float32")
+    trainer, lines = run(tmp_path, latent=LATENT, tokens=tokens, policy=policy)
+    assert policy.obstacle == "its attention has sinks"
+    assert trainer.totals["first_loss"] == pytest.approx(np.log(2), abs=1e-2)
+    assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
 
 
 def test_the_step_trains_from_the_reference_that_its_file_holds(inputs):
