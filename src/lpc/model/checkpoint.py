@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lpc import files
 from lpc.cli import UserError
@@ -18,7 +18,7 @@ from lpc.data.tokens import (
     encode_prompts,
     load_tokenizer,
 )
-from lpc.model.policy import LOADING_INFO, check_loading
+from lpc.model.policy import LOADING_INFO, check_loading, load_config
 from lpc.paths import is_local
 
 # What a checkpoint is loaded from. Some repositories hold the same weights in several formats: one is enough.
@@ -46,7 +46,10 @@ def describe_base(
     if is_local(model):
         folder, revision = Path(model), None
     else:
-        folder = download(model, "model", revision, [*SMALL_FILES, "*.safetensors"])
+        # What can be refused without the weights is refused before they are downloaded.
+        folder = download(model, "model", revision, SMALL_FILES)
+        read_config(folder, trust_remote_code)
+        folder = download(model, "model", folder.name, ["*.safetensors"])
         revision = folder.name
     weight_files(folder)
     tokenizer = load_tokenizer(
@@ -107,8 +110,8 @@ def load_on_meta(folder: Path, trust_remote_code: bool) -> PreTrainedModel:
 
     Raises UserError where transformers cannot load it, and where tensors are missing, of another shape, or unexpected.
     """
+    config = read_config(folder, trust_remote_code)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
         model, loading = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -119,9 +122,22 @@ def load_on_meta(folder: Path, trust_remote_code: bool) -> PreTrainedModel:
             **LOADING_INFO,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder}: no causal language model that transformers can load ({error})") from None
+        raise _not_loaded(folder, error) from None
     check_loading(folder, loading)
     return model
+
+
+def read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
+    """Load the configuration of a checkpoint. Raises UserError where it is none of a causal language model."""
+    try:
+        return load_config(folder, trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_loaded(folder, error) from None
+
+
+def _not_loaded(folder: Path, error: Exception) -> UserError:
+    reason = str(error).partition("\n")[0]  # transformers lists all its classes below
+    return UserError(f"{folder}: no causal language model that transformers can load ({reason})")
 
 
 def check_finite(folder: Path) -> None:

@@ -10,7 +10,14 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from lpc import latents
 from lpc.cli import UserError
@@ -398,7 +405,7 @@ def load_backbone(
             f"{folder}: no checkpoint (config.json is missing); name the folder of a transformers checkpoint"
         )
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+        config = load_config(folder, trust_remote_code)
         disable_dropout(config)
         backbone, loading = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -411,13 +418,33 @@ def load_backbone(
             **LOADING_INFO,
         )
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise UserError(f"{folder}: cannot be loaded as a causal language model ({error})") from None
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{folder}: cannot be loaded as a causal language model ({reason})") from None
     check_loading(folder, loading)
     for module in backbone.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # one whose rate its class fixes
     check_architecture(backbone)
     return backbone
+
+
+def load_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
+    """Load a checkpoint's configuration.
+
+    Raises UserError by name where the model reads images or sound, unless transformers loads its text model alone.
+    """
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    text = config.get_text_config()
+    if text is config and not any(name.startswith(("vision", "audio")) for name in config.sub_configs):
+        return config
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if causal and causal.config_class is type(text) is not type(config) and causal._keys_to_ignore_on_load_unexpected:
+        return config  # Qwen 3.5, whose class of the text model leaves the others' weights out
+    name = (config.architectures or [type(config).__name__])[0]
+    raise UserError(
+        f"{folder}: {name} ({config.model_type}) reads more than text, and only models of text alone can be trained; "
+        "use a text-only checkpoint as this base's `model`"
+    )
 
 
 LOADING_INFO = {"output_loading_info": True, "ignore_mismatched_sizes": True}

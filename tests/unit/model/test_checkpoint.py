@@ -4,13 +4,15 @@ import shutil
 
 import pytest
 import torch
+import transformers
 from chat import FAMILIES, chat_tokenizer
 from safetensors.torch import load_file, save_file
 from tiny import make_backbone, make_tokenizer
+from transformers import AutoConfig
 
 from lpc.cli import UserError
-from lpc.model.checkpoint import describe_base
-from lpc.model.policy import load_backbone
+from lpc.model.checkpoint import SMALL_FILES, describe_base, read_config
+from lpc.model.policy import LatentPolicy, load_backbone
 
 
 def describe(folder, **changes):
@@ -104,6 +106,86 @@ def test_a_tokenizer_larger_than_the_embeddings_is_refused(folder):
     make_backbone(vocabulary=300).save_pretrained(folder)
     with pytest.raises(UserError, match=r"has id 300, but the model has 300 embeddings"):
         describe(folder)
+
+
+# Models of more than text
+
+TEXT = {"vocab_size": 384, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
+TEXT |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "pad_token_id": 0}
+PICTURES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "depth": 1}
+PICTURES |= {"image_size": 28, "patch_size": 14, "num_heads": 2, "out_hidden_size": 32, "projector_input_dim": 32}
+PICTURES |= {"projector_output_dim": 32, "vision_output_dim": 32}
+
+
+def multimodal(folder, kind, name, **options):
+    """A tiny checkpoint of a class that reads text and images."""
+    config = AutoConfig.for_model(kind, text_config={**TEXT, **options}, vision_config=PICTURES)
+    getattr(transformers, name)(config).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "options"),
+    [
+        ("gemma3", "Gemma3ForConditionalGeneration", {}),
+        ("llama4", "Llama4ForConditionalGeneration", {"intermediate_size_mlp": 64, "num_local_experts": 2}),
+        ("mistral3", "Mistral3ForConditionalGeneration", {}),
+        ("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", {}),
+        ("qwen3_vl", "Qwen3VLForConditionalGeneration", {}),
+        ("llava", "LlavaForConditionalGeneration", {}),
+    ],
+)
+def test_a_model_of_more_than_text_is_refused_by_name(tmp_path, kind, name, options):
+    multimodal(tmp_path, kind, name, **options)
+    for load in (describe, load_backbone):
+        with pytest.raises(UserError) as raised:
+            load(tmp_path)
+        assert str(raised.value) == (
+            f"{tmp_path}: {name} ({kind}) reads more than text, and only models of text alone can be trained; "
+            "use a text-only checkpoint as this base's `model`"
+        )
+
+
+@pytest.mark.parametrize("kind", ["phi4_multimodal", "qwen2_audio"])
+def test_other_inputs_are_refused_from_the_configuration_alone(tmp_path, kind):
+    AutoConfig.for_model(kind).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=rf"Config \({kind}\) reads more than text"):
+        read_config(tmp_path, False)
+
+
+def test_a_text_model_that_transformers_takes_out_is_accepted(tmp_path):
+    """Qwen 3.5's class of the text model leaves out the weights of images; it is saved as a model of text."""
+    linear = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8}
+    layers = {"layer_types": ["linear_attention", "full_attention"], "linear_value_head_dim": 8}
+    multimodal(tmp_path / "whole", "qwen3_5", "Qwen3_5ForConditionalGeneration", **linear, **layers)
+    policy = LatentPolicy.from_pretrained(tmp_path / "whole")
+    assert describe(tmp_path / "whole")["parameters"] == sum(weights.numel() for weights in policy.parameters())
+    policy.save_pretrained(tmp_path / "text")
+    again, ids = LatentPolicy.from_pretrained(tmp_path / "text"), torch.tensor([[5, 6, 7]])
+    assert again.config.model_type == "qwen3_5_text"
+    assert torch.equal(again.backbone(ids).logits, policy.backbone(ids).logits)
+
+
+def test_a_model_of_the_hub_is_refused_before_its_weights_are_downloaded(tmp_path, monkeypatch):
+    """The small files lie in the folder; a download of anything else would be the weights'."""
+    multimodal(tmp_path, "gemma3", "Gemma3ForConditionalGeneration")
+    asked = []
+    monkeypatch.setattr(
+        "lpc.model.checkpoint.download", lambda name, kind, revision, files: asked.append(files) or tmp_path
+    )
+    with pytest.raises(UserError, match=r"Gemma3ForConditionalGeneration \(gemma3\) reads more than text"):
+        describe_base(
+            name="b", model="org/tiny", revision=None, dtype="float32", chat_template=None, trust_remote_code=False
+        )
+    assert asked == [SMALL_FILES]
+
+
+def test_an_encoder_with_a_decoder_is_refused_in_one_line(tmp_path):
+    AutoConfig.for_model("t5").save_pretrained(tmp_path)
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    make_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"no causal language model .*T5Config[^\n]*\)$"):
+        describe(tmp_path)
 
 
 # Chat templates
