@@ -59,6 +59,8 @@ class SetUp:
     profile: dict
     resources: dict[str, models.Resources]
     """By rule, with an entry "default" for all others."""
+    references: dict[str, str]
+    """Images that come from a registry, by name."""
     parameters: int
     """Of the largest base model that was downloaded; 0 before the first one."""
 
@@ -72,7 +74,8 @@ def read(folder: Path, files: list[str]) -> SetUp:
     resources = {rule: section.of(rule) for rule in type(section).model_fields}
     records = Path("results").glob(f"{settings.project}/bases/*/base.json")
     parameters = max((json.loads(record.read_text())["parameters"] for record in records), default=0)
-    return SetUp(folder, yaml.safe_load(file.read_text()), resources, parameters)
+    references = settings.images.references()
+    return SetUp(folder, yaml.safe_load(file.read_text()), resources, references, parameters)
 
 
 def ok(subject: str, text: str) -> Finding:
@@ -114,7 +117,7 @@ def check(setup: SetUp) -> Iterator[Finding]:
     yield from check_slurm(setup)
     containers = "apptainer" in setup.profile.get("software-deployment-method", [])
     if containers:
-        yield from check_containers(setup.profile)
+        yield from check_containers(setup)
     yield from check_gpus()
     yield from check_folders(setup, containers)
 
@@ -372,7 +375,7 @@ def minutes(limit: str) -> float:
 # Apptainer and the images
 
 
-def check_containers(profile: dict) -> Iterator[Finding]:
+def check_containers(setup: SetUp) -> Iterator[Finding]:
     program = shutil.which("apptainer") or shutil.which("singularity")
     if not program:
         yield failed("Apptainer", "not on PATH; load its module, or use the profile workflow/profiles/slurm-venv")
@@ -387,14 +390,24 @@ def check_containers(profile: dict) -> Iterator[Finding]:
         yield failed("Apptainer", f"{version} is older than 1.0; load a newer module")
     else:
         yield ok("Apptainer", version)
-    lacking = [images.path(name).name for name in images.PARENTS if not images.path(name).exists()]
+    yield from check_images(setup.references)
+    image = images.path("training")
+    if "training" not in setup.references and image.exists():
+        yield from check_image(program, image, setup.profile)
+
+
+def check_images(references: dict[str, str]) -> Iterator[Finding]:
+    """Whether the local images are built; those of a registry are named."""
+    for name, reference in references.items():
+        yield note("images", f"{name}: {reference} is pulled before the first job that needs it")
+    # No job runs in the base; it is needed to build the others.
+    local = [name for name, parent in images.PARENTS.items() if parent and name not in references]
+    needed = {image for name in local for image in images.lineage(name)} - references.keys()
+    lacking = [images.path(name).name for name in images.PARENTS if name in needed and not images.path(name).exists()]
     if lacking:
         yield failed("images", f"{', '.join(lacking)}: not in {images.FOLDER / 'images'}; run make images")
-    else:
-        yield ok("images", ", ".join(images.path(name).name for name in images.PARENTS))
-    image = images.path("training")
-    if image.exists():
-        yield from check_image(program, image, profile)
+    elif needed:
+        yield ok("images", ", ".join(images.path(name).name for name in images.PARENTS if name in needed))
 
 
 def check_image(program: str, image: Path, profile: dict) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parents[2] / "containers"
@@ -16,6 +17,18 @@ PARENTS = {"base": None, "training": "base", "evaluation": "training", "reportin
 
 CHOICE = {"base": "python:3.11-slim-bookworm", "variant": "cpu"}
 """What the first image starts from, and the variant of PyTorch (cpu, cu128, rocm6.4), until `build.py` records both."""
+
+VARIABLE = "LPC_IMAGES"
+"""Variable of a job: the references of the configuration, for `current`."""
+
+
+def check_reference(text: str) -> str:
+    """Return an image's reference in a registry. Raises ValueError unless it names its content, by digest."""
+    if not re.fullmatch(r"docker://[a-z0-9.-]+(:\d+)?(/[a-z0-9._-]+)+@sha256:[0-9a-f]{64}", text):
+        raise ValueError(
+            f"{json.dumps(text)} is no image by digest; use docker://host/name@sha256: and 64 hexadecimal digits"
+        )
+    return text
 
 
 def choice() -> dict[str, str] | None:
@@ -55,11 +68,15 @@ def path(name: str, chosen: dict[str, str] | None = None) -> Path:
 def current() -> dict | None:
     """Return name and digest of the image of this process, {"image", "sha256"}; None outside of a container.
 
-    The digest was taken when the image was built; it is None where the record beside the image is missing.
+    The digest was taken when the image was built; it is None where the record beside the image is missing. An image of
+    a registry has its reference as name, and the digest therein.
     """
     image = os.environ.get("APPTAINER_CONTAINER") or os.environ.get("SINGULARITY_CONTAINER")
     if not image:
         return None
+    for reference in os.environ.get(VARIABLE, "").split():
+        if Path(image).stem == hashlib.md5(reference.encode(), usedforsecurity=False).hexdigest():  # Snakemake's name
+            return {"image": reference, "sha256": reference.rpartition(":")[2]}
     record = Path(image).with_suffix(".json")
     digest = _fields(record, ["sha256"], "build that image again (--force)") if record.exists() else {"sha256": None}
     return {"image": Path(image).name, **digest}

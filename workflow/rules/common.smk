@@ -61,7 +61,8 @@ except UserError as error:
 shell.prefix(
     "set -euo pipefail; export "
     + " ".join(f"{name}={value}" for name, value in environment.VARIABLES.items())
-    + f" PYTHONPATH={shlex.quote(str(ROOT / 'src'))}; "
+    + f" PYTHONPATH={shlex.quote(str(ROOT / 'src'))}"
+    + f" {images.VARIABLE}={shlex.quote(' '.join(SETTINGS.images.references().values()))}; "
     + ("" if in_containers else f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
 )
 
@@ -117,7 +118,12 @@ def every_kind():
 
 
 def image(name):
-    """The rule's container image. A run in containers stops before its first job where one is missing."""
+    """The rule's container image. A run in containers stops before its first job where a local one is missing.
+
+    An image of a registry is pulled by Snakemake, once, before the first job that needs it.
+    """
+    if reference := SETTINGS.images.references().get(name):
+        return reference
     try:
         path = images.path(name)
     except UserError as error:

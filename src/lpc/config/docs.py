@@ -17,7 +17,7 @@ from lpc import latents
 from lpc.config import specs
 from lpc.config.faults import sections
 from lpc.config.keys import Role, Section, role_of
-from lpc.config.models import DEFAULT, Resources, Settings, TrainingOverride, TrainResources
+from lpc.config.models import DEFAULT, Images, Resources, Settings, TrainingOverride, TrainResources
 
 ROOT = Path(__file__).parents[3]
 README = ROOT / "config" / "README.md"
@@ -131,6 +131,8 @@ def _same(fields: dict[str, Any], words: Callable[[Any], str]) -> str:
 
 def _reruns(having: list[type[Section]], name: str) -> str:
     role = role_of(having[0], name)
+    if having == [Images]:
+        return "rules that run in it"  # Snakemake sees that their container changed
     if role is Role.EXECUTION:
         return "nothing"
     if role is Role.DISPLAY:

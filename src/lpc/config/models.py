@@ -7,9 +7,20 @@ settings in their own files.
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, Discriminator, Field, JsonValue, StringConstraints, Tag, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Discriminator,
+    Field,
+    JsonValue,
+    StringConstraints,
+    Tag,
+    create_model,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
-from lpc import latents, objectives
+from lpc import images, latents, objectives
 from lpc.config.keys import REQUIRED, Integer, Name, Role, Section, Seed, Share, Text, Unique, fault, key
 from lpc.data import formats
 
@@ -423,6 +434,30 @@ class AllResources(Section):
         return type(own)(**given)
 
 
+# Images
+
+
+def _by_digest(text: str) -> str:
+    try:
+        return images.check_reference(text)
+    except ValueError as error:
+        raise PydanticCustomError("reference", "{message}", {"message": str(error)}) from None
+
+
+Reference = Annotated[str, AfterValidator(_by_digest)]
+IMAGE = "`docker://host/name@sha256:…`, which Apptainer pulls; null: the image that `make images` built"
+
+
+class Images(Section):
+    training: Reference | None = key(None, IMAGE, role=Role.EXECUTION)
+    evaluation: Reference | None = key(None, IMAGE, role=Role.EXECUTION)
+    reporting: Reference | None = key(None, IMAGE, role=Role.EXECUTION)
+
+    def references(self) -> dict[str, str]:
+        """Return the images that come from a registry."""
+        return {name: value for name, value in self.model_dump().items() if value is not None}
+
+
 # The whole
 
 
@@ -439,6 +474,7 @@ class Settings(Section):
     experiments: dict[Name, Experiment] = key(REQUIRED, "sets of runs by name", min_length=1)
     evaluation: Evaluation = key(Evaluation(), "what is measured")
     resources: AllResources = key(AllResources(), "what jobs may take")
+    images: Images = key(Images(), "container images of a registry in place of local ones")
 
 
 def dump(value: Any, *roles: Role) -> Any:
