@@ -101,8 +101,9 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def digest(folder: Path) -> str:
-    """What tells the weights of one checkpoint from others'; the index of shards alone would not."""
-    return files.fingerprint({file.name: files.sha256(file) for file in weight_files(folder)})
+    """Return the digest of all that a model says by: weights, configuration, tokenizer, chat template, own code."""
+    small = {file for pattern in SMALL_FILES for file in folder.glob(pattern)}
+    return files.fingerprint({file.name: files.sha256(file) for file in {*weight_files(folder), *small}})
 
 
 def load_on_meta(folder: Path, trust_remote_code: bool) -> PreTrainedModel:

@@ -20,9 +20,11 @@ def identity(
     used = {"lpc.steps.train", type(spec.objective).__module__}
     used |= {type(spec.latent).__module__} if spec.latent else set()
     modules = sorted({file for module in used for file in modules_of(module)})
+    record = read_json(base)
     return {
         "spec": spec.tracked(),
-        "base": read_json(base)["sha256"],
+        "base": record["sha256"],
+        "loading": {name: record[name] for name in ("dtype", "chat_template", "chat_template_kwargs")},
         "pairs": sha256(pairs),
         "reference": None if reference is None else sha256(reference),
         "statistics": None if statistics is None else sha256(statistics),

@@ -128,7 +128,7 @@ def test_a_local_base_is_recorded(checkpoint):
     assert record["revision"] is None
 
 
-def test_a_shard_that_changed_is_another_base(tmp_path, checkpoint):
+def test_a_shard_or_a_tokenizer_that_changed_is_another_base(tmp_path, checkpoint):
     """The index of shards says nothing of their content: the record must."""
     from tiny import make_backbone
 
@@ -138,7 +138,9 @@ def test_a_shard_that_changed_is_another_base(tmp_path, checkpoint):
     for seed in (0, 1):
         make_backbone(seed=seed).save_pretrained(tmp_path, max_shard_size="20KB")
         digests.add(describe_base(name="tiny", model=str(tmp_path), revision=None, **OPTIONS)["sha256"])
-    assert len(digests) == 2
+    (tmp_path / "tokenizer_config.json").write_text((tmp_path / "tokenizer_config.json").read_text() + " ")
+    digests.add(describe_base(name="tiny", model=str(tmp_path), revision=None, **OPTIONS)["sha256"])
+    assert len(digests) == 3, "two sets of weights, and another tokenizer"
 
 
 def test_a_folder_that_is_no_checkpoint(tmp_path, checkpoint):

@@ -185,6 +185,9 @@ def test_identity_covers_all_that_weights_depend_on_and_nothing_else(tmp_path, i
     execution = {"micro_batch_size": 2, "save_minutes": 3.0, "logging_steps": 3, "gradient_checkpointing": True}
     assert identity(spec(**execution), **files) == now
     assert changes(now, identity(spec(epochs=3), **files)) == ["spec.training.epochs"]
+    record = json.loads((inputs / "base.json").read_text())
+    write_json(tmp_path / "base.json", record | {"chat_template": "{{ messages }}"})
+    assert changes(now, identity(spec(), **files | {"base": tmp_path / "base.json"})) == ["loading.chat_template"]
     with_latent = identity(spec({"inference": "mode"}), **files)
     assert with_latent == identity(spec({"inference": "mean"}), **files)
     assert "latents/lpc.py" in with_latent["modules"]
