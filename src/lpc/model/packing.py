@@ -23,6 +23,10 @@ NAME = "lpc_packed_pairs"
 """Of this attention among those of transformers."""
 
 
+class OwnMask(Exception):
+    """A model gave its attention a mask of its own making, which a packed row would not honour."""
+
+
 PACKABLE = {"full_attention", "sliding_attention", "mlp", "moe"}
 """Of transformers' `layer_types`; layers without attention see a token alone."""
 
@@ -104,6 +108,7 @@ def attention(
     """An attention function of transformers: query [B, H, N, D], key and value [B, H_kv, M, D] to [B, N, H, D].
 
     With a layout B = 1 and M = N; without one, it is transformers' own over `attention_mask`.
+    Raises OwnMask where a layout comes with a mask other than `no_mask`.
     """
     if layout is None and softcap is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
@@ -117,6 +122,8 @@ def attention(
     if layout is None:
         causal = attention_mask is None and query.shape[2] > 1
         return attend(query, key, value, attn_mask=attention_mask, is_causal=causal, **options).transpose(1, 2), None
+    if attention_mask is not None and attention_mask.numel() > 1:
+        raise OwnMask
     pieces = [n for prompt, chosen, rejected in layout.lengths for n in (prompt + chosen, rejected)]
     queries, keys, values = (tensor.split(pieces, 2) for tensor in (query, key, value))
     outputs = []

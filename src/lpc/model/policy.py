@@ -515,7 +515,10 @@ def check_architecture(backbone: PreTrainedModel) -> None:
 
     def fault(policy: LatentPolicy) -> str | None:
         single = policy.token_logps(policy.hidden(ids)[0, :-1], ids[0, 1:])
-        encoded = policy.encode(**batch)
+        try:
+            encoded = policy.encode(**batch)
+        except packing.OwnMask:
+            return "its attention has a mask of its own"
         logps = policy.token_logps(encoded.tokens, encoded.labels)
         pair = torch.cat([logps[encoded.token_rows == row] for row in (1, 3)])  # of the second pair
         for actual, wanted, what in (
@@ -532,7 +535,7 @@ def check_architecture(backbone: PreTrainedModel) -> None:
     found = fault(policy)
     if found and not policy.obstacle:
         backbone.set_attn_implementation(attention)
-        backbone.packing_obstacle = "it takes no attention other than its own"
+        backbone.packing_obstacle = found
         found = fault(LatentPolicy(backbone))
     if not found and packing.obstacle(backbone):
         found = _generation_fault(backbone, prompt[0].tolist(), ids[0].tolist(), tolerance)

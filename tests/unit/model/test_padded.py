@@ -41,7 +41,8 @@ PADDED = {
         "layers are of type linear_attention$",
     ),
     "bloom": ({}, "transformers cannot exchange its attention"),
-    "nemotron": ({}, "it takes no attention other than its own"),
+    "nemotron": ({}, r"its attention cannot be told which tokens to see \(log-probabilities differ by [\d.]+\)$"),
+    "doge": ({}, "its attention has a mask of its own"),
     "llama4_text": (
         {"num_local_experts": 2, "intermediate_size_mlp": 64, "head_dim": 8, "attention_chunk_size": 4},
         "layers are of type chunked_attention",
