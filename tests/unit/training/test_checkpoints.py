@@ -133,7 +133,7 @@ def test_work_of_other_code_is_resumed_on_purpose_alone(inputs, unbroken, tmp_pa
     assert change == "modules.model/policy.py, versions.torch"
     subprocess.run(command, shell=True, check=True)
     errors = train_step(inputs, tmp_path, **UNEVEN)
-    assert "resuming on purpose, though these changed: code.model/policy.py" in errors
+    assert "resuming on purpose, though these changed: modules.model/policy.py" in errors
     assert json.loads((tmp_path / "train.json").read_text())["changed_since_start"] == change.split(", ")
     assert_same_run(unbroken, tmp_path)
 
@@ -147,7 +147,7 @@ def test_checkpoints_of_another_run_are_refused_even_in_this_ones_place(tmp_path
 
 def test_tokens_of_every_earlier_attempt_are_deleted(tmp_path):
     """They can be made again, and nobody else would delete those of a run that is never resumed."""
-    before, now = ({"spec": {"seed": seed}, "code": {}} for seed in (0, 1))
+    before, now = ({"spec": {"seed": seed}, "modules": {}} for seed in (0, 1))
     for one in (before, now):
         (tmp_path / fingerprint(one) / TOKENS).mkdir(parents=True)
     prepare(tmp_path, now)
