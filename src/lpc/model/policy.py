@@ -8,6 +8,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
@@ -298,13 +299,8 @@ def load_backbone(
 ) -> PreTrainedModel:
     """A causal LM from a checkpoint folder; refused by name where its logits are not those of a plain linear head."""
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"{folder}: no checkpoint (config.json is missing); name the folder of a transformers checkpoint"
-        )
+    config = _config(folder, trust_remote_code)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-        disable_dropout(config)
         backbone, loading = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -318,11 +314,51 @@ def load_backbone(
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise UserError(f"{folder}: cannot be loaded as a causal language model ({error})") from None
     check_loading(folder, loading)
-    for module in backbone.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0  # one whose rate its class fixes
+    _disable_dropout_layers(backbone)
     check_architecture(backbone)
     return backbone
+
+
+def empty_backbone(folder: str | os.PathLike, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Return the model of `load_backbone` in float32 with its parameters on the meta device, where they take no memory.
+
+    Buffers have their values, but those that the checkpoint stores.
+    """
+    config = _config(Path(folder), trust_remote_code)
+    with init_empty_weights(include_buffers=False):
+        backbone = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    _disable_dropout_layers(backbone)
+    return backbone.eval()
+
+
+def stored_dtype(folder: str | os.PathLike) -> torch.dtype:
+    """Return the type of a checkpoint's weights as they are stored, or float32 where they have several."""
+    found = set()
+    for file in Path(folder).glob("*.safetensors"):
+        with safetensors.safe_open(file, "pt") as weights:
+            found.update(weights.get_slice(name).get_dtype() for name in weights.keys())  # noqa: SIM118
+    return {("BF16",): torch.bfloat16, ("F16",): torch.float16}.get(tuple(found), torch.float32)
+
+
+def _config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
+    """Read a checkpoint's config.json, without dropout."""
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder}: no checkpoint (config.json is missing); name the folder of a transformers checkpoint"
+        )
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: cannot be loaded as a causal language model ({error})") from None
+    disable_dropout(config)
+    return config
+
+
+def _disable_dropout_layers(backbone: PreTrainedModel) -> None:
+    """Set the rate of dropout to 0 in layers whose class fixes it."""
+    for module in backbone.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
 
 
 LOADING_INFO = {"output_loading_info": True, "ignore_mismatched_sizes": True}

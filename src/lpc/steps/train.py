@@ -17,8 +17,9 @@ from lpc import cli, latents
 from lpc.config import specs
 from lpc.files import atomic, fingerprint, read_json, write_json
 from lpc.lock import lock
-from lpc.model.loading import load_run
+from lpc.model.loading import load_empty, load_run
 from lpc.scoring import load_pairs
+from lpc.training import sharding
 from lpc.training.checkpoints import prepare
 from lpc.training.identity import identity
 from lpc.training.saving import rounded_state
@@ -69,7 +70,12 @@ def run(args, now: dict, changed: list[str], main_process: bool) -> None:
     spec, objective = args.spec, args.spec.objective
     if objective.needs_reference and args.reference is None:
         raise cli.UserError(f"objective {objective.name}: needs --reference, the reference.parquet of the pairs")
-    policy, tokenizer = load_run(args.base)
+    weights = None
+    if sharding.launched():
+        policy, tokenizer, weights = load_empty(args.base, with_weights=main_process)
+    else:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else None
+        policy, tokenizer = load_run(args.base, device=device)
     _, tokens = load_pairs(args.pairs, tokenizer, spec.tokens, split="train", reference=args.reference)
     if (settings := spec.latent) is not None:
         policy.latent = latents.build(settings, policy.head.weight.shape[1], spec.seed)
@@ -88,6 +94,7 @@ def run(args, now: dict, changed: list[str], main_process: bool) -> None:
         checkpoints=checkpoints,
         log_file=args.metrics,
         processes=args.processes,
+        weights=weights,
     )
     if trainer is None:
         raise cli.Stopped("training saved a checkpoint and stopped before its end; run it again to go on")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
+from torch import Tensor
 from transformers import PrinterCallback, TrainingArguments
 
 from lpc.cli import UserError
@@ -95,9 +96,12 @@ def train(
     checkpoints: Path,
     log_file: Path,
     processes: int = 1,
+    weights: dict[str, Tensor] | None = None,
 ) -> PreferenceTrainer | None:
     """Train `policy` in place, from the last complete checkpoint in `checkpoints` if there is one.
 
+    weights: for a sharded training, whose `policy` is on the meta device: those of its backbone on the first process,
+    none on the others. None where each process has a whole policy.
     Returns the trainer (its `totals` and `policy` are the results), or None if it saved and stopped on a signal or
     before the end of the job: run again to go on. The folder must belong to this run alone.
     """
@@ -131,7 +135,7 @@ def train(
     if done is None:
         shutil.rmtree(curves, ignore_errors=True)  # of an earlier training with other settings
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(curves)  # the one way to tell Trainer
-    trainer = PreferenceTrainer(policy, args, pairs, objective, log_file)
+    trainer = PreferenceTrainer(policy, args, pairs, objective, log_file, weights)
     saving = Checkpointing(trainer, training.save_minutes)
     trainer.add_callback(saving)
     trainer.remove_callback(PrinterCallback)

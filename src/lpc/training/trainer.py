@@ -29,7 +29,7 @@ from lpc.objectives.base import Objective
 from lpc.training.checkpoints import COMPLETE, complete_checkpoints, seal
 from lpc.training.optimizers import parameter_groups
 from lpc.training.sampler import EpochSampler, GroupSampler
-from lpc.training.sharding import prepare_sharding
+from lpc.training.sharding import shard
 
 log = logging.getLogger("lpc")
 
@@ -54,9 +54,16 @@ class PreferenceTrainer(Trainer):
     """
 
     def __init__(
-        self, policy: LatentPolicy, args: TrainingArguments, pairs: PairTokens, objective: Objective, log_file: Path
+        self,
+        policy: LatentPolicy,
+        args: TrainingArguments,
+        pairs: PairTokens,
+        objective: Objective,
+        log_file: Path,
+        weights: dict[str, Tensor] | None = None,
     ):
-        self.objective, self.log_file = objective, log_file
+        """Prepare the training of `policy`. `weights`: those that a sharded one starts from (see `sharding.shard`)."""
+        self.objective, self.log_file, self.sharded = objective, log_file, weights is not None
         # Sums over pairs since the last log line; kept on the device, since reading them would stall a GPU every step.
         self.sums: dict[str, Tensor] = {}
         self.totals = {"tokens": 0, "seconds": 0.0, "first_loss": None, "last_loss": None, "resumed_from": []}
@@ -64,9 +71,17 @@ class PreferenceTrainer(Trainer):
         self.without_moments: set[str] = set()  # of a checkpoint to resume: parameters that were not trained yet
         super().__init__(policy, args, data_collator=collate, train_dataset=pairs)
         if self.is_fsdp_enabled:
-            prepare_sharding(policy, self.accelerator, bfloat16=args.bf16)
+            shard(policy, self.accelerator, weights, bfloat16=args.bf16)
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the pairs of the whole global batch itself
         self.clock = time.monotonic()
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.sharded and not self.is_fsdp_enabled:
+            raise UserError(
+                f"the launch file asks for FSDP, which accelerate does not run on {self.args.device.type} with "
+                f"{self.args.world_size} processes; set resources.train.launch to config/accelerate/ddp.yaml"
+            )
 
     @property
     def policy(self) -> LatentPolicy:
