@@ -327,6 +327,7 @@ def empty_backbone(folder: str | os.PathLike, *, trust_remote_code: bool = False
     config = _config(Path(folder), trust_remote_code)
     with init_empty_weights(include_buffers=False):
         backbone = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    backbone.tie_weights()  # the way to the meta device makes two of one
     _disable_dropout_layers(backbone)
     return backbone.eval()
 

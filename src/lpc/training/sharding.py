@@ -31,13 +31,16 @@ def shard(policy: LatentPolicy, accelerator: Accelerator, weights: dict[str, Ten
     fsdp2_prepare_model(accelerator, policy)
     kinds = [{name: value.dtype for name, value in weights.items()}]
     broadcast_object_list(kinds)
-    empty, filled = policy.backbone.state_dict(keep_vars=True), {}
+    device, empty, filled = accelerator.device, policy.backbone.state_dict(keep_vars=True), {}
+    sizes = {name: empty[name].numel() * kind.itemsize for name, kind in kinds[0].items()}
+    # In the same memory for all weights: freed blocks between the parts that stay would not be used again.
+    room = None if accelerator.is_main_process else torch.empty(max(sizes.values()), dtype=torch.uint8, device=device)
     for name, kind in kinds[0].items():
         target = empty[name]
         if accelerator.is_main_process:
-            whole = weights.pop(name).to(accelerator.device)
+            whole = weights.pop(name).to(device)
         else:
-            whole = torch.empty(target.shape, dtype=kind, device=accelerator.device)
+            whole = room[: sizes[name]].view(kind).view(target.shape)
         distributed.broadcast(whole, 0)
         if isinstance(target, DTensor):
             filled[id(target)] = nn.Parameter(_part(whole, target))

@@ -23,10 +23,13 @@ from lpc.training.trainer import PreferenceTrainer
 log = logging.getLogger("lpc")
 
 
-def training_arguments(training: Training, *, seed: int, output_dir: Path, processes: int) -> TrainingArguments:
+def training_arguments(
+    training: Training, *, seed: int, output_dir: Path, processes: int, sharded: bool = False
+) -> TrainingArguments:
     """Trainer's arguments from the recipe's `training` section.
 
-    The global batch is the recipe's; micro-batches and accumulation follow from the number of processes.
+    The global batch is the recipe's; micro-batches and accumulation follow from the number of processes. A `sharded`
+    training reduces gradients after each micro-batch: else FSDP keeps those of all weights in float32 on each GPU.
     """
     batch_size, micro = training.batch_size, training.micro_batch_size
     if batch_size % processes:
@@ -57,6 +60,7 @@ def training_arguments(training: Training, *, seed: int, output_dir: Path, proce
         seed=seed,
         data_seed=seed,
         average_tokens_across_devices=False,
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": sharded}},
         ddp_find_unused_parameters=False,
         disable_tqdm=not sys.stderr.isatty(),
         remove_unused_columns=False,
@@ -108,7 +112,9 @@ def train(
     if training.deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS starts
         torch.use_deterministic_algorithms(True)
-    args = training_arguments(training, seed=seed, output_dir=checkpoints, processes=processes)
+    args = training_arguments(
+        training, seed=seed, output_dir=checkpoints, processes=processes, sharded=weights is not None
+    )
     if args.world_size != processes or args.n_gpu > 1:
         raise UserError(
             f"{processes} processes were asked for, {args.world_size} with {args.n_gpu} GPUs each run; launch with "

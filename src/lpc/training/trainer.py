@@ -174,8 +174,7 @@ class PreferenceTrainer(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
-        # Before its last micro-batch, a step of a sharded model has gradients in FSDP's own buffers alone.
-        if self.check_gradients and self.accelerator.sync_gradients:
+        if self.check_gradients:
             self.check_gradients = False
             self._check_posterior()
         latent = self.policy.latent
