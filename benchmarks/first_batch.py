@@ -8,6 +8,7 @@ though z moves the loss, and stop the training with the reference of another bas
 """
 
 import argparse
+import gc
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -93,7 +94,11 @@ def outcomes(seed: int, *, precisions: tuple[str, ...], width: int | None = None
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20)
-    found = [o for s in range(parser.parse_args().seeds) for o in outcomes(s, precisions=("float32", "bfloat16"))]
+    found = []
+    for seed in range(parser.parse_args().seeds):
+        found += outcomes(seed, precisions=("float32", "bfloat16"))
+        print(*found[-4:], sep="\n", flush=True)
+        gc.collect()  # trainers are in cycles, and each holds two models
     for recipe in OBJECTIVES:
         for precision in ("float32", "bfloat16"):
             rows = [o for o in found if (o.recipe, o.precision) == (recipe, precision)]
