@@ -3,29 +3,62 @@
 import os
 import sys
 
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from lpc.data.tokens import load_tokenizer, stop_tokens
 from lpc.files import read_json
-from lpc.model.policy import LatentPolicy
+from lpc.model.policy import LatentPolicy, empty_backbone, load_backbone, stored_dtype
 
 
 def load_run(
-    base: str | os.PathLike, model: str | os.PathLike | None = None, *, inference: dict | None = None
+    base: str | os.PathLike,
+    model: str | os.PathLike | None = None,
+    *,
+    inference: dict | None = None,
+    device: str | None = None,
 ) -> tuple[LatentPolicy, PreTrainedTokenizerBase]:
     """The policy, in float32, and its tokenizer.
 
     base: path of base.json, whose chat and trust settings apply. model: the run's `model/`; None loads the base model
-    itself. inference: as for `LatentPolicy.from_pretrained`.
+    itself. inference: as for `LatentPolicy.from_pretrained`. device: to which each weight goes as it is read, so that
+    main memory never holds them all; None leaves them in main memory.
     """
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # a log file is no terminal
     record, tokenizer = read_json(base), load_run_tokenizer(base, model)
     folder = record["path"] if model is None else model
-    policy = LatentPolicy.from_pretrained(folder, trust_remote_code=record["trust_remote_code"], inference=inference)
+    policy = LatentPolicy.from_pretrained(
+        folder, trust_remote_code=record["trust_remote_code"], inference=inference, device_map=device and {"": device}
+    )
     stop_at_turn_end(policy, tokenizer)
     return policy, tokenizer
+
+
+def load_empty(
+    base: str | os.PathLike, *, with_weights: bool
+) -> tuple[LatentPolicy, PreTrainedTokenizerBase, dict[str, Tensor]]:
+    """The policy of a base on the meta device, its tokenizer, and its weights by name, in the type they are stored in.
+
+    For a sharded training, where only the first process needs weights (`lpc.training.sharding`); without them the dict
+    is empty. Tied weights and buffers that the checkpoint stores come once. The first process tells the others what
+    it has measured of the weights.
+    """
+    record, tokenizer = read_json(base), load_run_tokenizer(base)
+    folder, trust = record["path"], record["trust_remote_code"]
+    empty, weights, measured = empty_backbone(folder, trust_remote_code=trust), {}, [None]
+    if with_weights:
+        source = LatentPolicy(load_backbone(folder, dtype=stored_dtype(folder), trust_remote_code=trust))
+        stop_at_turn_end(source, tokenizer)
+        backbone = source.backbone
+        once, often = (dict(backbone.named_parameters(remove_duplicate=again)) for again in (True, False))
+        weights = {name: value for name, value in backbone.state_dict().items() if name in once or name not in often}
+        measured = [(source.obstacle, source.logit_covariance(), backbone.generation_config)]
+    broadcast_object_list(measured)
+    empty.packing_obstacle, covariance, empty.generation_config = measured[0]
+    return LatentPolicy(empty, logit_covariance=covariance), tokenizer, weights
 
 
 def load_run_tokenizer(base: str | os.PathLike, model: str | os.PathLike | None = None) -> PreTrainedTokenizerBase:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -61,9 +62,12 @@ class LatentPolicy(nn.Module):
     checkpoint that transformers loads without this package.
     """
 
-    def __init__(self, backbone: PreTrainedModel, latent: Latent | None = None):
+    def __init__(
+        self, backbone: PreTrainedModel, latent: Latent | None = None, *, logit_covariance: Tensor | None = None
+    ):
+        """`logit_covariance`: what the method of that name returns, where the backbone has no weights yet."""
         super().__init__()
-        self.backbone, self.latent = backbone, latent
+        self.backbone, self.latent, self._logit_covariance = backbone, latent, logit_covariance
         text_config = backbone.config.get_text_config()
         self.softcap: float | None = getattr(text_config, "final_logit_softcapping", None)
         self.scale = float(getattr(text_config, "logit_scale", None) or 1.0)  # Cohere
@@ -150,6 +154,8 @@ class LatentPolicy(nn.Module):
         v · C v is the variance over the vocabulary of the logits that v adds: less what all tokens share, which the
         softmax drops. Caps of logits are left out, since they bend large logits alone.
         """
+        if self._logit_covariance is not None:
+            return self._logit_covariance
         weight = self.head.weight
         mean = weight.float().mean(0)
         products = weight.new_zeros(len(mean), len(mean), dtype=torch.float32)
@@ -400,13 +406,8 @@ def load_backbone(
 ) -> PreTrainedModel:
     """A causal LM from a checkpoint folder; refused by name where its logits are not those of a plain linear head."""
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"{folder}: no checkpoint (config.json is missing); name the folder of a transformers checkpoint"
-        )
+    config = _config(folder, trust_remote_code)
     try:
-        config = load_config(folder, trust_remote_code)
-        disable_dropout(config)
         backbone, loading = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -421,9 +422,7 @@ def load_backbone(
         reason = str(error).partition("\n")[0]
         raise UserError(f"{folder}: cannot be loaded as a causal language model ({reason})") from None
     check_loading(folder, loading)
-    for module in backbone.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0  # one whose rate its class fixes
+    _disable_dropout_layers(backbone)
     check_architecture(backbone)
     return backbone
 
@@ -445,6 +444,49 @@ def load_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
         f"{folder}: {name} ({config.model_type}) reads more than text, and only models of text alone can be trained; "
         "use a text-only checkpoint as this base's `model`"
     )
+
+
+def empty_backbone(folder: str | os.PathLike, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Return the model of `load_backbone` in float32 with its parameters on the meta device, where they take no memory.
+
+    Buffers have their values, but those that the checkpoint stores.
+    """
+    config = _config(Path(folder), trust_remote_code)
+    with init_empty_weights(include_buffers=False):
+        backbone = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    backbone.tie_weights()  # the way to the meta device makes two of one
+    _disable_dropout_layers(backbone)
+    return backbone.eval()
+
+
+def stored_dtype(folder: str | os.PathLike) -> torch.dtype:
+    """Return the type of a checkpoint's weights as they are stored, or float32 where they have several."""
+    found = set()
+    for file in Path(folder).glob("*.safetensors"):
+        with safetensors.safe_open(file, "pt") as weights:
+            found.update(weights.get_slice(name).get_dtype() for name in weights.keys())  # noqa: SIM118
+    return {("BF16",): torch.bfloat16, ("F16",): torch.float16}.get(tuple(found), torch.float32)
+
+
+def _config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
+    """Read a checkpoint's config.json, without dropout."""
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder}: no checkpoint (config.json is missing); name the folder of a transformers checkpoint"
+        )
+    try:
+        config = load_config(folder, trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: cannot be loaded as a causal language model ({error})") from None
+    disable_dropout(config)
+    return config
+
+
+def _disable_dropout_layers(backbone: PreTrainedModel) -> None:
+    """Set the rate of dropout to 0 in layers whose class fixes it."""
+    for module in backbone.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
 
 
 LOADING_INFO = {"output_loading_info": True, "ignore_mismatched_sizes": True}

@@ -19,8 +19,9 @@ from lpc.config import specs
 from lpc.data.tokens import PairTokens
 from lpc.files import atomic, fingerprint, read_json, sha256, write_json
 from lpc.lock import lock
-from lpc.model.loading import load_run, load_run_tokenizer
+from lpc.model.loading import load_empty, load_run, load_run_tokenizer
 from lpc.scoring import load_pairs
+from lpc.training import sharding
 from lpc.training.checkpoints import TOKENS, prepare
 from lpc.training.identity import identity
 from lpc.training.saving import rounded_state
@@ -85,7 +86,12 @@ def tokenise(args, now: dict) -> None:
 
 def run(args, now: dict, changed: list[str], main_process: bool) -> None:
     spec, objective = args.spec, args.spec.objective
-    policy, tokenizer = load_run(args.base)
+    weights = None
+    if sharding.launched():
+        policy, tokenizer, weights = load_empty(args.base, with_weights=main_process)
+    else:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else None
+        policy, tokenizer = load_run(args.base, device=device)
     if (settings := spec.latent) is not None:
         policy.latent = latents.build(settings, policy.head.weight.shape[1], spec.seed)
         if settings.needs_statistics:
@@ -105,6 +111,7 @@ def run(args, now: dict, changed: list[str], main_process: bool) -> None:
         checkpoints=checkpoints,
         log_file=args.metrics,
         processes=args.processes,
+        weights=weights,
     )
     if trainer is None:
         raise cli.Stopped("training saved a checkpoint and stopped before its end; run it again to go on")

@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from lpc.data.tokens import MODEL_INPUTS, collate
 from lpc.model.policy import load_backbone
@@ -26,12 +27,25 @@ def rounded_state(trainer: PreferenceTrainer, base: dict, dtype: torch.dtype) ->
     (they equal the base's again), and the mean `margin` of `pairs` training pairs without z, before and after.
     """
     policy, record = trainer.policy, {"dtype": str(dtype).removeprefix("torch.")}
-    margin = None if dtype == torch.float32 else _margin(trainer)
-    state = trainer.accelerator.get_state_dict(trainer.model)
-    if margin is None:
+    main, rounds = trainer.is_world_process_zero(), dtype != torch.float32
+    margin = _margin(trainer) if rounds else None
+    start = _start(base) if rounds and main else {}
+    state, counts = {}, np.zeros(3, int)
+    # One after the other: the whole weights in float32 would take twice the memory of the finished model.
+    for name, value in policy.state_dict().items():
+        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        if not main:
+            continue
+        before = start.pop(name.removeprefix("backbone."), None)
+        rounded = whole.to(dtype) if name.startswith("backbone.") else whole
+        if before is not None:
+            counts += _count(before, whole.cpu(), rounded.cpu())
+        state[name] = rounded.cpu() if isinstance(value, DTensor) else rounded
+    if not rounds:
         return state, record
-    if trainer.is_world_process_zero():
-        record |= _undone(policy.backbone, state, base, dtype)
+    if main:
+        total, moved, undone = counts.tolist()
+        record |= {"moved": moved / total, "undone": undone / max(1, moved)}
     with torch.no_grad():
         for parameter in policy.backbone.parameters():
             parameter.copy_(parameter.to(dtype))
@@ -43,22 +57,22 @@ def rounded_state(trainer: PreferenceTrainer, base: dict, dtype: torch.dtype) ->
             "to float32 to keep them",
             *(record["dtype"], 100 * record["undone"]),
         )
-    return {name: value.to(dtype) if name.startswith("backbone.") else value for name, value in state.items()}, record
+    return state, record
 
 
-def _undone(backbone, state: dict[str, Tensor], base: dict, dtype: torch.dtype) -> dict[str, float]:
-    """Shares of moved and undone weights; tied weights count once."""
-    original = load_backbone(
+def _start(base: dict) -> dict[str, Tensor]:
+    """The base's parameters by name; tied ones come once."""
+    backbone = load_backbone(
         base["path"], dtype=getattr(torch, base["dtype"]), trust_remote_code=base["trust_remote_code"]
     )
-    start = dict(original.named_parameters())
-    total = moved = undone = 0
-    for name, _ in backbone.named_parameters():
-        before, after = start[name].detach().float(), state[f"backbone.{name}"].detach().cpu().float()
-        changed = before != after
-        total, moved = total + after.numel(), moved + int(changed.sum())
-        undone += int((changed & (after.to(dtype).float() == before)).sum())
-    return {"moved": moved / total, "undone": undone / max(1, moved)}
+    return {name: parameter.detach() for name, parameter in backbone.named_parameters()}
+
+
+def _count(before: Tensor, after: Tensor, rounded: Tensor) -> tuple[int, int, int]:
+    """Numbers of a parameter: all, those that training moved, and those of them that rounding made the base's again."""
+    before = before.float()
+    changed = before != after.float()
+    return after.numel(), int(changed.sum()), int((changed & (rounded.float() == before)).sum())
 
 
 @torch.no_grad()

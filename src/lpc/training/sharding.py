@@ -1,15 +1,65 @@
-"""Mixed precision of a training that FSDP2 shards over several processes."""
+"""A training that FSDP2 shards over several processes: its weights from the first process, and its mixed precision."""
+
+import os
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from accelerate.utils import broadcast_object_list
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lpc.model.policy import LatentPolicy
 
 
-def prepare_sharding(policy: LatentPolicy, accelerator: Accelerator, *, bfloat16: bool) -> None:
-    """Give a sharded training the arithmetic of `torch.autocast` over float32 weights; call before `prepare`.
+def launched() -> bool:
+    """Return whether the launch file asks for FSDP, as accelerate decides it."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def shard(policy: LatentPolicy, accelerator: Accelerator, weights: dict[str, Tensor], *, bfloat16: bool) -> None:
+    """Shard a policy whose backbone is on the meta device, and fill in its weights; call before `prepare`.
+
+    weights: on the first process the backbone's, by name, in any type (see `lpc.model.loading.load_empty`); they are
+    taken out one by one. Each is sent to all processes, which keep their part in float32. So the first process alone
+    holds a copy of the model, in the type it is stored in.
+    """
+    _set_precision(policy, accelerator, bfloat16=bfloat16)
+    # accelerate would shard in `prepare`, which finds an optimizer's parameters by their addresses: on the meta device
+    # they have none.
+    fsdp2_prepare_model(accelerator, policy)
+    kinds = [{name: value.dtype for name, value in weights.items()}]
+    broadcast_object_list(kinds)
+    device, empty, filled = accelerator.device, policy.backbone.state_dict(keep_vars=True), {}
+    sizes = {name: empty[name].numel() * kind.itemsize for name, kind in kinds[0].items()}
+    # In the same memory for all weights: freed blocks between the parts that stay would not be used again.
+    room = None if accelerator.is_main_process else torch.empty(max(sizes.values()), dtype=torch.uint8, device=device)
+    for name, kind in kinds[0].items():
+        target = empty[name]
+        if accelerator.is_main_process:
+            whole = weights.pop(name).to(device)
+        else:
+            whole = room[: sizes[name]].view(kind).view(target.shape)
+        distributed.broadcast(whole, 0)
+        if isinstance(target, DTensor):
+            filled[id(target)] = nn.Parameter(_part(whole, target))
+        else:
+            target.copy_(whole)  # a buffer, which every process has whole
+    # Tied weights are one tensor under two names, and must stay one.
+    state = {name: filled[id(value)] if isinstance(value, DTensor) else value for name, value in empty.items()}
+    policy.backbone.load_state_dict(state, assign=True)
+
+
+def _part(whole: Tensor, target: DTensor) -> DTensor:
+    """A tensor sharded and typed as `target`; this process's part has memory of its own."""
+    mesh, placements = target.device_mesh, target.placements
+    part = distribute_tensor(whole, mesh, placements, src_data_rank=None).to_local().to(target.dtype, copy=True)
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=target.shape, stride=target.stride())
+
+
+def _set_precision(policy: LatentPolicy, accelerator: Accelerator, *, bfloat16: bool) -> None:
+    """Give a sharded training the arithmetic of `torch.autocast` over float32 weights.
 
     Then a reference or an evaluation that is scored with autocast on one device matches the training. accelerate's own
     policy casts inputs and outputs to bfloat16 too: a sum of log-probabilities near -300 becomes a multiple of 2.

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
+from torch import Tensor
 from transformers import PrinterCallback, TrainingArguments
 
 from lpc.cli import UserError
@@ -22,10 +23,13 @@ from lpc.training.trainer import PreferenceTrainer
 log = logging.getLogger("lpc")
 
 
-def training_arguments(training: Training, *, seed: int, output_dir: Path, processes: int) -> TrainingArguments:
+def training_arguments(
+    training: Training, *, seed: int, output_dir: Path, processes: int, sharded: bool = False
+) -> TrainingArguments:
     """Trainer's arguments from the recipe's `training` section.
 
-    The global batch is the recipe's; micro-batches and accumulation follow from the number of processes.
+    The global batch is the recipe's; micro-batches and accumulation follow from the number of processes. A `sharded`
+    training reduces gradients after each micro-batch: else FSDP keeps those of all weights in float32 on each GPU.
     """
     batch_size, micro = training.batch_size, training.micro_batch_size
     if batch_size % processes:
@@ -56,6 +60,7 @@ def training_arguments(training: Training, *, seed: int, output_dir: Path, proce
         seed=seed,
         data_seed=seed,
         average_tokens_across_devices=False,
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": sharded}},
         ddp_find_unused_parameters=False,
         disable_tqdm=not sys.stderr.isatty(),
         remove_unused_columns=False,
@@ -95,16 +100,21 @@ def train(
     checkpoints: Path,
     log_file: Path,
     processes: int = 1,
+    weights: dict[str, Tensor] | None = None,
 ) -> PreferenceTrainer | None:
     """Train `policy` in place, from the last complete checkpoint in `checkpoints` if there is one.
 
+    weights: for a sharded training, whose `policy` is on the meta device: those of its backbone on the first process,
+    none on the others. None where each process has a whole policy.
     Returns the trainer (its `totals` and `policy` are the results), or None if it saved and stopped on a signal or
     before the end of the job: run again to go on. The folder must belong to this run alone.
     """
     if training.deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS starts
         torch.use_deterministic_algorithms(True)
-    args = training_arguments(training, seed=seed, output_dir=checkpoints, processes=processes)
+    args = training_arguments(
+        training, seed=seed, output_dir=checkpoints, processes=processes, sharded=weights is not None
+    )
     if args.world_size != processes or args.n_gpu > 1:
         raise UserError(
             f"{processes} processes were asked for, {args.world_size} with {args.n_gpu} GPUs each run; launch with "
@@ -131,7 +141,7 @@ def train(
     if done is None:
         shutil.rmtree(curves, ignore_errors=True)  # of an earlier training with other settings
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(curves)  # the one way to tell Trainer
-    trainer = PreferenceTrainer(policy, args, pairs, objective, log_file)
+    trainer = PreferenceTrainer(policy, args, pairs, objective, log_file, weights)
     saving = Checkpointing(trainer, training.save_minutes)
     trainer.add_callback(saving)
     trainer.remove_callback(PrinterCallback)

@@ -30,7 +30,7 @@ from lpc.objectives.base import Objective
 from lpc.training.checkpoints import COMPLETE, complete_checkpoints, seal
 from lpc.training.optimizers import parameter_groups
 from lpc.training.sampler import EpochSampler, GroupSampler
-from lpc.training.sharding import prepare_sharding
+from lpc.training.sharding import shard
 
 log = logging.getLogger("lpc")
 
@@ -59,9 +59,16 @@ class PreferenceTrainer(Trainer):
     """
 
     def __init__(
-        self, policy: LatentPolicy, args: TrainingArguments, pairs: PairTokens, objective: Objective, log_file: Path
+        self,
+        policy: LatentPolicy,
+        args: TrainingArguments,
+        pairs: PairTokens,
+        objective: Objective,
+        log_file: Path,
+        weights: dict[str, Tensor] | None = None,
     ):
-        self.objective, self.log_file = objective, log_file
+        """Prepare the training of `policy`. `weights`: those that a sharded one starts from (see `sharding.shard`)."""
+        self.objective, self.log_file, self.sharded = objective, log_file, weights is not None
         # Sums over pairs since the last log line; kept on the device, since reading them would stall a GPU every step.
         self.sums: dict[str, Tensor] = {}
         self.totals = {"tokens": 0, "seconds": 0.0, "first_loss": None, "last_loss": None, "resumed_from": []}
@@ -70,11 +77,19 @@ class PreferenceTrainer(Trainer):
         self.without_moments: set[str] = set()  # of a checkpoint to resume: parameters that were not trained yet
         super().__init__(policy, args, data_collator=collate, train_dataset=pairs)
         # Of the base, since a resumed training starts here with its weights; sharded weights would have to be gathered.
-        self.logit_covariance = None if policy.latent is None else policy.logit_covariance()
+        self.logit_covariance = None if policy.latent is None else policy.logit_covariance().to(args.device)
         if self.is_fsdp_enabled:
-            prepare_sharding(policy, self.accelerator, bfloat16=args.bf16)
+            shard(policy, self.accelerator, weights, bfloat16=args.bf16)
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the pairs of the whole global batch itself
         self.clock = time.monotonic()
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.sharded and not self.is_fsdp_enabled:
+            raise UserError(
+                f"the launch file asks for FSDP, which accelerate does not run on {self.args.device.type} with "
+                f"{self.args.world_size} processes; set resources.train.launch to config/accelerate/ddp.yaml"
+            )
 
     @property
     def policy(self) -> LatentPolicy:
@@ -167,8 +182,7 @@ class PreferenceTrainer(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
-        # Before its last micro-batch, a step of a sharded model has gradients in FSDP's own buffers alone.
-        if self.check_gradients and self.accelerator.sync_gradients:
+        if self.check_gradients:
             self.check_gradients = False
             self._check_posterior()
         latent = self.policy.latent
