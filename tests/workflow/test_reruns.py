@@ -153,6 +153,8 @@ def execution_keys(section, path=()):
     """(path, value that differs) of every key of this section of DEMO whose role is execution, at any depth."""
     for name in type(section).model_fields:
         value = getattr(section, name)
+        if name == "images":
+            continue  # another image is other software, for which Snakemake runs a rule again
         if isinstance(value, BaseModel):
             yield from execution_keys(value, (*path, name))
         elif role_of(type(section), name) is Role.EXECUTION:
@@ -284,8 +286,8 @@ MODULES = {
     "config/models.py": set(),
     "config/specs.py": set(),
     "config/keys.py": set(),
-    "layout.py": set(),
-    "sources.py": after_train(),  # it says which code a checkpoint was made by
+    "layout.py": END,
+    "modules.py": after_train(),  # it says which code a checkpoint was made by
 }
 
 
