@@ -63,6 +63,7 @@ def outcomes(seed: int, *, precisions: tuple[str, ...], width: int | None = None
     tokens = PairTokens(np.arange(PAIRS), *parts, 0)
     policy, other = LatentPolicy(backbone(seed)), LatentPolicy(backbone(seed + 1000))
     latent = latents.build(latents.parse({"kind": "lpc", "codes": 64, "width": width}), WIDTH, seed)
+    latent.rescale(policy.logit_unit())
     for precision in precisions:
         policy.latent = None
         # Pair by pair, where the training takes both at once: rounding differs.

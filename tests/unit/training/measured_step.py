@@ -20,13 +20,13 @@ def _mebibytes(key: str) -> float:
 
 
 def main(args):
-    found, load, begin = {}, step.load_pairs, Checkpointing.on_train_begin
+    found, begin_training, begin = {}, step.train, Checkpointing.on_train_begin
     start = _mebibytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
 
-    def load_pairs(*pairs, **options):
+    def train(*arguments, **options):
         found["loaded"] = _mebibytes("VmHWM") - start
-        return load(*pairs, **options)
+        return begin_training(*arguments, **options)
 
     def on_train_begin(self, *state, **options):
         found["sharded"] = _mebibytes("VmHWM") - start
@@ -39,6 +39,6 @@ def main(args):
         distributed.barrier()
         raise cli.Stopped("measured")
 
-    step.load_pairs = load_pairs
+    step.train = train
     Checkpointing.on_train_begin, Checkpointing.on_substep_end = on_train_begin, on_substep_end
     step.main(args)

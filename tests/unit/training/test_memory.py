@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import transformers
 from small import train_step_on_two
 from test_fsdp import launch_file
 from tiny import make_backbone, make_tokenizer
@@ -15,9 +16,14 @@ from lpc.model.policy import empty_backbone, load_backbone, stored_dtype
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory, inputs):
-    """A base of 79 million parameters in bfloat16: 151 MiB as stored, 302 in float32."""
+    """A base of 84 million parameters in bfloat16: 161 MiB as stored, 322 in float32."""
     folder = tmp_path_factory.mktemp("large")
-    base = make_backbone(hidden=2048, vocabulary=2048).bfloat16()
+    # Narrow and thick: what is measured of the head takes the square of the width.
+    config = transformers.LlamaConfig(
+        **{"vocab_size": 384, "hidden_size": 1024, "intermediate_size": 8192, "num_hidden_layers": 3},
+        **{"num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 256},
+    )
+    base = transformers.LlamaForCausalLM(config).bfloat16()
     base.save_pretrained(folder / "base")
     make_tokenizer().save_pretrained(folder / "base")
     write_json(folder / "base.json", read_json(inputs / "base.json") | {"path": str(folder / "base")})
@@ -32,8 +38,8 @@ def test_no_process_but_the_first_holds_a_copy(inputs, large, tmp_path):
     first, other = (json.loads((tmp_path / f"memory-{rank}.json").read_text()) for rank in range(2))
     # Peaks of resident memory above the start, in MiB, when weights are loaded and when they are sharded: half of them
     # in float32 is as much as all of them in bfloat16.
-    assert first["loaded"] < 1.5 * stored, first
-    assert other["loaded"] < 0.3 * stored, other
+    assert first["loaded"] < 2.5 * stored, first  # with the pairs' tokens; above 3 in float32
+    assert other["loaded"] < 0.4 * stored, other
     assert stored < other["sharded"] < 1.7 * stored, other
     # Between two micro-batches each process has its part of the gradients.
     assert first["gradients"] == other["gradients"] == "sharded"
@@ -64,12 +70,11 @@ def test_weights_come_in_the_type_they_are_stored_in(inputs, tmp_path):
     assert stored_dtype(tmp_path / "base") == torch.float32
     make_tokenizer().save_pretrained(tmp_path / "base")
     write_json(tmp_path / "base.json", read_json(inputs / "base.json") | {"path": str(tmp_path / "base")})
-    _, _, weights = load_empty(tmp_path / "base.json", with_weights=True)
+    policy, _, weights = load_empty(tmp_path / "base.json", with_weights=True)
+    assert all(p.is_meta for p in policy.parameters())
     assert weights.keys() == dict(backbone.named_parameters()).keys()
     for name, parameter in backbone.named_parameters():
         assert torch.equal(weights[name], parameter.float()), name
-    policy, _, nothing = load_empty(tmp_path / "base.json", with_weights=False)
-    assert nothing == {} and all(p.is_meta for p in policy.parameters())
 
 
 def test_a_launch_file_that_shards_needs_gpus(inputs, tmp_path):
