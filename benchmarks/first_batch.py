@@ -42,9 +42,9 @@ class Outcome:
     moved: float
     """How far z moves the first loss, as a share of the loss without z."""
     own: str
-    """What the check says of the base's own reference; "" if it passes."""
+    """Error of the check with the base's own reference; "" if it passes."""
     other: str
-    """And of another base's."""
+    """Error of the check with another base's reference."""
 
 
 def backbone(seed: int) -> LlamaForCausalLM:

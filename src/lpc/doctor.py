@@ -397,7 +397,7 @@ def check_containers(setup: SetUp) -> Iterator[Finding]:
 
 
 def check_images(references: dict[str, str]) -> Iterator[Finding]:
-    """Whether the local images are built; those of a registry are named."""
+    """Check that the local images are built, and list those of a registry."""
     for name, reference in references.items():
         yield note("images", f"{name}: {reference} is pulled before the first job that needs it")
     # No job runs in the base; it is needed to build the others.

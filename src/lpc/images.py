@@ -26,7 +26,7 @@ def check_reference(text: str) -> str:
     """Return an image's reference in a registry. Raises ValueError unless it names its content, by digest."""
     if not re.fullmatch(r"docker://[a-z0-9.-]+(:\d+)?(/[a-z0-9._-]+)+@sha256:[0-9a-f]{64}", text):
         raise ValueError(
-            f"{json.dumps(text)} is no image by digest; use docker://host/name@sha256: and 64 hexadecimal digits"
+            f"{json.dumps(text)} must name an image by digest: use docker://host/name@sha256: and 64 hexadecimal digits"
         )
     return text
 

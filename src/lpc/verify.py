@@ -58,7 +58,7 @@ def claims(root: Path) -> Iterator[Claim]:
     for record in sorted(root.glob("bases/*/base.json")):
         base = read_json(record)
         made = Path(base["path"]).is_relative_to(root)
-        yield Claim(record, Path(base["path"]), base["sha256"], weights, MAKE_AGAIN if made else USER_FILE)
+        yield Claim(record, Path(base["path"]), base["sha256"], checkpoint, MAKE_AGAIN if made else USER_FILE)
     for record in sorted(root.glob("reference/*/*/reference.parquet")):
         base, variant = record.parts[-3:-1]
         made_from = parquet_metadata(record)
@@ -87,8 +87,8 @@ def claims(root: Path) -> Iterator[Claim]:
 
 
 @cache
-def weights(folder: Path) -> str:
-    """Return the digest of a base's weights, as base.json holds it."""
+def checkpoint(folder: Path) -> str:
+    """Return the digest of a base's folder, as base.json holds it."""
     from lpc.model.checkpoint import digest  # which imports transformers
 
     return digest(folder)

@@ -90,7 +90,7 @@ def test_a_reference_without_a_digest_is_refused_in_one_line(text, small):
     with pytest.raises(ConfigError) as raised:
         resolve({**small, "images": {"training": text}}, [])
     [line] = [line for line in str(raised.value).splitlines() if "images" in line]
-    wanted = "is no image by digest; use docker://host/name@sha256: and 64 hexadecimal digits"
+    wanted = "must name an image by digest: use docker://host/name@sha256: and 64 hexadecimal digits"
     assert "images.training: " in line and line.endswith(wanted)
 
 

@@ -24,9 +24,8 @@ def score_codes(
     found = {}
     for positions, batch, encoded in encoded_batches(policy, tokens, batch_size, precision, "codes"):
         for name, value in policy.score_codes(encoded, batch, objective).items():
-            found.setdefault(name, torch.empty(len(tokens), value.shape[1], dtype=torch.float64))[positions] = (
-                value.cpu()
-            )
+            column = found.setdefault(name, torch.empty(len(tokens), value.shape[1], dtype=torch.float64))
+            column[positions] = value.cpu()
     return found
 
 

@@ -46,7 +46,7 @@ def describe_base(
     if is_local(model):
         folder, revision = Path(model), None
     else:
-        # What can be refused without the weights is refused before they are downloaded.
+        # The weights are large: check the configuration before they are downloaded.
         folder = download(model, "model", revision, SMALL_FILES)
         read_config(folder, trust_remote_code)
         folder = download(model, "model", folder.name, ["*.safetensors"])
@@ -101,7 +101,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def digest(folder: Path) -> str:
-    """Return the digest of all that a model says by: weights, configuration, tokenizer, chat template, own code."""
+    """Return the digest of a checkpoint: weights, configuration, tokenizer, chat template and own code."""
     small = {file for pattern in SMALL_FILES for file in folder.glob(pattern)}
     return files.fingerprint({file.name: files.sha256(file) for file in {*weight_files(folder), *small}})
 

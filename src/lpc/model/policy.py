@@ -531,7 +531,7 @@ def check_architecture(backbone: PreTrainedModel) -> None:
     tokens of its vocabulary.
 
     Catches, by measurement, every architecture that does what we do not know of to its logits or in its attention.
-    Where only padded pairs are right, the backbone's pairs are padded from then on (see `packing.obstacle`).
+    If packed pairs fail this check and padded ones pass it, the policy pads pairs (see `packing.obstacle`).
     `backbone` as transformers loads it: its own attention is what ours is held against.
     """
     kind, device, attention = backbone.config.model_type, backbone.device, backbone.config._attn_implementation

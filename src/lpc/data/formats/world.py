@@ -19,8 +19,8 @@ class World(Dataset):
     seed: Seed = key(0, "of the generator")
     people: Integer | None = key(
         None,
-        "people who judge the rows, of six hidden tastes that their prompts do not show; they are the groups of the "
-        "dataset. null: prompts show the taste, and there are no groups",
+        "number of people, each with one of six hidden tastes; a person's rows are a group, and no prompt shows a "
+        "taste. null: prompts show the taste, and there are no groups",
         ge=6,
     )
 
