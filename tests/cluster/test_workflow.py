@@ -292,4 +292,5 @@ def test_submission_of_the_papers_training_with_eight_gpus_a_node(cluster, nodes
         assert part in submitted, submitted
     assert not any(part in submitted for part in not_asked), submitted
     memory = int(re.search(r"--mem (\d+)", submitted)[1])
-    assert memory > 8 * 16_000, "16 bytes per parameter must fit into the host's memory"
+    train = config["resources"]["train"]
+    assert memory == train["mem_mb"] + round(train["mem_mb_per_billion"] * 8.030261248)

@@ -163,13 +163,13 @@ def test_verify_names_a_file_of_which_a_byte_changed(world, monkeypatch, capsys,
     path.write_bytes(content)
     try:
         verify.content.cache_clear()
-        verify.weights.cache_clear()
+        verify.checkpoint.cache_clear()
         code, lines = verified(checkout, config, capsys)
     finally:
         path.write_bytes(original)
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
         verify.content.cache_clear()
-        verify.weights.cache_clear()
+        verify.checkpoint.cache_clear()
     named = path.parent if "bases" in name else path
     assert code == 1 and lines[-1].startswith(f"{len(lines) - 1} of ") and len(lines) > 1
     for line in lines[:-1]:
