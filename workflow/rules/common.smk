@@ -223,7 +223,8 @@ def download_dataset_spec(wildcards):
 
 
 def split_spec(wildcards):
-    return specs.Split(**pick(dataset(wildcards), *specs.Split.model_fields))
+    entry = dataset(wildcards)
+    return specs.Split(**pick(entry, "split", "max_rejected_rows"), annotators=getattr(entry, "annotators", None))
 
 
 def pairs_spec(wildcards):
@@ -469,7 +470,7 @@ def results_of(runs):
         has_codes = latent and latents.kind(latent.kind).has_codes
         if EVALUATION.completions and has_codes:
             files += [of_run.completions]
-        if EVALUATION.personalise and has_codes and getattr(SETTINGS.datasets[run.dataset], "group", None):
+        if EVALUATION.personalise and has_codes and SETTINGS.datasets[run.dataset].has_groups:
             files += [of_run.person]
         if EVALUATION.alpacaeval:
             files += [of_run.judged]

@@ -256,7 +256,7 @@ def _check_groups(sound: dict, recipes: dict[str, Recipe], experiments: dict[str
             entry, latent = sound["datasets"].get(dataset), recipes[recipe].latent
             if entry is None or latent is None or latent.pairs_together == 1:
                 continue
-            if getattr(entry, "group", None) is None:
+            if not entry.has_groups:
                 faults.add(
                     ("experiments", name, "datasets"),
                     f"recipe {recipe} has latent.group_size {latent.pairs_together}, but dataset {dataset} has no"

@@ -14,7 +14,7 @@ from lpc.config.faults import explain_all, sections
 from lpc.config.keys import REQUIRED, Role, Section, Seed, key, role_of
 from lpc.config.models import dump
 from lpc.data import formats
-from lpc.data.formats import world
+from lpc.data.formats import populations, world
 
 
 def of(section: type[Section], name: str) -> Any:
@@ -91,6 +91,7 @@ class DownloadDataset(Spec):
 class Split(Spec):
     split: formats.base.Split = key(REQUIRED, "sizes of the splits")
     max_rejected_rows: of(formats.base.Dataset, "max_rejected_rows")
+    annotators: populations.Annotators | None = key(None, "annotators to draw; null: rows are judged already")
 
 
 class Pairs(Spec):

@@ -4,7 +4,7 @@ import json
 
 from lpc import cli, files
 from lpc.config import specs
-from lpc.data import read, split
+from lpc.data import formats, read, split
 
 
 def parser():
@@ -30,12 +30,16 @@ def main(args):
         assigned = split.split_prompts(split.count_rows(rows), sizes, args.spec.split.seed)
         for row in rows:
             row["split"] = assigned[row["prompt_id"]]
+    dropped = found - len(rows)
+    if args.spec.annotators is not None:
+        kind = formats.kind(dataset["kind"])
+        rows = [*map(read.pack, kind.draw_annotators([*map(read.unpack, rows)], args.spec.annotators))]
     summary = {
         "spec": args.spec.tracked(),
         "rows": len(rows),
         "rejected": reasons,
         "copies": copies,
-        "dropped": found - len(rows),
+        "dropped": dropped,
         "splits": split.describe(rows),
     }
     metadata = {"spec": args.spec.tracked(), "dataset": dataset}

@@ -46,7 +46,8 @@ def faults(**values):
 def test_shipped_configurations_are_valid_and_complete(file, tmp_path, monkeypatch):
     # What a study reads from the folder that it runs in.
     (tmp_path / "data").mkdir()
-    (tmp_path / "data/alpacaeval_preferences.jsonl.gz").touch()
+    for name in ("alpacaeval_preferences", "dsp_responses", "hh_rlhf_helpful_harmless"):
+        (tmp_path / f"data/{name}.jsonl.gz").touch()
     monkeypatch.chdir(tmp_path)
     config = load(file)
     assert config.runs

@@ -83,7 +83,7 @@ def test_no_prompt_is_in_two_splits(done):
 
 def test_metadata_says_what_made_the_file(done):
     metadata = files.parquet_metadata(done / "noisy.parquet")
-    assert metadata["spec"] == {**SPLIT, "split": {**SPLIT["split"], "by": "prompt"}}
+    assert metadata["spec"] == {**SPLIT, "split": {**SPLIT["split"], "by": "prompt"}, "annotators": None}
     assert metadata["pairs"] == PAIRS
     assert metadata["noise"] == FLIP
     assert metadata["dataset"] == files.read_json(done / "dataset.json")
@@ -122,6 +122,41 @@ def test_people_of_a_world_are_the_groups_of_its_rows(tmp_path):
     rows = files.read_parquet(tmp_path / "rows.parquet", ["group", "split"]).to_pylist()
     people = {name: {row["group"] for row in rows if row["split"] == name} for name in ("train", "validation", "test")}
     assert {name: len(groups) for name, groups in people.items()} == {"train": 8, "validation": 1, "test": 3}
+
+
+def test_annotators_of_populations_are_drawn_in_each_split(tmp_path):
+    """12 prompts, 3 populations with 2 others each, so 6 rounds: 8 training prompts are 2 annotators of 4 a round."""
+    path, names = tmp_path / "rows.jsonl", ("art", "none", "trade", "war")
+    lines = [{"prompt": f"p{i}", "responses": {name: f"{name} {i}" for name in names}} for i in range(12)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run(download_dataset, {"kind": "populations", "path": str(path)}, output=tmp_path / "dataset.json")
+    annotators = {"pairs": 4, "held_out_pairs": 2, "without": ["none"]}
+    make_split(tmp_path, {"split": {"validation": 2, "test": 2}, "annotators": annotators})
+    make_pairs(tmp_path)
+    rows = files.read_parquet(tmp_path / "pairs.parquet").to_pylist()
+    people, prompts = {}, {}
+    for row in rows:
+        people.setdefault((row["split"], row["group"]), []).append(row)
+        prompts.setdefault(row["split"], set()).add(row["prompt_id"])
+    sizes = {split: [len(own) for (of, _), own in people.items() if of == split] for split in prompts}
+    assert sizes == {"train": [4] * 12, "validation": [2] * 6, "test": [2] * 6}
+    assert not prompts["train"] & prompts["test"]
+    for own in people.values():
+        assert len({row["source"] for row in own}) == 1 and len({row["prompt_id"] for row in own}) == len(own)
+    choices = {(row["prompt_id"], row["chosen"].split()[0], row["rejected"].split()[0]) for row in rows}
+    assert len(choices) == len(rows) == 72, "each population against each other one, once a prompt"
+    assert all(row["source"] == row["chosen"].split()[0] != row["rejected"].split()[0] for row in rows)
+
+
+def test_too_few_prompts_for_an_annotator_stop(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    lines = [{"prompt": f"p{i}", "responses": {"a": "x", "b": "y"}} for i in range(9)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run(download_dataset, {"kind": "populations", "path": str(path)}, output=tmp_path / "dataset.json")
+    with pytest.raises(UserError, match="2 prompts in split test are too few for an annotator of 32 pairs; lower"):
+        make_split(tmp_path, {"split": {"validation": 2, "test": 2}, "annotators": {"pairs": 4}})
+    with pytest.raises(UserError, match="no prompt has a response of c; there are a, b"):
+        make_split(tmp_path, {"split": {"validation": 2, "test": 2}, "annotators": {"without": ["c"]}})
 
 
 def test_too_many_malformed_rows_stop_and_leave_only_their_list(done, tmp_path):

@@ -58,9 +58,14 @@ class Dataset(Section):
     pairs: Pairs = key(Pairs(), "how pairs are built")
     max_rejected_rows: Share = key(0.0, "share of malformed rows above which the split stops")
 
+    @property
+    def has_groups(self) -> bool:
+        """Whether rows belong to groups."""
+        return False
+
     @model_validator(mode="after")
     def _groups_to_split_by(self):
-        if self.split.by == "group" and getattr(self, "group", None) is None:
+        if self.split.by == "group" and not self.has_groups:
             raise fault(
                 "split.by", "group needs a dataset with `group`, or a world with `people`; set it, or split by prompt"
             )
@@ -82,6 +87,10 @@ class Rows(Dataset):
         None,
         "column of the group that a row belongs to, such as its annotator; `prompt`: rows of a prompt are a group",
     )
+
+    @property
+    def has_groups(self) -> bool:
+        return self.group is not None
 
 
 # Rows

@@ -25,9 +25,8 @@ class World(Dataset):
     )
 
     @property
-    def group(self) -> str | None:
-        """The column of its rows that names the group."""
-        return None if self.people is None else "person"
+    def has_groups(self) -> bool:
+        return self.people is not None
 
     @model_validator(mode="after")
     def _rows_left_for_training(self):
