@@ -470,7 +470,8 @@ def results_of(runs):
         has_codes = latent and latents.kind(latent.kind).has_codes
         if EVALUATION.completions and has_codes:
             files += [of_run.completions]
-        if EVALUATION.personalise and has_codes and SETTINGS.datasets[run.dataset].has_groups:
+        personal = has_codes or (latent and latent.pairs_together > 1)
+        if EVALUATION.personalise and personal and SETTINGS.datasets[run.dataset].has_groups:
             files += [of_run.person]
         if EVALUATION.alpacaeval:
             files += [of_run.judged]

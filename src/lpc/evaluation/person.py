@@ -1,6 +1,7 @@
-"""The code of a person from labelled pairs of the same person, and accuracy on the person's other pairs with it."""
+"""The latent of a person from labelled pairs of the same person, and accuracy on the person's other pairs with it."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from hashlib import sha256
 
 import numpy as np
@@ -13,7 +14,9 @@ from lpc.evaluation.intervals import accuracy_interval, outcomes
 from lpc.latents.parts.mixture import infer_code, mixture_rewards
 from lpc.model.policy import LatentPolicy
 from lpc.objectives.base import Objective
-from lpc.scoring import encoded_batches
+from lpc.scoring import encoded_batches, prompt_states
+
+RewardsOf = Callable[[list[list[int]], list[int]], dict[int, tuple[Tensor, Tensor]]]
 
 
 @torch.no_grad()
@@ -29,14 +32,68 @@ def score_codes(
     return found
 
 
+@torch.no_grad()
+def score_posteriors(
+    policy: LatentPolicy,
+    tokens: PairTokens,
+    objective: Objective,
+    people: list[list[int]],
+    contexts: list[int],
+    *,
+    batch_size: int,
+    precision: str,
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """Return the rewards of chosen and rejected of every pair, float64 [n] each, by the number of known pairs.
+
+    For latents with a posterior and without codes. people: positions of each person's pairs, the context first. z is
+    the mean of the product of the posteriors of a person's first pairs; with none known, it is from the prior.
+    """
+    latent, outputs = policy.latent, {}
+    for positions, _, encoded in encoded_batches(policy, tokens, batch_size, precision, "posterior"):
+        with torch.autocast(policy.device.type, enabled=False):
+            rows = latent.posterior_outputs(encoded.h_chosen, encoded.h_rejected)
+        outputs |= zip(positions.tolist(), rows, strict=True)
+    states = prompt_states(policy, tokens, batch_size=batch_size, precision=precision)
+    z = {size: policy.prior_z(states, tokens.prompts).clone() for size in contexts}
+    for positions in people:
+        for size in filter(None, contexts):
+            z[size][positions] = latent.mean_z(latent.combine(torch.stack([outputs[i] for i in positions[:size]])))
+    found = {size: torch.empty(2, len(tokens), dtype=torch.float64) for size in contexts}
+    for positions, batch, encoded in encoded_batches(policy, tokens, batch_size, precision, "rewards"):
+        for size in contexts:
+            _, *rewards = objective.evaluate(*policy.pair_logps(encoded, z[size][positions]), batch)
+            found[size][:, positions] = torch.stack(rewards).double().cpu()
+    return {size: (chosen, rejected) for size, (chosen, rejected) in found.items()}
+
+
+def code_rewards(
+    scores: dict[str, Tensor], people: list[list[int]], contexts: list[int]
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """Return the rewards of chosen and rejected of every pair, float64 [n] each, by the number of known pairs.
+
+    scores: as `score_codes` returns them. people: positions of each person's pairs, the context first. A pair after the
+    longest context is right where Σ_k p(k | x, context) σ(Δ_k) > ½ (`infer_code`); the others have the prior alone.
+    """
+    log_prior, losses, most = scores["log_prior"], scores["losses"], max(contexts)
+    found = {}
+    for size in contexts:
+        posterior = log_prior.clone()
+        for positions in people:
+            context, scored = positions[:size], positions[most:]
+            posterior[scored] = infer_code(log_prior[scored], log_prior[context], losses[context])
+        found[size] = mixture_rewards(posterior, scores["chosen_rewards"], scores["rejected_rewards"])
+    return found
+
+
 def personal_accuracy(
-    scores: dict[str, Tensor], groups: list[str | None], pair_ids: list[str], *, contexts: list[int], seed: int
+    rewards_of: RewardsOf, groups: list[str | None], pair_ids: list[str], *, contexts: list[int], seed: int
 ) -> dict:
     """Return the accuracy on a person's pairs, by the number of other pairs of the person that are known.
 
-    scores: as `score_codes` returns them. A hash of seed and pair_id orders the pairs of each group. The first
-    max(contexts) are context, and only the others are scored, so every size is measured on the same pairs. A pair is
-    right where Σ_k p(k | x, context) σ(Δ_k) > ½ (`infer_code`). Intervals are of 95 %, clustered by group.
+    rewards_of: a function of the positions of each person's pairs, the context first, and of `contexts`; it returns the
+    rewards of chosen and rejected, [n] each, by number of known pairs (`code_rewards`, `score_posteriors`). A hash of
+    seed and pair_id orders the pairs of each group. The first max(contexts) are context, and only the others are
+    scored, so every size is measured on the same pairs. Intervals are of 95 %, clustered by group.
 
     Raises UserError where no group has a pair that is scored.
     """
@@ -54,16 +111,11 @@ def personal_accuracy(
             "lower the largest context, or make `split.test` of this dataset larger"
         )
     people = np.repeat(list(large), [len(positions) - most for positions in large.values()])
+    scored = [i for positions in large.values() for i in positions[most:]]
     accuracy = {}
-    for size in contexts:
-        outcome = []
-        for positions in large.values():
-            context, scored = positions[:size], positions[most:]
-            log_prior, losses = scores["log_prior"], scores["losses"]
-            posterior = infer_code(log_prior[scored], log_prior[context], losses[context])
-            rewards = mixture_rewards(posterior, scores["chosen_rewards"][scored], scores["rejected_rewards"][scored])
-            outcome.append(outcomes(*rewards))
-        estimate, low, high = accuracy_interval(np.concatenate(outcome), people)
+    for size, rewards in rewards_of([*large.values()], contexts).items():
+        outcome = outcomes(*(side[scored] for side in rewards))
+        estimate, low, high = accuracy_interval(outcome, people)
         accuracy[str(size)] = {"accuracy": estimate, "low": low, "high": high}
     return {
         "n": len(people),

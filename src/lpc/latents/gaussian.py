@@ -44,6 +44,18 @@ class Gaussian(Variational):
     def draw_size(self) -> int:
         return self.features if self.settings.inference == "sample" else 0
 
+    def combine(self, outputs: Tensor) -> Tensor:
+        """The product of Gaussians: precisions add, and each mean counts by its precision."""
+        import torch
+
+        means, log_stds = outputs.chunk(2, -1)
+        log_precision = (-2 * log_stds).logsumexp(-2)
+        mean = ((-2 * log_stds).softmax(-2) * means).sum(-2)
+        return torch.cat([mean, -log_precision / 2], -1)
+
+    def mean_z(self, outputs: Tensor) -> Tensor:
+        return self.scale * outputs.chunk(2, -1)[0]
+
     def forward(
         self, h_x: Tensor, h_chosen: Tensor, h_rejected: Tensor, *, progress: float, noise: Tensor | None = None
     ) -> LatentStep:
@@ -53,7 +65,7 @@ class Gaussian(Variational):
         if self.settings.detach:
             h_x, h_chosen, h_rejected = h_x.detach(), h_chosen.detach(), h_rejected.detach()
         prior_mean, prior_log_std = self.prior_outputs(h_x).chunk(2, -1)
-        posterior_mean, posterior_log_std = self.posterior_outputs(h_chosen, h_rejected).chunk(2, -1)
+        posterior_mean, posterior_log_std = self.training_posterior(h_chosen, h_rejected).chunk(2, -1)
         prior_sample, posterior_sample = prior_mean, posterior_mean
         if self.settings.gumbel_noise:
             normal = _normal(noise)
@@ -69,9 +81,6 @@ class Gaussian(Variational):
         if self.settings.inference == "sample":
             mean = mean + log_std.exp() * _normal(uniform)
         return self.scale * mean
-
-    def posterior_z(self, h_chosen: Tensor, h_rejected: Tensor) -> Tensor:
-        return self.scale * self.posterior_outputs(h_chosen, h_rejected).chunk(2, -1)[0]
 
 
 def _normal(uniform: Tensor) -> Tensor:

@@ -56,6 +56,12 @@ class LPC(Codes, Variational):
         """Equation 8 before the softmax: [B, d] twice to [B, K]. It sees which completion won: never for a result."""
         return self.posterior_outputs(h_chosen, h_rejected)
 
+    def combine(self, outputs: Tensor) -> Tensor:
+        return outputs.sum(-2)
+
+    def mean_z(self, outputs: Tensor) -> Tensor:
+        return outputs.softmax(-1) @ self.codebook
+
     def forward(
         self, h_x: Tensor, h_chosen: Tensor, h_rejected: Tensor, *, progress: float, noise: Tensor | None = None
     ) -> LatentStep:
@@ -65,7 +71,7 @@ class LPC(Codes, Variational):
         if self.settings.detach:
             h_x, h_chosen, h_rejected = h_x.detach(), h_chosen.detach(), h_rejected.detach()
         prior_logits = self.prior_logits(h_x)
-        posterior_logits = self.posterior_logits(h_chosen, h_rejected)
+        posterior_logits = self.training_posterior(h_chosen, h_rejected)
         temperature = self.temperature(progress)
         prior_sample, posterior_sample = prior_logits, posterior_logits
         if self.settings.gumbel_noise:
@@ -111,6 +117,3 @@ class LPC(Codes, Variational):
         if self.settings.information_weight:
             cost = cost - self.settings.information_weight * code_information(step.prior_logits)
         return cost
-
-    def posterior_z(self, h_chosen: Tensor, h_rejected: Tensor) -> Tensor:
-        return self.posterior_logits(h_chosen, h_rejected).softmax(-1) @ self.codebook

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from lpc.config.keys import Section, Share, key
+from lpc.config.keys import Integer, Section, Share, key
 from lpc.latents.base import LatentStep
 from lpc.latents.prior import Prior, PriorSettings
 
@@ -26,6 +26,16 @@ class VariationalSettings(PriorSettings):
     free_bits: float = key(0.0, "nats of a pair's KL that cost nothing", ge=0)
     gumbel_noise: bool = key(True, "samples of prior and posterior, or their means")
     gamma: Gamma = key(Gamma(), "schedule of the weight of the prior in z")
+    group_size: Integer = key(
+        1,
+        "pairs of one group (`datasets.<name>.group`); the posterior of each is inferred from the others of them, and "
+        "so does not see its label. Divides `micro_batch_size`; 1: from the pair itself",
+        ge=1,
+    )
+
+    @property
+    def pairs_together(self) -> int:
+        return self.group_size
 
 
 class Variational(Prior):
@@ -48,6 +58,31 @@ class Variational(Prior):
 
         standardize = self.completion_standardizer
         return self.posterior(torch.cat([standardize(h_chosen), standardize(h_rejected)], dim=-1))
+
+    def combine(self, outputs: Tensor) -> Tensor:
+        """Return the product of the posteriors of n pairs, from the network's outputs of each: [..., n, m] to [..., m].
+
+        A product of experts (Hinton 2002; for variational posteriors, Wu and Goodman, arXiv 1802.05335).
+        """
+        raise NotImplementedError
+
+    def mean_z(self, outputs: Tensor) -> Tensor:
+        """Return the mean of z under a posterior, from the network's outputs or those of `combine`: [..., d]."""
+        raise NotImplementedError
+
+    def posterior_z(self, h_chosen: Tensor, h_rejected: Tensor) -> Tensor:
+        return self.mean_z(self.posterior_outputs(h_chosen, h_rejected))
+
+    def training_posterior(self, h_chosen: Tensor, h_rejected: Tensor) -> Tensor:
+        """Return the outputs for the posterior of each pair [B, m]: its own, or those of the others of its group."""
+        import torch
+
+        outputs, size = self.posterior_outputs(h_chosen, h_rejected), self.settings.group_size
+        if size == 1:
+            return outputs
+        pairs = torch.arange(size, device=outputs.device)
+        others = pairs.expand(size, size)[~torch.eye(size, dtype=torch.bool, device=outputs.device)].view(size, -1)
+        return self.combine(outputs.unflatten(0, (-1, size))[:, others]).flatten(0, 1)
 
     def gamma(self, progress: float) -> float:
         """Return the weight of the prior in z: linear over the first share `until` of training, then constant."""

@@ -1,8 +1,10 @@
-"""Accuracy of a run on test pairs of people of whom it knows some labelled pairs, from which it infers their code."""
+"""Accuracy of a run on test pairs of people of whom it knows some labelled pairs, from which it infers their latent."""
+
+from functools import partial
 
 from lpc import cli
 from lpc.config import specs
-from lpc.evaluation.person import personal_accuracy, score_codes
+from lpc.evaluation.person import code_rewards, personal_accuracy, score_codes, score_posteriors
 from lpc.files import write_json
 from lpc.model.loading import load_run
 from lpc.scoring import load_pairs, to_device
@@ -10,7 +12,7 @@ from lpc.scoring import load_pairs, to_device
 
 def parser():
     parser = cli.step_parser(__doc__, specs.Personalise)
-    parser.add_argument("--model", required=True, help="model folder of the run, whose latent has codes")
+    parser.add_argument("--model", required=True, help="model folder of the run, whose latent has codes or a posterior")
     parser.add_argument("--base", required=True, help="base.json")
     parser.add_argument("--pairs", required=True, help="pairs.parquet of the clean data set, with groups")
     parser.add_argument("--reference", help="reference.parquet of the same pairs; for objectives that need one")
@@ -23,13 +25,20 @@ def main(args):
     if spec.objective.needs_reference and args.reference is None:
         raise cli.UserError(f"objective {spec.objective.name}: needs --reference, the reference.parquet of the pairs")
     policy, tokenizer = load_run(args.base, args.model)
-    if policy.latent is None or not policy.latent.has_codes:
-        raise cli.UserError(f"{args.model}: its latent has no codes, so a person has none; name another run")
+    latent = policy.latent
+    if latent is None or not (latent.has_codes or latent.has_posterior):
+        raise cli.UserError(
+            f"{args.model}: nothing of its latent can be inferred from a person's pairs; name another run"
+        )
     to_device(policy)
     rows, tokens = load_pairs(args.pairs, tokenizer, spec.tokens, split="test", reference=args.reference)
-    scores = score_codes(policy, tokens, spec.objective, batch_size=spec.batch_size, precision=spec.precision)
+    how = {"batch_size": spec.batch_size, "precision": spec.precision}
+    if latent.has_codes:
+        rewards_of = partial(code_rewards, score_codes(policy, tokens, spec.objective, **how))
+    else:
+        rewards_of = partial(score_posteriors, policy, tokens, spec.objective, **how)
     groups, pair_ids = rows["group"].to_pylist(), rows["pair_id"].to_pylist()
-    found = personal_accuracy(scores, groups, pair_ids, contexts=spec.contexts, seed=spec.seed)
+    found = personal_accuracy(rewards_of, groups, pair_ids, contexts=spec.contexts, seed=spec.seed)
     write_json(args.output, {"spec": spec.tracked()} | found)
     for size, accuracy in found["contexts"].items():
         cli.log.info("%s context pairs: accuracy %.3f", size, accuracy["accuracy"])

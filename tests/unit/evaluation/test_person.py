@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from lpc import latents, objectives
 from lpc.cli import UserError
 from lpc.config import specs
 from lpc.config.models import Training
-from lpc.data.tokens import tokenize_pairs
-from lpc.evaluation.person import personal_accuracy, score_codes
+from lpc.data.tokens import MODEL_INPUTS, collate, tokenize_pairs
+from lpc.evaluation.person import code_rewards, personal_accuracy, score_codes, score_posteriors
 from lpc.evaluation.preference import accuracy, score_pairs
 from lpc.files import canonical, read_json, write_json, write_parquet
 from lpc.latents.parts.mixture import infer_code
@@ -63,9 +64,13 @@ def made_scores(people: int, each: int, seed: int = 0):
     return scores, groups, [f"pair-{i}" for i in range(len(groups))]
 
 
+def by_codes(scores, *pairs, **settings):
+    return personal_accuracy(partial(code_rewards, scores), *pairs, **settings)
+
+
 def test_one_known_pair_tells_the_taste():
     """Without context the prior's favourite code is right for half of the people; .6 · σ against .4 · σ turns at 1."""
-    found = personal_accuracy(*made_scores(10, 6), contexts=[0, 1, 4], seed=0)
+    found = by_codes(*made_scores(10, 6), contexts=[0, 1, 4], seed=0)
     assert (found["n"], found["groups"], found["groups_left_out"], found["pairs_without_group"]) == (20, 10, 0, 0)
     assert [found["contexts"][size]["accuracy"] for size in ("0", "1", "4")] == [0.5, 1.0, 1.0]
     # Ten people of two pairs that are right or wrong together count ten times.
@@ -81,7 +86,7 @@ def test_known_pairs_are_never_scored():
     for i in range(20):
         one = copy.deepcopy(wrong)
         one["chosen_rewards"][i] = 3.0
-        found = personal_accuracy(one, groups, pair_ids, contexts=[0, 2, 4], seed=0)["contexts"]
+        found = by_codes(one, groups, pair_ids, contexts=[0, 2, 4], seed=0)["contexts"]
         assert len({value["accuracy"] for value in found.values()}) == 1, "all sizes are measured on the same pairs"
         right.append(found["0"]["accuracy"] > 0)
     assert sum(right) == 4 and len({groups[i] for i in range(20) if right[i]}) == 4
@@ -93,18 +98,44 @@ def test_rows_may_come_in_any_order():
     shuffled = {name: value[order] for name, value in scores.items()}
     rest = [[values[i] for i in order] for values in (groups, pair_ids)]
     settings = {"contexts": [0, 1, 3], "seed": 0}
-    assert personal_accuracy(shuffled, *rest, **settings) == personal_accuracy(scores, groups, pair_ids, **settings)
+    assert by_codes(shuffled, *rest, **settings) == by_codes(scores, groups, pair_ids, **settings)
 
 
 def test_groups_without_a_pair_to_score_are_left_out_and_counted():
     scores, groups, pair_ids = made_scores(4, 5)
     groups[:2], groups[2] = ["alone", "alone"], None
-    found = personal_accuracy(scores, groups, pair_ids, contexts=[3], seed=0)
+    found = by_codes(scores, groups, pair_ids, contexts=[3], seed=0)
     assert (found["groups"], found["groups_left_out"], found["pairs_without_group"]) == (4, 1, 1)
     with pytest.raises(UserError, match="no group has more than 16 test pairs, the largest has 5"):
-        personal_accuracy(scores, groups, pair_ids, contexts=[0, 16], seed=0)
+        by_codes(scores, groups, pair_ids, contexts=[0, 16], seed=0)
     with pytest.raises(UserError, match="the largest has 0"):
-        personal_accuracy(scores, [None] * 20, pair_ids, contexts=[0], seed=0)
+        by_codes(scores, [None] * 20, pair_ids, contexts=[0], seed=0)
+
+
+def test_z_of_a_person_is_that_of_the_product_of_posteriors():
+    """Of a Gaussian latent: rewards with two known pairs are those of z made by hand, and none known is the prior."""
+    table = world(3, 4, "test", 1)
+    tokens = tokenize_pairs(table, make_tokenizer(), **TOKENS)
+    latent = latents.build(latents.parse({"kind": "gaussian", "code_scale": 0.5, "group_size": 4}), 32, 0)
+    policy = LatentPolicy(make_backbone(), latent).eval()
+    everything = np.ones(len(tokens), bool)
+    tokens.reference, _ = reference_logps(policy, tokens, everything, batch_size=64, precision="float32")
+    how, objective = {"batch_size": 5, "precision": "float32"}, objectives.parse(DPO)
+    people = [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
+    found = score_posteriors(policy, tokens, objective, people, [0, 2], **how)
+    prior = score_pairs(policy, tokens, table["prompt_id"].to_pylist(), objective, **how)
+    np.testing.assert_allclose(found[0][0], prior["chosen_reward"], atol=1e-6)
+    with torch.no_grad():
+        batch = collate([tokens[i] for i in range(len(tokens))])
+        encoded = policy.encode(**{name: batch[name] for name in MODEL_INPUTS})
+        outputs = latent.posterior_outputs(encoded.h_chosen, encoded.h_rejected)
+        mean, log_std = outputs.chunk(2, -1)
+        precision = (-2 * log_std).exp()
+        z = [(precision[own[:2]] * mean[own[:2]]).sum(0) / precision[own[:2]].sum(0) for own in people]
+        z = torch.stack([0.5 * z[i % 3] for i in range(12)])
+        _, chosen, rejected = objective.evaluate(*policy.pair_logps(encoded, z), batch)
+    torch.testing.assert_close(found[2][0].float(), chosen)
+    torch.testing.assert_close(found[2][1].float(), rejected)
 
 
 def world(people: int, each: int, split: str, seed: int) -> pa.Table:
@@ -161,9 +192,9 @@ def test_groups_find_tastes_that_no_prompt_reveals(tmp_path):
     latent = {"kind": "exact", "codes": 4, "group_size": 8, "prior": "shared", "code_scale": 1.0, "learning_rate": 3e-2}
     policy = trained(tmp_path / "exact", latent)
     scores = score_codes(policy, tokens, objective, **how)
-    found = personal_accuracy(
-        scores, table["group"].to_pylist(), table["pair_id"].to_pylist(), contexts=[0, 1, 2, 4], seed=0
-    )["contexts"]
+    found = by_codes(scores, table["group"].to_pylist(), table["pair_id"].to_pylist(), contexts=[0, 1, 2, 4], seed=0)[
+        "contexts"
+    ]
     assert 0.35 < found["0"]["accuracy"] < 0.65
     assert found["2"]["accuracy"] > 0.85 and found["2"]["low"] > 0.6 and found["4"]["accuracy"] > 0.9
 

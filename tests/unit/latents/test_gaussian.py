@@ -1,5 +1,7 @@
 """The Gaussian control: its samples have the means and deviations of its networks."""
 
+import math
+
 import torch
 
 from lpc.latents.gaussian import Gaussian, GaussianSettings
@@ -54,3 +56,15 @@ def test_inference_is_the_priors_mean_or_a_sample():
 def test_posterior_z_is_the_posteriors_mean():
     h = torch.zeros(2, FEATURES)
     torch.testing.assert_close(latent_of().posterior_z(h, h), (-0.1 * MEAN).expand(2, -1))
+
+
+def test_product_of_posteriors_is_that_of_densities():
+    """On a grid: the product of two normal densities, normalised, is the normal density of `combine`."""
+    outputs = torch.tensor([[0.3, math.log(0.5)], [-1.0, math.log(2.0)]])
+    mean, log_std = latent_of().combine(outputs)
+    grid = torch.linspace(-4, 4, 2001)
+    density = torch.stack([torch.distributions.Normal(m, s.exp()).log_prob(grid) for m, s in outputs]).sum(0).softmax(0)
+    torch.testing.assert_close((density * grid).sum(), mean, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close((density * (grid - mean) ** 2).sum().sqrt(), log_std.exp(), atol=1e-4, rtol=1e-4)
+    same = latent_of().combine(outputs[:1])
+    torch.testing.assert_close(same, outputs[0])

@@ -185,6 +185,20 @@ def test_names_of_weights():
     assert list(make("mlp").state_dict()) == [*mlp, *standardizers[:2]]
 
 
+@pytest.mark.parametrize("kind", ["lpc", "gaussian"])
+def test_posterior_of_a_pair_comes_from_the_others_of_its_group(kind):
+    """Groups of 3, γ = 0: z of a pair changes with the completions of the other two alone."""
+    latent = make(kind, group_size=3, gumbel_noise=False, gamma={"start": 0.0, "end": 0.0}, code_scale=1.0)
+    h = torch.randn(3, 6, 16)
+    other = h.clone()
+    other[1:, 1] += 1.0
+    before, after = (latent(*states, progress=0.5).z for states in (h, other))
+    changed = (before != after).any(-1)
+    assert changed.tolist() == [True, False, True, False, False, False]
+    outputs = latent.posterior_outputs(h[1], h[2])
+    torch.testing.assert_close(before[4], latent.mean_z(latent.combine(outputs[[3, 5]])))
+
+
 def test_build_leaves_the_global_random_state_alone():
     torch.manual_seed(0)
     expected = torch.rand(3)

@@ -1,11 +1,11 @@
-"""Table of accuracies with a person's code: a row for each run that has them and each number of known pairs."""
+"""Table of accuracies with a person's latent: a row for each run that has them and each number of known pairs."""
 
-from lpc.report.runs import has_codes, latent_kind, names
+from lpc.report.runs import latent_kind, names
 from lpc.report.tables.base import RUN, Inputs, TableDefinition, select
 
 COLUMNS = {
     **RUN,
-    "known_pairs": "labelled pairs of the person from which the code is inferred; 0: the prior alone",
+    "known_pairs": "labelled pairs of the person from which the latent is inferred; 0: the prior alone",
     "accuracy": "preference accuracy on other test pairs of the same people, the same for each number of known pairs",
     "low": "lower end of its 95 % interval, clustered by person",
     "high": "upper end of the interval",
@@ -18,7 +18,7 @@ def rows(inputs: Inputs) -> list[dict]:
     found = []
     for run in inputs.runs:
         # Most projects ask for no such file, so that its absence is no gap.
-        person, _ = inputs.load(inputs.layout.of(run).person) if has_codes(latent_kind(run)) else ({}, "")
+        person, _ = inputs.load(inputs.layout.of(run).person) if latent_kind(run) else ({}, "")
         for known, accuracy in sorted(person.get("contexts", {}).items(), key=lambda item: int(item[0])):
             found.append(select(COLUMNS, person, accuracy, names(run), {"known_pairs": int(known)}))
     return found
@@ -27,7 +27,8 @@ def rows(inputs: Inputs) -> list[dict]:
 TABLE = TableDefinition(
     caption=(
         "Accuracy on test pairs of people of whom some labelled pairs are known. The posterior of the codes, given "
-        "these pairs, weighs the codes in scoring the others. The known pairs are never scored."
+        "these pairs, weighs the codes in scoring the others; of a latent without codes, it gives z. The known pairs "
+        "are never scored."
     ),
     section="preference",
     columns=COLUMNS,
