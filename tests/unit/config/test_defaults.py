@@ -40,6 +40,7 @@ OURS = {
     "latent.kl_weight": 0.05,  # the paper searches it
     "latent.kl_warmup": 0.0,
     "latent.free_bits": 0.0,
+    "latent.group_size": 1,
     "latent.information_weight": 0.0,
     "latent.codebook_init": "normal",
     "latent.codebook_learning_rate": None,
@@ -49,7 +50,6 @@ OURS = {
     "latent.inference": "mean",
     "latent.inference_seed": 0,
     "latent.exact.inference": "mixture",
-    "latent.exact.group_size": 1,
     "latent.exact.prior": "prompt",
     "objective.dpo.beta": 0.1,  # usual
     "objective.dpo.label_smoothing": 0.0,
