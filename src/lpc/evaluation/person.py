@@ -1,8 +1,8 @@
 """The latent of a person from labelled pairs of the same person, and accuracy on the person's other pairs with it."""
 
 from collections import defaultdict
-from collections.abc import Callable
 from hashlib import sha256
+from itertools import chain
 
 import numpy as np
 import torch
@@ -10,13 +10,12 @@ from torch import Tensor
 
 from lpc.cli import UserError
 from lpc.data.tokens import PairTokens
+from lpc.evaluation.diagnostics import nmi
 from lpc.evaluation.intervals import accuracy_interval, outcomes
 from lpc.latents.parts.mixture import infer_code, mixture_rewards
 from lpc.model.policy import LatentPolicy
 from lpc.objectives.base import Objective
 from lpc.scoring import encoded_batches, prompt_states
-
-RewardsOf = Callable[[list[list[int]], list[int]], dict[int, tuple[Tensor, Tensor]]]
 
 
 @torch.no_grad()
@@ -85,17 +84,44 @@ def code_rewards(
     return found
 
 
-def personal_accuracy(
-    rewards_of: RewardsOf, groups: list[str | None], pair_ids: list[str], *, contexts: list[int], seed: int
-) -> dict:
-    """Return the accuracy on a person's pairs, by the number of other pairs of the person that are known.
+def code_accuracy(scores: dict[str, Tensor], sources: list[str]) -> list[dict]:
+    """Return the accuracy of each code alone on the pairs of each source, {code, source, pairs, accuracy} each."""
+    margins, names, found = scores["chosen_rewards"] - scores["rejected_rewards"], np.array(sources), []
+    for code in range(margins.shape[1]):
+        for source in sorted(set(sources)):
+            own = margins[names == source, code]
+            accuracy = ((own > 0) + 0.5 * (own == 0)).mean().item()
+            found.append({"code": code, "source": source, "pairs": len(own), "accuracy": accuracy})
+    return found
 
-    rewards_of: a function of the positions of each person's pairs, the context first, and of `contexts`; it returns the
-    rewards of chosen and rejected, [n] each, by number of known pairs (`code_rewards`, `score_posteriors`). A hash of
-    seed and pair_id orders the pairs of each group. The first max(contexts) are context, and only the others are
-    scored, so every size is measured on the same pairs. Intervals are of 95 %, clustered by group.
 
-    Raises UserError where no group has a pair that is scored.
+def code_agreement(
+    scores: dict[str, Tensor], people: list[list[int]], sources: list[str], contexts: list[int]
+) -> dict[int, float | None]:
+    """Return by number of known pairs the NMI between a person's most probable code and the source of its pairs.
+
+    people: positions of each person's pairs, the context first. None with no pair known, where someone's pairs are of
+    several sources, or where all are of one.
+    """
+    of_people = [{sources[i] for i in positions} for positions in people]
+    if max(map(len, of_people)) > 1 or len(set().union(*of_people)) == 1:
+        return dict.fromkeys(contexts)
+    log_prior, losses = scores["log_prior"], scores["losses"]
+    found = {}
+    for size in contexts:
+        known = [positions[:size] for positions in people]
+        codes = [(log_prior[own].mean(0) - losses[own].sum(0)).argmax().item() for own in known] if size else None
+        found[size] = nmi([*map(min, of_people)], codes) if codes else None
+    return found
+
+
+def context_first(
+    groups: list[str | None], pair_ids: list[str], *, contexts: list[int], seed: int
+) -> dict[str, list[int]]:
+    """Return the positions of each group's pairs, in the order of a hash of seed and pair_id; groups sorted by name.
+
+    The first max(contexts) of a group are context, and the others are scored. Groups without others are left out, and
+    pairs of group None. Raises UserError where no group is left.
     """
     members, most = defaultdict(list), max(contexts)
     for position, group in enumerate(groups):
@@ -110,17 +136,20 @@ def personal_accuracy(
             f"evaluation.personalise.contexts: no group has more than {most} test pairs, the largest has {largest}; "
             "lower the largest context, or make `split.test` of this dataset larger"
         )
-    people = np.repeat(list(large), [len(positions) - most for positions in large.values()])
-    scored = [i for positions in large.values() for i in positions[most:]]
-    accuracy = {}
-    for size, rewards in rewards_of([*large.values()], contexts).items():
-        outcome = outcomes(*(side[scored] for side in rewards))
-        estimate, low, high = accuracy_interval(outcome, people)
-        accuracy[str(size)] = {"accuracy": estimate, "low": low, "high": high}
-    return {
-        "n": len(people),
-        "groups": len(large),
-        "groups_left_out": len(members) - len(large),
-        "pairs_without_group": groups.count(None),
-        "contexts": accuracy,
-    }
+    return large
+
+
+def personal_accuracy(rewards: dict[int, tuple[Tensor, Tensor]], people: list[list[int]]) -> dict[int, dict]:
+    """Return the accuracy on a person's pairs with its 95 % interval, clustered by person, by number of known pairs.
+
+    rewards: of chosen and rejected, [n] each, by number of known pairs (`code_rewards`, `score_posteriors`). people:
+    positions of each person's pairs, the context first. Only pairs after the longest context are scored, so every
+    size is measured on the same pairs.
+    """
+    scored = [positions[max(rewards) :] for positions in people]
+    who, positions = np.repeat(np.arange(len(people)), [*map(len, scored)]), [*chain(*scored)]
+    found = {}
+    for size, sides in rewards.items():
+        estimate, low, high = accuracy_interval(outcomes(*(side[positions] for side in sides)), who)
+        found[size] = {"accuracy": estimate, "low": low, "high": high}
+    return found

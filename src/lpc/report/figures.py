@@ -226,8 +226,8 @@ def noise(variants: list[str], lines: list[dict]) -> Figure:
     return fig
 
 
-def heat_map(usage: np.ndarray, sources: list[str], codes: list[str]) -> Figure:
-    """Draw the mean prior of each code for each source [S, K], darker for more; from 0.1 up, with its per cent."""
+def heat_map(usage: np.ndarray, sources: list[str], codes: list[str], label: str = "code, by use") -> Figure:
+    """Draw the share of each code for each source [S, K], darker for more; from 0.1 up, with its per cent."""
     with style():
         fig = figure(max(3.2, 1.4 + 0.27 * len(codes)), 1.0 + 0.28 * len(sources))
         axes = fig.subplots()
@@ -248,5 +248,5 @@ def heat_map(usage: np.ndarray, sources: list[str], codes: list[str]) -> Figure:
         axes.set_ylim(len(sources) - 0.4, -0.6)
         axes.set_yticks(range(len(sources)), sources, color=INK)
         axes.set_xticks(range(len(codes)), codes, fontsize=7)
-        axes.set_xlabel("code, by use")
+        axes.set_xlabel(label)
     return fig

@@ -1,10 +1,16 @@
 """Accuracy of a run on test pairs of people of whom it knows some labelled pairs, from which it infers their latent."""
 
-from functools import partial
-
 from lpc import cli
 from lpc.config import specs
-from lpc.evaluation.person import code_rewards, personal_accuracy, score_codes, score_posteriors
+from lpc.evaluation.person import (
+    code_accuracy,
+    code_agreement,
+    code_rewards,
+    context_first,
+    personal_accuracy,
+    score_codes,
+    score_posteriors,
+)
 from lpc.files import write_json
 from lpc.model.loading import load_run
 from lpc.scoring import load_pairs, to_device
@@ -33,15 +39,30 @@ def main(args):
     to_device(policy)
     rows, tokens = load_pairs(args.pairs, tokenizer, spec.tokens, split="test", reference=args.reference)
     how = {"batch_size": spec.batch_size, "precision": spec.precision}
+    groups, sources = rows["group"].to_pylist(), rows["source"].to_pylist()
+    by_group = context_first(groups, rows["pair_id"].to_pylist(), contexts=spec.contexts, seed=spec.seed)
+    people = [*by_group.values()]
+    codes, agreement = None, dict.fromkeys(spec.contexts)
     if latent.has_codes:
-        rewards_of = partial(code_rewards, score_codes(policy, tokens, spec.objective, **how))
+        scores = score_codes(policy, tokens, spec.objective, **how)
+        rewards = code_rewards(scores, people, spec.contexts)
+        codes = code_accuracy(scores, sources)
+        agreement = code_agreement(scores, people, sources, spec.contexts)
     else:
-        rewards_of = partial(score_posteriors, policy, tokens, spec.objective, **how)
-    groups, pair_ids = rows["group"].to_pylist(), rows["pair_id"].to_pylist()
-    found = personal_accuracy(rewards_of, groups, pair_ids, contexts=spec.contexts, seed=spec.seed)
-    write_json(args.output, {"spec": spec.tracked()} | found)
-    for size, accuracy in found["contexts"].items():
-        cli.log.info("%s context pairs: accuracy %.3f", size, accuracy["accuracy"])
+        rewards = score_posteriors(policy, tokens, spec.objective, people, spec.contexts, **how)
+    found = personal_accuracy(rewards, people)
+    result = {
+        "spec": spec.tracked(),
+        "n": sum(len(positions) - max(spec.contexts) for positions in people),
+        "groups": len(people),
+        "groups_left_out": len(set(groups) - {None}) - len(people),
+        "pairs_without_group": groups.count(None),
+        "contexts": {str(size): accuracy | {"nmi": agreement[size]} for size, accuracy in found.items()},
+        "codes": codes,
+    }
+    write_json(args.output, result)
+    for size, accuracy in found.items():
+        cli.log.info("%d context pairs: accuracy %.3f", size, accuracy["accuracy"])
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from lpc.report.sections import (
     cost,
     factors,
     missing,
+    people,
     preference,
     provenance,
     selection,
@@ -27,6 +28,7 @@ from lpc.report.whole_tables import whole_tables
 # In the order of the page.
 SECTIONS = [
     preference,
+    people,
     benchmarks,
     alpacaeval,
     sweeps,

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,15 @@ from lpc.cli import UserError
 from lpc.config import specs
 from lpc.config.models import Training
 from lpc.data.tokens import MODEL_INPUTS, collate, tokenize_pairs
-from lpc.evaluation.person import code_rewards, personal_accuracy, score_codes, score_posteriors
+from lpc.evaluation.person import (
+    code_accuracy,
+    code_agreement,
+    code_rewards,
+    context_first,
+    personal_accuracy,
+    score_codes,
+    score_posteriors,
+)
 from lpc.evaluation.preference import accuracy, score_pairs
 from lpc.files import canonical, read_json, write_json, write_parquet
 from lpc.latents.parts.mixture import infer_code
@@ -64,17 +72,17 @@ def made_scores(people: int, each: int, seed: int = 0):
     return scores, groups, [f"pair-{i}" for i in range(len(groups))]
 
 
-def by_codes(scores, *pairs, **settings):
-    return personal_accuracy(partial(code_rewards, scores), *pairs, **settings)
+def by_codes(scores, groups, pair_ids, *, contexts, seed):
+    people = [*context_first(groups, pair_ids, contexts=contexts, seed=seed).values()]
+    return personal_accuracy(code_rewards(scores, people, contexts), people)
 
 
 def test_one_known_pair_tells_the_taste():
     """Without context the prior's favourite code is right for half of the people; .6 · σ against .4 · σ turns at 1."""
     found = by_codes(*made_scores(10, 6), contexts=[0, 1, 4], seed=0)
-    assert (found["n"], found["groups"], found["groups_left_out"], found["pairs_without_group"]) == (20, 10, 0, 0)
-    assert [found["contexts"][size]["accuracy"] for size in ("0", "1", "4")] == [0.5, 1.0, 1.0]
+    assert [found[size]["accuracy"] for size in (0, 1, 4)] == [0.5, 1.0, 1.0]
     # Ten people of two pairs that are right or wrong together count ten times.
-    assert found["contexts"]["0"]["low"] < 0.25 and found["contexts"]["0"]["high"] > 0.75
+    assert found[0]["low"] < 0.25 and found[0]["high"] > 0.75
 
 
 def test_known_pairs_are_never_scored():
@@ -86,9 +94,9 @@ def test_known_pairs_are_never_scored():
     for i in range(20):
         one = copy.deepcopy(wrong)
         one["chosen_rewards"][i] = 3.0
-        found = by_codes(one, groups, pair_ids, contexts=[0, 2, 4], seed=0)["contexts"]
+        found = by_codes(one, groups, pair_ids, contexts=[0, 2, 4], seed=0)
         assert len({value["accuracy"] for value in found.values()}) == 1, "all sizes are measured on the same pairs"
-        right.append(found["0"]["accuracy"] > 0)
+        right.append(found[0]["accuracy"] > 0)
     assert sum(right) == 4 and len({groups[i] for i in range(20) if right[i]}) == 4
 
 
@@ -102,14 +110,28 @@ def test_rows_may_come_in_any_order():
 
 
 def test_groups_without_a_pair_to_score_are_left_out_and_counted():
-    scores, groups, pair_ids = made_scores(4, 5)
+    _, groups, pair_ids = made_scores(4, 5)
     groups[:2], groups[2] = ["alone", "alone"], None
-    found = by_codes(scores, groups, pair_ids, contexts=[3], seed=0)
-    assert (found["groups"], found["groups_left_out"], found["pairs_without_group"]) == (4, 1, 1)
+    people = context_first(groups, pair_ids, contexts=[3], seed=0)
+    assert sorted(people) == [f"person-{i}" for i in range(4)] and sorted(chain(*people.values())) == [*range(3, 20)]
     with pytest.raises(UserError, match="no group has more than 16 test pairs, the largest has 5"):
-        by_codes(scores, groups, pair_ids, contexts=[0, 16], seed=0)
+        context_first(groups, pair_ids, contexts=[0, 16], seed=0)
     with pytest.raises(UserError, match="the largest has 0"):
-        by_codes(scores, [None] * 20, pair_ids, contexts=[0], seed=0)
+        context_first([None] * 20, pair_ids, contexts=[0], seed=0)
+
+
+def test_codes_are_compared_with_sources():
+    """Code k is right for the people of taste k and wrong for the others; one known pair names it, none does not."""
+    scores, groups, pair_ids = made_scores(4, 5)
+    sources = ["ab"[int(name[-1]) % 2] for name in groups]
+    found = code_accuracy(scores, sources)
+    assert [(row["code"], row["source"], row["pairs"], row["accuracy"]) for row in found] == [
+        (0, "a", 10, 1.0), (0, "b", 10, 0.0), (1, "a", 10, 0.0), (1, "b", 10, 1.0),
+    ]  # fmt: skip
+    people = [*context_first(groups, pair_ids, contexts=[0, 1], seed=0).values()]
+    assert code_agreement(scores, people, sources, [0, 1]) == {0: None, 1: 1.0}
+    mixed = [*sources[:-1], "a"]
+    assert code_agreement(scores, people, mixed, [0, 1]) == {0: None, 1: None}
 
 
 def test_z_of_a_person_is_that_of_the_product_of_posteriors():
@@ -192,11 +214,9 @@ def test_groups_find_tastes_that_no_prompt_reveals(tmp_path):
     latent = {"kind": "exact", "codes": 4, "group_size": 8, "prior": "shared", "code_scale": 1.0, "learning_rate": 3e-2}
     policy = trained(tmp_path / "exact", latent)
     scores = score_codes(policy, tokens, objective, **how)
-    found = by_codes(scores, table["group"].to_pylist(), table["pair_id"].to_pylist(), contexts=[0, 1, 2, 4], seed=0)[
-        "contexts"
-    ]
-    assert 0.35 < found["0"]["accuracy"] < 0.65
-    assert found["2"]["accuracy"] > 0.85 and found["2"]["low"] > 0.6 and found["4"]["accuracy"] > 0.9
+    found = by_codes(scores, table["group"].to_pylist(), table["pair_id"].to_pylist(), contexts=[0, 1, 2, 4], seed=0)
+    assert 0.35 < found[0]["accuracy"] < 0.65
+    assert found[2]["accuracy"] > 0.85 and found[2]["low"] > 0.6 and found[4]["accuracy"] > 0.9
 
     # The step from files gives the same.
     make_tokenizer().save_pretrained(tmp_path / "model")
@@ -216,4 +236,4 @@ def test_groups_find_tastes_that_no_prompt_reveals(tmp_path):
     written = read_json(tmp_path / "person.json")
     assert written["n"] == 20 * 4 and written["groups"] == 20 and not math.isnan(written["contexts"]["0"]["low"])
     for size, value in written["contexts"].items():
-        assert value == pytest.approx(found[size]), size
+        assert value == pytest.approx(found[int(size)] | {"nmi": None}), size

@@ -259,8 +259,17 @@ def write_latents(folder: Path, run: dict, generator) -> None:
     files.write_json(folder / "latents.json", measured)
     if run["recipe"] == "dpo-lpc":
         accuracies = {"0": 0.5, "2": 0.7, "16": 0.8}
-        contexts = {size: {"accuracy": a, "low": a - 0.1, "high": a + 0.1} for size, a in accuracies.items()}
-        files.write_json(folder / "person.json", {"n": 60, "groups": 6, "contexts": contexts})
+        contexts = {
+            size: {"accuracy": a, "low": a - 0.1, "high": a + 0.1, "nmi": None if size == "0" else a}
+            for size, a in accuracies.items()
+        }
+        of_codes = [
+            {"code": code, "source": source, "pairs": 30, "accuracy": 0.9 if code == place else 0.4}
+            for code in range(CODES)
+            for place, source in enumerate(SOURCES)
+        ]
+        person = {"n": 60, "groups": 6, "contexts": contexts, "codes": of_codes}
+        files.write_json(folder / "person.json", person)
 
 
 def write_completions(folder: Path, *, same: bool) -> None:

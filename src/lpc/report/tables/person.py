@@ -9,6 +9,7 @@ COLUMNS = {
     "accuracy": "preference accuracy on other test pairs of the same people, the same for each number of known pairs",
     "low": "lower end of its 95 % interval, clustered by person",
     "high": "upper end of the interval",
+    "nmi": "NMI between a person's most probable code and the source of the person's pairs",
     "n": "test pairs that are scored",
     "groups": "people that they are of",
 }
@@ -30,7 +31,7 @@ TABLE = TableDefinition(
         "these pairs, weighs the codes in scoring the others; of a latent without codes, it gives z. The known pairs "
         "are never scored."
     ),
-    section="preference",
+    section="people",
     columns=COLUMNS,
     rows=rows,
 )

@@ -1,0 +1,75 @@
+"""Section on people who disagree: accuracy by what is known of a person, and which source each code stands for."""
+
+from collections import defaultdict
+
+import numpy as np
+
+from lpc.report import figures
+from lpc.report.cells import mean_cell
+from lpc.report.page import Cell, Column, Figure, Figures, Section, Table, Text, text_column
+from lpc.report.results import MOST_RECIPES, Results, over_seeds
+from lpc.report.words import significant
+
+
+def section(results: Results) -> Section | None:
+    """Return the section; None where no run was scored with what is known of a person."""
+    by_size = defaultdict(list)
+    for row in results.tables["person"]:
+        by_size[row["base"], row["variant"], row["recipe"], row["known_pairs"]].append(row)
+    if not by_size:
+        return None
+    lead = Text(
+        "Some labelled pairs of a test person are known. They tell which latent the person has, and the person's other "
+        "pairs are scored with it. All sizes are measured on the same pairs, and no test person was in training."
+    )
+    curves = defaultdict(dict)
+    for (base, variant, recipe, known), rows in by_size.items():
+        nmi = [row["nmi"] for row in rows if row["nmi"] is not None]
+        curves[base, variant, recipe][known] = over_seeds(rows) | {"nmi": float(np.mean(nmi)) if nmi else None}
+    sizes = sorted({known for curve in curves.values() for known in curve})
+    several = [len({names[place] for names in curves}) > 1 for place in range(3)]
+    body = []
+    for names, curve in curves.items():
+        label = ", ".join(name for name, differs in zip(names[::-1], several[::-1], strict=True) if differs)
+        body.append({"recipe": label or names[2], **curve})
+    columns = [text_column("recipe")]
+    columns += [Column(f"{size} known", lambda row, size=size: mean_cell(row[size])) for size in sizes]
+    largest = max(sizes)
+    columns.append(
+        Column(
+            f"NMI, {largest} known",
+            lambda row: Cell(significant(row[largest]["nmi"]), row[largest]["nmi"]),
+            "of a person's code with the source of the person's pairs",
+        )
+    )
+    table = Table("Accuracy %, by number of known pairs", columns, body, results.csv("person"))
+    lines = [
+        {"name": row["recipe"], "x": sizes} | {key: [row[x][key] for x in sizes] for key in ("mean", "low", "high")}
+        for row in body
+    ]
+    curve = figures.sweep("known pairs of a person", lines, log2=False, level={})
+    caption = "Accuracy by number of known pairs. Bands: 95 %, over seeds, or over people where there is one seed."
+    drawn = [Figure.of("known-pairs", curve, caption), *code_maps(results)]
+    return Section("people", "People who disagree", [lead, table, Figures(drawn)])
+
+
+def code_maps(results: Results) -> list[Figure]:
+    """Return for each recipe's first seed the accuracy of each code on each source."""
+    groups = defaultdict(list)
+    for row in results.tables["person_codes"]:
+        groups[row["base"], row["variant"], row["recipe"]].append(row)
+    found = []
+    for (base, variant, recipe), rows in list(groups.items())[:MOST_RECIPES]:
+        seed = rows[0]["seed"]
+        rows = [row for row in rows if row["seed"] == seed]
+        sources, codes = sorted({row["source"] for row in rows}), sorted({row["code"] for row in rows})
+        accuracy = np.zeros((len(sources), len(codes)))
+        for row in rows:
+            accuracy[sources.index(row["source"]), codes.index(row["code"])] = row["accuracy"]
+        order = sorted(codes, key=lambda code: (accuracy[:, code].argmax(), -accuracy[:, code].max()))
+        drawing = figures.heat_map(accuracy[:, order], sources, [str(code) for code in order], "code")
+        caption = (
+            f"{recipe} on {base} and {variant}, seed {seed}: accuracy % of each code alone on each source's pairs."
+        )
+        found.append(Figure.of(f"person-codes-{base}-{variant}-{recipe}", drawing, caption))
+    return found
