@@ -112,6 +112,7 @@ class Run:
         self.latents_summary = folder / "latents.json"
         self.tsne = folder / "tsne.csv"
         self.completions = folder / "completions.json"
+        self.style = folder / "style.json"
         self.answers = folder / "alpacaeval" / "outputs.json"
         self.judged = folder / "alpacaeval" / "judged.json"
         self.annotations = folder / "alpacaeval" / "annotations.json"

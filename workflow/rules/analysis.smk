@@ -1,7 +1,8 @@
 # Stage analysis: what the latent of a run does on the test pairs.
 # Paths are below results/<project>/, as src/lpc/layout.py has them.
 # In : runs/<run>/model of runs with a latent, data/<dataset>/pairs.parquet; `evaluation` of the configuration
-# Out: runs/<run>/{latents.parquet,latents.json,tsne.csv,tsne_source.{svg,png},tsne_code.{svg,png},completions.json}
+# Out: runs/<run>/{latents.parquet,latents.json,tsne.csv,tsne_source.{svg,png},tsne_code.{svg,png},completions.json,
+#      style.json}
 
 
 rule latents:
@@ -96,3 +97,32 @@ rule completions:
     shell:
         "python -m lpc.steps.completions --spec {params.spec:q} --model {input.model:q} --base {input.base:q}"
         " --pairs {input.pairs:q} --latents {input.latents:q} --output {output:q} > {log:q} 2>&1"
+
+
+rule style:
+    input:
+        model=RUN.model,
+        base=BASE.record,
+        pairs=lambda wildcards: RESULTS.data(dataset_of(wildcards.variant)).pairs,
+        person=RUN.person,
+        modules=modules("style", "latent"),
+    output:
+        RUN.style,
+    log:
+        RESULTS.log("style", *RUN_NAMES),
+    benchmark:
+        RESULTS.timing("style", *RUN_NAMES)
+    container:
+        image("training")
+    threads: resource("style", "threads")
+    resources:
+        mem_mb=memory("style"),
+        runtime=runtime("style"),
+        gpu=resource("style", "gpus"),
+    params:
+        spec=tracked(style_spec),
+        execution=execution(style_spec),
+    shell:
+        "python -m lpc.steps.style --spec {params.spec:q} --execution {params.execution:q}"
+        " --model {input.model:q} --base {input.base:q}"
+        " --pairs {input.pairs:q} --person {input.person:q} --output {output:q} > {log:q} 2>&1"

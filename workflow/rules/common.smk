@@ -442,6 +442,10 @@ def tsne_spec(wildcards):
     return specs.TSNE(**dict(EVALUATION.tsne))
 
 
+def style_spec(wildcards):
+    return specs.Style(tokens=SETTINGS.tokens, precision=SETTINGS.training.precision, **dict(EVALUATION.style))
+
+
 def completions_spec(wildcards):
     return specs.Completions(**scoring(wildcards), **dict(EVALUATION.completions))
 
@@ -473,6 +477,8 @@ def results_of(runs):
         personal = has_codes or (latent and latent.pairs_together > 1)
         if EVALUATION.personalise and personal and SETTINGS.datasets[run.dataset].has_groups:
             files += [of_run.person]
+            if EVALUATION.style and has_codes:
+                files += [of_run.style]
         if EVALUATION.alpacaeval:
             files += [of_run.judged]
         files += [RESULTS.base(run.base).benchmarks.result(name) for name in TASKS]

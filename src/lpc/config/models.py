@@ -295,6 +295,13 @@ class Completions(Section):
     seed: Seed = key(0, "chooses which prompts")
 
 
+class Style(Section):
+    prompts: Integer = key(100, "test prompts, at most", ge=1)
+    max_new_tokens: Integer = key(64, "longest completion, and length at which real completions are cut", ge=1)
+    batch_size: Integer = key(32, "prompts at once", role=Role.EXECUTION, ge=1)
+    seed: Seed = key(0, "chooses which prompts")
+
+
 class Judge(Section):
     annotator: Text = key("weighted_alpaca_eval_gpt4_turbo", "name of alpaca_eval's annotator")
     model: Text | None = key(None, "judge model in place of the annotator's")
@@ -317,7 +324,9 @@ class AlpacaEval(Section):
 class Evaluation(Section):
     preference: PreferenceEvaluation = key(PreferenceEvaluation(), "accuracy on preference pairs")
     personalise: Personalise | None = key(
-        None, "accuracy with a person's code, of runs with codes on datasets with `group`; null: none"
+        None,
+        "accuracy with a person's latent, of runs that have codes or learn from groups, on datasets with groups; null: "
+        "none",
     )
     benchmarks: Benchmarks = key(Benchmarks(), "tasks of lm-eval")
     latents: LatentsEvaluation = key(LatentsEvaluation(), "diagnostics of the latent")
@@ -325,7 +334,18 @@ class Evaluation(Section):
     completions: Completions | None = key(
         None, "completions of test prompts with each strong code forced, with the prior's z and with z = 0; null: none"
     )
+    style: Style | None = key(
+        None,
+        "whether completions with a code forced are taken for those of its source, by a classifier of real completions;"
+        " of runs that `personalise` scores; null: no",
+    )
     alpacaeval: AlpacaEval | None = key(None, "null: no AlpacaEval")
+
+    @model_validator(mode="after")
+    def _style_needs_the_sources_of_codes(self) -> "Evaluation":
+        if self.style is not None and self.personalise is None:
+            raise fault("style", "needs personalise, which says the source that each code stands for; add it")
+        return self
 
 
 # Resources
@@ -421,6 +441,7 @@ class AllResources(Section):
     latents: Resources = key(Resources(), "of rule latents", role=Role.EXECUTION)
     tsne: Resources = key(Resources(), "of rule tsne", role=Role.EXECUTION)
     completions: Resources = key(Resources(), "of rule completions", role=Role.EXECUTION)
+    style: Resources = key(Resources(), "of rule style", role=Role.EXECUTION)
 
     def of(self, rule: str) -> Resources:
         """Return the resources of a rule: its own entry, then `default`, then `DEFAULT`, key by key, all set."""

@@ -182,6 +182,15 @@ class Completions(Scoring):
     seed: of(models.Completions, "seed")
 
 
+class Style(Spec):
+    tokens: models.Tokens = key(models.Tokens(), "lengths")
+    precision: of(models.Training, "precision")
+    prompts: of(models.Style, "prompts")
+    max_new_tokens: of(models.Style, "max_new_tokens")
+    batch_size: of(models.Style, "batch_size")
+    seed: of(models.Style, "seed")
+
+
 class TSNE(Spec):
     perplexity: of(models.TSNE, "perplexity")
     seed: of(models.TSNE, "seed")
@@ -288,6 +297,7 @@ RULES: dict[str, type[Spec]] = {
     "latents": Latents,
     "tsne": TSNE,
     "completions": Completions,
+    "style": Style,
     "tables": Tables,
     "report": Report,
 }

@@ -43,9 +43,9 @@ def test_shipped_configurations_fit_the_schema_of_editors(file):
     [
         (docs.Settings.model_fields["training"].annotation, "learning_rate", ["train"]),
         (docs.Settings.model_fields["training"].annotation, "precision",
-         ["reference", "train", "preference", "personalise", "latents", "completions"]),
+         ["reference", "train", "preference", "personalise", "latents", "completions", "style"]),
         (docs.Settings.model_fields["tokens"].annotation, "max_length",
-         ["pretrain", "reference", "train", "preference", "personalise", "latents", "completions"]),
+         ["pretrain", "reference", "train", "preference", "personalise", "latents", "completions", "style"]),
         (docs.Settings.model_fields["noise"].annotation.__args__[1], "rate", ["flip"]),
     ],
 )  # fmt: skip

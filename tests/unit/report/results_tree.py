@@ -270,6 +270,9 @@ def write_latents(folder: Path, run: dict, generator) -> None:
         ]
         person = {"n": 60, "groups": 6, "contexts": contexts, "codes": of_codes}
         files.write_json(folder / "person.json", person)
+        shares = dict(zip(SOURCES, np.full(len(SOURCES), 1 / len(SOURCES)).tolist(), strict=True))
+        styles = [{"code": 3, "source": SOURCES[0], "accuracy": 0.9, "own": shares[SOURCES[0]], "shares": shares}]
+        files.write_json(folder / "style.json", {"prompts": 20, "real_accuracy": 0.75, "codes": styles})
 
 
 def write_completions(folder: Path, *, same: bool) -> None:
