@@ -65,12 +65,13 @@ class LatentSettings(Section):
 @dataclass
 class LatentStep:
     """What one training step needs of the latent. z [B, d]; kl [B] in nats (0 where the kind has none); the logits
-    [B, K] of kinds with codes, else None."""
+    [B, K] of kinds with codes, else None; codes [K, d] where `Latent.marginal`."""
 
     z: Tensor
     kl: Tensor
     prior_logits: Tensor | None = None
     posterior_logits: Tensor | None = None
+    codes: Tensor | None = None
 
 
 @functools.cache
@@ -101,7 +102,7 @@ class Latent:
     """Names of the parameters that z is a linear function of: they are as large as z."""
 
     marginal: ClassVar[bool] = False
-    """Whether a pair's loss is that of every code of `codebook` [K, d], weighed (`marginalise`), and not of one z."""
+    """Whether a pair's loss is that of every code of `LatentStep.codes`, weighed (`marginalise`), and not of one z."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Latent:
         # nn.Module joins the bases here, not in the class statement, which would import torch with the settings.

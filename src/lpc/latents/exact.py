@@ -79,14 +79,16 @@ class Exact(Codes):
     def forward(
         self, h_x: Tensor, h_chosen: Tensor, h_rejected: Tensor, *, progress: float, noise: Tensor | None = None
     ) -> LatentStep:
-        """The prior, and as z its mean code, which no loss uses. The codes themselves are `codebook`.
+        """The prior, the codes, and as z the prior's mean code, which no loss uses.
 
         The prior of a group is the softmax of the mean logits of its pairs: the normalised geometric mean of theirs.
         """
         size = self.settings.group_size
         logits = self.prior_logits(h_x.detach() if self.settings.detach else h_x)
         logits = logits.unflatten(0, (-1, size)).mean(1).repeat_interleave(size, 0)
-        return LatentStep(logits.softmax(-1) @ self.codebook, h_x.new_zeros(len(h_x)).float(), logits)
+        # A copy: FSDP gives back the memory of gathered parameters at the end of this function.
+        codes = self.codebook.clone()
+        return LatentStep(logits.softmax(-1) @ codes, h_x.new_zeros(len(h_x)).float(), logits, codes=codes)
 
     def marginalise(
         self, step: LatentStep, losses: Tensor, chosen_rewards: Tensor, rejected_rewards: Tensor

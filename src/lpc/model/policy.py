@@ -340,7 +340,7 @@ class LatentPolicy(nn.Module):
         with torch.autocast(encoded.h_x.device.type, enabled=False):
             step = self.latent(encoded.h_x, encoded.h_chosen, encoded.h_rejected, progress=progress, noise=noise)
         if self.latent.marginal:
-            return *self.code_pair_logps(encoded, self.latent.codebook), step, encoded
+            return *self.code_pair_logps(encoded, step.codes), step, encoded
         return *self.pair_logps(encoded, step.z), step, encoded
 
     # ---- generation

@@ -237,7 +237,7 @@ class PreferenceTrainer(Trainer):
         }
         if step is not None:
             values |= {"z_norm": step.z.norm(dim=-1), "kl": step.kl}
-            values |= squared_sizes(self.policy.latent, step, h_x, self.logit_covariance)
+            values |= squared_sizes(step, h_x, self.logit_covariance)
         if step is not None and step.prior_logits is not None:
             prior, posterior = step.prior_logits.softmax(-1), step.posterior_logits.softmax(-1)
             values |= {
@@ -385,21 +385,17 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def squared_sizes(latent, step: LatentStep, h_x: Tensor, covariance: Tensor) -> dict[str, Tensor]:
+def squared_sizes(step: LatentStep, h_x: Tensor, covariance: Tensor) -> dict[str, Tensor]:
     """Squares of the sizes of z and h_x of each pair [B]: `z_square` and `h_square`, the mean over coordinates, and
     `z_variance` and `h_variance`, that of the logits they add, over the vocabulary (`LatentPolicy.logit_covariance`).
 
     Where the latent is `marginal`, z is each code, and its square their mean by the prior.
     """
-    of_z, h = step.z, h_x.float()
-    if latent.marginal:
-        codes = latent.codebook
-        of_z = codes.full_tensor() if isinstance(codes, DTensor) else codes
     squares = {}
-    for name, vectors in (("z", of_z), ("h", h)):
+    for name, vectors in (("z", step.z if step.codes is None else step.codes), ("h", h_x.float())):
         measures = {"square": vectors.square().mean(-1), "variance": ((vectors @ covariance) * vectors).sum(-1)}
         for measure, value in measures.items():
-            is_of_codes = latent.marginal and name == "z"
+            is_of_codes = step.codes is not None and name == "z"
             squares[f"{name}_{measure}"] = step.prior_logits.softmax(-1) @ value if is_of_codes else value
     return squares
 

@@ -25,8 +25,17 @@ def launch_file() -> dict[str, str]:
 
 # In bfloat16 a log-probability of a completion is a sum of some 20 numbers with errors near 0.02 each, which beta = 0.1
 # makes 0.01 in a margin. Two processes add up gradients in another order, and training carries both on.
-@pytest.mark.parametrize("latent", [None, STEP_LATENT], ids=["plain", "latent"])
-@pytest.mark.parametrize("precision,tolerance", [("float32", 1e-4), ("bfloat16", 0.02)])
+EXACT = {"kind": "exact", "codes": 4, "group_size": 2, "code_scale": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("precision", "tolerance", "latent"),
+    [
+        pytest.param(precision, tolerance, latent, id=f"{precision}-{name}")
+        for precision, tolerance in (("float32", 1e-4), ("bfloat16", 0.02))
+        for name, latent in (("plain", None), ("lpc", STEP_LATENT), ("exact", EXACT))
+    ],
+)
 def test_a_sharded_training_is_that_of_one_process(inputs, tmp_path, precision, tolerance, latent):
     """Losses, norms and the finished model, with micro-batches, and a stop and resume after the first step."""
     settings = {"precision": precision, "latent": latent, "micro_batch_size": 4, "gradient_checkpointing": True}

@@ -152,14 +152,13 @@ def test_sizes_of_z_by_hand():
     """Of logits over the whole vocabulary; of a mixture the mean over its codes."""
     policy, h = LatentPolicy(make_base()), torch.randn(3, 32)
     spread = lambda v: (v @ policy.head.weight.t()).var(-1, correction=0)  # noqa: E731
-    step = LatentStep(torch.randn(3, 32), torch.zeros(3), torch.randn(3, 6))
-    for kind in ("lpc", "exact"):
-        latent = latents.build(latents.parse({"kind": kind, "codes": 6, "code_scale": 0.3}), 32, 0)
+    for codes in (None, torch.randn(6, 32)):
+        step = LatentStep(torch.randn(3, 32), torch.zeros(3), torch.randn(3, 6), codes=codes)
         with torch.no_grad():
-            found = squared_sizes(latent, step, h, policy.logit_covariance())
+            found = squared_sizes(step, h, policy.logit_covariance())
             of_z = step.z.square().mean(-1), spread(step.z)
-            if kind == "exact":
-                p, e = step.prior_logits.softmax(-1), latent.codebook
+            if codes is not None:
+                p, e = step.prior_logits.softmax(-1), codes
                 of_z = p @ e.square().mean(-1), p @ spread(e)
             expected = [*of_z, h.square().mean(-1), spread(h)]
         assert list(found) == ["z_square", "z_variance", "h_square", "h_variance"]
