@@ -1,5 +1,7 @@
 """The top of the page: does LPC help here, by how much, is the latent used, and what does it cost."""
 
+from collections import defaultdict
+
 import numpy as np
 
 from lpc.report import figures
@@ -24,19 +26,40 @@ def answer(results: Results) -> Answer:
             "a latent, trained on the same base, data and seed."
         )
         return Answer("These results do not compare LPC with plain training", [why], facts(results))
-    findings = [effects(rows), caution(rows), latent(results), controls(results), cost(results)]
+    spread = seed_spread(results.accuracy())
+    findings = [effects(rows), caution(rows), people(results), latent(results), controls(results), cost(results)]
     return Answer(
-        headline(rows), [finding for finding in findings if finding], facts(results), differences(results, rows)
+        headline(rows, spread), [finding for finding in findings if finding], facts(results), differences(results, rows)
     )
 
 
-def headline(rows: list[dict]) -> str:
-    """Return the conclusion in one line. Only comparisons over several seeds support an effect."""
+def seed_spread(rows: list[dict]) -> tuple[str, int, float] | None:
+    """Return recipe, number of seeds and range in points of the plain recipe whose seeds differ most; None without any.
+
+    rows: accuracy over seeds, as `Results.accuracy` returns it. The range says what training noise alone can do.
+    """
+    found = [
+        (row["recipe"], len(row["seeds"]), max(row["seeds"]) - min(row["seeds"]))
+        for row in rows
+        if row["latent"] is None and len(row["seeds"]) > 1
+    ]
+    return max(found, key=lambda each: each[2], default=None)
+
+
+def headline(rows: list[dict], spread: tuple[str, int, float] | None = None) -> str:
+    """Return the conclusion in one line. Only comparisons over several seeds support an effect.
+
+    spread: as of `seed_spread`; it stands beside differences of one seed.
+    """
     several = [row for row in rows if row["seeds"] > 1]
     if not several:
         points = span([100 * row["difference"] for row in rows], sign=True)
         where = f" in {len(rows)} comparisons" if len(rows) > 1 else ""
-        return f"One seed: accuracy with LPC minus without is {points} points{where}; run-to-run variance is unknown"
+        noise = "run-to-run variance is unknown"
+        if spread is not None:
+            recipe, seeds, size = spread
+            noise = f"{seeds} seeds of {recipe} alone differ by {number(size)}"
+        return f"One seed: accuracy with LPC minus without is {points} points{where}; {noise}"
     higher, lower = (sum(verdict(row) == sign for row in several) for sign in (1, -1))
     if not higher and not lower:
         return "LPC made no measurable difference to preference accuracy"
@@ -73,6 +96,26 @@ def caution(rows: list[dict]) -> str:
         chance = number(0.05 * len(rows))
         said.append(f"At 95 %, about {chance} of {len(rows)} comparisons would show a difference by chance alone.")
     return " ".join(said)
+
+
+def people(results: Results) -> str:
+    """Return what knowing a person is worth: accuracy with fewest and most known pairs, and of plain recipes."""
+    curves = defaultdict(dict)
+    for row in results.tables["person"]:
+        curves[row["base"], row["variant"], row["recipe"]].setdefault(row["known_pairs"], row)  # of the first seed
+    if not curves:
+        return ""
+    places = {(base, variant) for base, variant, _ in curves}
+    found = [
+        f"{row['recipe']} ranks {number(row['mean'])} % of their pairs right"
+        for row in results.own_accuracy().values()
+        if row["latent"] is None and (row["base"], row["variant"]) in places
+    ]
+    for (_, _, recipe), curve in curves.items():
+        least, most = (number(percent(curve[size]["accuracy"])) for size in (min(curve), max(curve)))
+        known = f"{min(curve)} to {max(curve)} of a new person's pairs known"
+        found.append(f"{recipe} {least} to {most} % with {known} (seed {curve[min(curve)]['seed']})")
+    return f"Of people who disagree: {'; '.join(found)}."
 
 
 def latent(results: Results) -> str:

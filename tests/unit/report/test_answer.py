@@ -74,6 +74,49 @@ def test_one_seed_is_no_effect_however_narrow_its_interval(rows, points):
     assert answer.caution(rows).startswith("This is one seed. These intervals reflect which test prompts were sampled")
 
 
+def test_the_noise_of_training_stands_beside_differences_of_one_seed():
+    """Of plain recipes the one whose seeds differ most; a latent recipe or one seed says nothing of it."""
+    rows = [
+        {"recipe": "dpo", "latent": None, "seeds": [82.0, 79.5, 80.0]},
+        {"recipe": "ipo", "latent": None, "seeds": [81.0, 80.0]},
+        {"recipe": "simpo", "latent": None, "seeds": [70.0]},
+        {"recipe": "dpo-lpc", "latent": "lpc", "seeds": [60.0, 90.0]},
+    ]
+    assert (spread := answer.seed_spread(rows)) == ("dpo", 3, 2.5)
+    assert answer.headline([comparison(0.01, 0.05)], spread) == (
+        "One seed: accuracy with LPC minus without is +3.0 points; 3 seeds of dpo alone differ by 2.5"
+    )
+    assert answer.seed_spread(rows[2:]) is None
+
+
+def test_what_knowing_a_person_is_worth(results_of_people):
+    assert answer.people(results_of_people) == (
+        "Of people who disagree: dpo ranks 50.2 % of their pairs right; dpo-exact 51.0 to 81.0 % with 0 to 8 of a new "
+        "person's pairs known (seed 0)."
+    )
+
+
+@pytest.fixture
+def results_of_people():
+    class Made:
+        def __init__(self):
+            run = {"base": "b", "variant": "v", "recipe": "dpo-exact"}
+            accuracies = [(0, 0, 0.51), (0, 8, 0.81), (1, 0, 0.49), (1, 8, 0.7)]
+            person = [run | {"seed": s, "known_pairs": k, "accuracy": a} for s, k, a in accuracies]
+            self.tables = {"person": person}
+
+        def own_accuracy(self):
+            rows = [("v", "dpo", None, 50.2), ("w", "dpo", None, 80.0), ("v", "dpo-exact", "exact", 50.9)]
+            return {
+                ("b", variant, recipe): {
+                    "base": "b", "variant": variant, "recipe": recipe, "latent": latent, "mean": mean,
+                }
+                for variant, recipe, latent, mean in rows
+            }  # fmt: skip
+
+    return Made()
+
+
 def test_comparisons_of_one_seed_do_not_count_in_the_headline():
     rows = [comparison(0.01, 0.05), SAME, SAME]
     assert answer.headline(rows) == "LPC made no measurable difference to preference accuracy"
