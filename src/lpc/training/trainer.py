@@ -216,7 +216,16 @@ class PreferenceTrainer(Trainer):
             weight_decay=self.args.weight_decay,
         )
         self.optimizer = optimizer_class(groups, **options)
+        self._optimized = [list(group["params"]) for group in self.optimizer.param_groups]
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        if self.sharded:
+            # `prepare`, just before, replaces the optimizer's parameters by those of the same address. Parameters of
+            # which a process holds no row have address 0, all of them. They were sharded before, so none has changed.
+            for group, parameters in zip(self.optimizer.param_groups, self._optimized, strict=True):
+                group["params"] = parameters
+        return super().create_scheduler(num_training_steps, optimizer)
 
     # ---- logging
 

@@ -181,22 +181,23 @@ def train_step(inputs: Path, folder: Path, expect: int = 0, environment: dict | 
     return step.errors
 
 
-def train_step_on_two(
+def train_step_together(
     inputs: Path,
     folder: Path,
     expect: int = 0,
     module: str = "lpc.steps.train",
     environment: dict | None = None,
+    processes: int = 2,
     **settings,
 ) -> str:
-    """The training step in two processes of one gloo group, as torchrun starts them; the first one's stderr."""
+    """The training step in processes of one gloo group, as torchrun starts them; the first one's stderr."""
     with contextlib.closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    group |= environment or {}
-    words = arguments(inputs, folder, processes=2, **settings)
-    steps = [Step(module, words, folder, RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in range(2)]
+    size = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    group = {**size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | (environment or {})
+    words = arguments(inputs, folder, processes=processes, **settings)
+    steps = [Step(module, words, folder, RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in range(processes)]
     for step in steps:
         assert step.wait() == expect, step.errors
     return steps[0].errors

@@ -5,13 +5,13 @@ import json
 import pytest
 import safetensors.torch
 import torch
-from small import UNEVEN, lines_of, train_step, train_step_on_two
+from small import UNEVEN, lines_of, train_step, train_step_together
 
 
 def test_two_processes_give_the_losses_of_one(inputs, unbroken, tmp_path):
     """DDP, the same global batch: every logged value to 1e-5, and the summary says two processes. One of them
     tokenises."""
-    train_step_on_two(inputs, tmp_path, **UNEVEN)
+    train_step_together(inputs, tmp_path, **UNEVEN)
     assert sum("48 training pairs tokenised" in file.read_text() for file in tmp_path.glob("stderr-*")) == 1
     assert not list(tmp_path.glob("checkpoints/*/"))
     assert json.loads((tmp_path / "train.json").read_text())["processes"] == 2
@@ -28,7 +28,7 @@ def test_groups_are_whole_on_two_processes(inputs, tmp_path):
     latent = {"kind": "exact", "codes": 3, "group_size": 2, "code_scale": 0.5, "learning_rate": 1e-3}
     settings = {"latent": latent, "micro_batch_size": 4}
     train_step(inputs, tmp_path / "one", **settings)
-    train_step_on_two(inputs, tmp_path / "two", **settings)
+    train_step_together(inputs, tmp_path / "two", **settings)
     for one, two in zip(lines_of(tmp_path / "one"), lines_of(tmp_path / "two"), strict=True):
         for key in set(one) - {"tokens_per_second", "memory_gib"}:
             assert one[key] == pytest.approx(two[key], rel=1e-5, abs=1e-5), key

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from small import STEP_LATENT, lines_of, tokenised, train_step, train_step_on_two
+from small import STEP_LATENT, lines_of, tokenised, train_step, train_step_together
 
 from lpc.model.policy import LatentPolicy
 from lpc.reference import reference_logps
@@ -42,10 +42,10 @@ def test_a_sharded_training_is_that_of_one_process(inputs, tmp_path, precision, 
     train_step(inputs, tmp_path / "one", **settings)
     sharded = {"module": "sharded_step", **settings}
     soon = {"SLURM_JOB_END_TIME": str(int(time.time()) + 5)}
-    train_step_on_two(inputs, tmp_path / "two", expect=85, environment=launch_file() | soon, **sharded)
+    train_step_together(inputs, tmp_path / "two", expect=85, environment=launch_file() | soon, **sharded)
     (checkpoint,) = (tmp_path / "two").glob("checkpoints/*/checkpoint-1")
     assert (checkpoint / "pytorch_model_fsdp_0").is_dir(), "the model was not sharded"
-    assert "resuming from checkpoint-1" in train_step_on_two(
+    assert "resuming from checkpoint-1" in train_step_together(
         inputs, tmp_path / "two", environment=launch_file(), **sharded
     )
 
@@ -65,3 +65,16 @@ def test_a_sharded_training_is_that_of_one_process(inputs, tmp_path, precision, 
     assert np.abs(scores[0] - start).mean() > 1  # training moved them
     np.testing.assert_allclose(scores[0] - start, scores[1] - start, atol=20 * tolerance)
     assert json.loads((tmp_path / "two/train.json").read_text())["processes"] == 2
+
+
+def test_more_processes_than_rows_of_a_parameter(inputs, tmp_path):
+    """Two codes on three processes: the last holds no row of them, and must neither lose nor confuse a parameter."""
+    latent = {"kind": "exact", "codes": 2, "code_scale": 0.5, "codebook_learning_rate": 3e-2}
+    settings = {"latent": latent, "micro_batch_size": 4, "batch_size": 12}
+    train_step(inputs, tmp_path / "one", **settings)
+    together = {"module": "sharded_step", "processes": 3, "environment": launch_file()}
+    train_step_together(inputs, tmp_path / "three", **together, **settings)
+    one, three = lines_of(tmp_path / "one"), lines_of(tmp_path / "three")
+    assert [line["loss"] for line in three] == pytest.approx([line["loss"] for line in one], rel=1e-4)
+    codes = [LatentPolicy.from_pretrained(tmp_path / name / "model").latent.codebook for name in ("one", "three")]
+    np.testing.assert_allclose(*(code.detach().numpy() for code in codes), rtol=1e-3, atol=1e-4)

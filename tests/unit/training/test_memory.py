@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import transformers
-from small import train_step_on_two
+from small import train_step_together
 from test_fsdp import launch_file
 from tiny import make_backbone, make_tokenizer
 
@@ -34,7 +34,7 @@ def test_no_process_but_the_first_holds_a_copy(inputs, large, tmp_path):
     folder, stored = large
     settings = {"objective": "simpo", "latent": None, "batch_size": 4, "micro_batch_size": 1}
     settings |= {"base": folder / "base.json", "module": "measured_step", "save_minutes": 60}
-    train_step_on_two(inputs, tmp_path, expect=85, environment=launch_file(), **settings)
+    train_step_together(inputs, tmp_path, expect=85, environment=launch_file(), **settings)
     first, other = (json.loads((tmp_path / f"memory-{rank}.json").read_text()) for rank in range(2))
     # Peaks of resident memory above the start, in MiB, when weights are loaded and when they are sharded: half of them
     # in float32 is as much as all of them in bfloat16.
@@ -79,5 +79,5 @@ def test_weights_come_in_the_type_they_are_stored_in(inputs, tmp_path):
 
 def test_a_launch_file_that_shards_needs_gpus(inputs, tmp_path):
     """accelerate would leave the weights whole on CPUs, and this training has none yet."""
-    errors = train_step_on_two(inputs, tmp_path, expect=1, environment=launch_file(), latent=None)
+    errors = train_step_together(inputs, tmp_path, expect=1, environment=launch_file(), latent=None)
     assert "error: the launch file asks for FSDP, which accelerate does not run on cpu with 2 processes" in errors
