@@ -19,7 +19,7 @@ DEMO = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
 # One recipe of each sort: with and without reference, latent and codes; and one task of each file.
 RECIPES = ["dpo", "simpo", "dpo-lpc", "dpo-mlp"]
 DEMO["recipes"] = {name: DEMO["recipes"][name] for name in RECIPES}
-DEMO["experiments"]["main"]["recipes"] = RECIPES
+DEMO["experiments"] = {"main": {**DEMO["experiments"]["main"], "recipes": RECIPES}}
 for dropped in ("world_hard", "world_generate"):
     del DEMO["evaluation"]["benchmarks"]["tasks"][dropped]
 LATENT = [name for name in RECIPES if "latent" in DEMO["recipes"][name]]

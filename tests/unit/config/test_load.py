@@ -13,6 +13,7 @@ from lpc.files import canonical
 
 ROOT = Path(__file__).parents[3]
 DEMO = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
+DEMO["experiments"] = {"main": DEMO["experiments"]["main"]}
 
 
 @pytest.fixture(autouse=True)
