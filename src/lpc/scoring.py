@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lpc.cli import UserError
 from lpc.config.models import Tokens
+from lpc.data.cut import cut_warnings
 from lpc.data.tokens import MODEL_INPUTS, PairTokens, collate, tokenize_batches
 from lpc.files import read_batches, read_parquet
 from lpc.model.policy import Encoded, LatentPolicy
@@ -56,6 +57,8 @@ def load_pairs(
             f"{path}: no {what} is left after tokenisation, since all {len(pairs)} have equal completions once they are"
             " cut; raise tokens.max_length"
         )
+    for message in cut_warnings(tokenised.cut_shares(), **dict(tokens)):
+        log.warning("%s: of its %ss %s", path, what, message)
     rows = pairs.take(pa.array(tokenised.rows))
     if reference is not None:
         attach_reference(tokenised, rows, reference)

@@ -7,6 +7,7 @@ import torch
 from tiny import make_backbone, make_pairs, make_tokenizer
 
 from lpc.cli import UserError
+from lpc.data.cut import cut_warnings
 from lpc.data.tokens import tokenize_pairs
 from lpc.files import write_parquet
 from lpc.model.policy import LatentPolicy
@@ -52,6 +53,27 @@ def test_no_more_columns_are_kept_than_wanted(tmp_path, pairs):
     """The texts of all pairs would take more memory than their tokens."""
     rows, _ = load_pairs(tmp_path / "pairs.parquet", make_tokenizer(), TOKENS, split="train", columns=["pair_id"])
     assert rows.to_pydict() == {"pair_id": [f"pair-{i:04d}" for i in (0, 3, 6, 9)]}
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(1, []), (2, ["18 % have a prompt that is cut; raise tokens.max_prompt"])]
+)
+def test_many_cut_prompts_are_warned_about(tmp_path, pairs, caplog, count, words):
+    messages = pairs["messages"].to_pylist()
+    for i in range(count):
+        messages[i][0]["content"] = "fox " * 80
+    write_parquet(tmp_path / "pairs.parquet", pairs.set_column(4, "messages", pa.array(messages)))
+    load_pairs(tmp_path / "pairs.parquet", make_tokenizer(), TOKENS)
+    assert [word for word in words if word in caplog.text] == words and len(caplog.records) == len(words)
+
+
+def test_many_completions_without_their_end_are_warned_about():
+    limits = {"max_length": 64, "max_prompt_length": 32}
+    assert cut_warnings({"prompts": 0.1, "chosen": 0.1, "rejected": 0.1}, **limits) == []
+    (found,) = cut_warnings({"prompts": 0.0, "chosen": 0.04, "rejected": 0.125}, **limits)
+    assert found == (
+        "4 % have a chosen completion without its end, and 12 % a rejected one; raise tokens.max_length (64)"
+    )
 
 
 def test_no_pair_stops(tmp_path, pairs):

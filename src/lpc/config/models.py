@@ -73,7 +73,9 @@ class Noise(Section):
 
 class Tokens(Section):
     max_length: Integer = key(1024, "tokens of prompt and completion; a longer completion is cut at its end", ge=2)
-    max_prompt_length: Integer = key(512, "tokens of the prompt; a longer one is cut at its beginning", ge=1)
+    max_prompt_length: Integer = key(
+        512, "tokens of the prompt; a longer one loses its oldest turns, a longer question its beginning", ge=1
+    )
 
     @model_validator(mode="after")
     def _room_for_a_completion(self):

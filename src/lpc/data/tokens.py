@@ -165,6 +165,25 @@ def encode_prompts(
     return ids
 
 
+def cut_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict], ids: list[int], room: int, number: int = 0
+) -> tuple[list[dict], list[int]]:
+    """Return the messages that are left of a prompt with more than `room` tokens, and their ids.
+
+    The oldest turns go first, each question with its answer, and then the system turn. A last question that is too long
+    by itself keeps the last `room` tokens, which end where the assistant's turn begins, and its BOS. ids: of all
+    messages. number: of the row, for messages of errors.
+    """
+    system = [message for message in messages[:1] if message["role"] == "system"]
+    ends = [messages[i:] for i, message in enumerate(messages) if message["role"] == "user"]
+    for messages in [[*system, *end] for end in ends[1:]] + (ends[-1:] if system else []):
+        (ids,) = encode_prompts(tokenizer, [messages], number)
+        if len(ids) <= room:
+            return messages, ids
+    starts_with_bos = ids[0] == tokenizer.bos_token_id
+    return messages, ids[:starts_with_bos] + ids[len(ids) - room + starts_with_bos :]
+
+
 def encode_completions(
     tokenizer: PreTrainedTokenizerBase, prompts: Iterable[list[dict]], completions: Iterable[str], first: int = 0
 ) -> list[list[int]]:
@@ -235,7 +254,8 @@ class PairTokens(torch.utils.data.Dataset):
     """Tokenised pairs: int32 arrays per row, and the row's number in the table that they came from.
 
     `reference` [n, 2] float64: log-probabilities of the base model for chosen and rejected, or None. `groups` [n]
-    int32: the number of the pair's group, −1 where it has none; None where the table has no such column.
+    int32: the number of the pair's group, −1 where it has none; None where the table has no such column. `cut` [3]: the
+    numbers of these pairs whose prompt, chosen and rejected completion lost tokens.
     """
 
     rows: np.ndarray
@@ -245,6 +265,7 @@ class PairTokens(torch.utils.data.Dataset):
     dropped: int
     reference: np.ndarray | None = None
     groups: np.ndarray | None = None
+    cut: Sequence[int] = (0, 0, 0)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -260,7 +281,7 @@ class PairTokens(torch.utils.data.Dataset):
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write everything as .npy files into a new folder, or in place of an old one."""
-        arrays = {name: getattr(self, name) for name in ("rows", "dropped", "reference", "groups")}
+        arrays = {name: getattr(self, name) for name in ("rows", "dropped", "reference", "groups", "cut")}
         for name in ("prompts", "chosen", "rejected"):
             column = getattr(self, name)
             arrays |= {f"{name}.ids": column.ids, f"{name}.offsets": column.offsets}
@@ -287,11 +308,17 @@ class PairTokens(torch.utils.data.Dataset):
             dropped=int(array("dropped")),
             reference=array("reference"),
             groups=array("groups"),
+            cut=array("cut").tolist(),
         )
 
     def close(self) -> None:
         """Let go of the mapped files: some network file systems delete no folder with a file in use."""
         self.prompts = self.chosen = self.rejected = Ragged.join([])
+
+    def cut_shares(self) -> dict[str, float]:
+        """Return the share of prompts that are not whole, and of chosen and rejected completions without their end."""
+        names = ("prompts", "chosen", "rejected")
+        return {name: count / len(self) for name, count in zip(names, self.cut, strict=True)}
 
     def lengths(self) -> np.ndarray:
         """Tokens of each pair, its prompt counted once."""
@@ -317,10 +344,9 @@ def tokenize_batches(
 ) -> PairTokens:
     """Tokenise pairs that arrive as tables (columns messages, chosen, rejected, and group where they have groups).
 
-    A prompt keeps its last `max_prompt_length` tokens: its end holds the question and the assistant's turn; BOS stays.
-    A completion keeps its first `max_length` − prompt tokens, chosen and rejected alike, and loses its end-of-turn
-    token with its end. Rows whose two completions have the same ids after that teach nothing and would count as ties:
-    dropped and counted.
+    A prompt keeps its end, of at most `max_prompt_length` tokens (see `cut_prompt`). A completion keeps its first
+    `max_length` − prompt tokens, chosen and rejected alike, and loses its end-of-turn token with its end. Rows
+    whose two completions have the same ids after that teach nothing and would count as ties: dropped and counted.
     """
     if not 0 < max_prompt_length < max_length:
         raise UserError(
@@ -329,17 +355,19 @@ def tokenize_batches(
         )
     empty = Ragged.join([])
     count, numbers, groups, prompts, chosen, rejected = 0, [], [], [empty], [empty], [empty]
+    cut = np.zeros(3, int)
     for pairs in batches:
         batch = _tokenize(pairs, tokenizer, count, max_length, max_prompt_length)
         count += len(pairs)
         numbers += [number for number, *_ in batch]
         for parts, column in zip((prompts, chosen, rejected), range(1, 4), strict=True):
             parts.append(Ragged.join(row[column] for row in batch))
+        cut += np.array([row[4] for row in batch], int).reshape(-1, 3).sum(0)
         groups += pairs["group"].to_pylist() if "group" in pairs.column_names else []
     columns = map(Ragged.concatenate, (prompts, chosen, rejected))
     rows = np.array(numbers, np.int64)
     codes = pa.array(groups, pa.string()).dictionary_encode().indices.fill_null(-1).to_numpy()[rows] if groups else None
-    return PairTokens(rows, *columns, dropped=count - len(numbers), groups=codes)
+    return PairTokens(rows, *columns, dropped=count - len(numbers), groups=codes, cut=cut.tolist())
 
 
 def tokenize_context(
@@ -367,22 +395,24 @@ def tokenize_context(
 
 def _tokenize(
     pairs: pa.Table, tokenizer: PreTrainedTokenizerBase, first: int, max_length: int, max_prompt_length: int
-) -> list[tuple[int, list[int], list[int], list[int]]]:
-    """(row, prompt, chosen, rejected) of the pairs that are kept; `first` is the number of the first row."""
-    bos, kept = tokenizer.bos_token_id, []
+) -> list[tuple[int, list[int], list[int], list[int], tuple[bool, bool, bool]]]:
+    """(row, prompt, chosen, rejected, which of these three were cut) of the pairs that are kept; `first` is the number
+    of the first row."""
+    kept, shortened = [], set()
     messages = pairs["messages"].to_pylist()
     prompts = encode_prompts(tokenizer, messages, first)
+    for i, prompt in enumerate(prompts):
+        if len(prompt) > max_prompt_length:
+            messages[i], prompts[i] = cut_prompt(tokenizer, messages[i], prompt, max_prompt_length, first + i)
+            shortened.add(first + i)
     chosen = encode_completions(tokenizer, messages, pairs["chosen"].to_pylist(), first)
     rejected = encode_completions(tokenizer, messages, pairs["rejected"].to_pylist(), first)
     for row, (prompt, good, bad) in enumerate(zip(prompts, chosen, rejected, strict=True), first):
-        if len(prompt) > max_prompt_length:
-            starts_with_bos = bos is not None and prompt[0] == bos
-            tail = prompt[len(prompt) - max_prompt_length + starts_with_bos :]
-            prompt = [bos, *tail] if starts_with_bos else tail
         room = max_length - len(prompt)
+        cut = (row in shortened, len(good) > room, len(bad) > room)
         good, bad = good[:room], bad[:room]
         if good != bad:
-            kept.append((row, prompt, good, bad))
+            kept.append((row, prompt, good, bad, cut))
     return kept
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from lpc.cli import UserError
-from lpc.data.tokens import encode_completions, encode_prompts
+from lpc.data.tokens import cut_prompt, encode_completions, encode_prompts
 
 log = logging.getLogger("lpc")
 
@@ -61,14 +61,15 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFas
 
 
 def encode(tokenizer, rows: list[dict], max_length: int, max_prompt_length: int) -> list[list[int]]:
-    """Token ids of prompt + completion for every completion of `rows`; a long prompt keeps its BOS and its end, a long
-    completion its beginning."""
+    """Token ids of prompt + completion for every completion of `rows`; a long prompt keeps its end (see `cut_prompt`),
+    a long completion its beginning."""
     encoded = []
     for row, prompt in zip(rows, encode_prompts(tokenizer, [row["messages"] for row in rows]), strict=True):
+        messages = row["messages"]
         if len(prompt) > max_prompt_length:
-            prompt = prompt[:1] + prompt[len(prompt) - max_prompt_length + 1 :]
+            messages, prompt = cut_prompt(tokenizer, messages, prompt, max_prompt_length)
         responses = [completion["response"] for completion in row["completions"]]
-        completions = encode_completions(tokenizer, [row["messages"]] * len(responses), responses)
+        completions = encode_completions(tokenizer, [messages] * len(responses), responses)
         encoded += [(prompt + completion)[:max_length] for completion in completions]
     return encoded
 

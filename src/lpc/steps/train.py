@@ -140,6 +140,7 @@ def run(args, now: dict, changed: list[str], main_process: bool) -> None:
             "steps": steps,
             "pairs": pairs,
             "dropped": tokens.dropped,
+            "cut": tokens.cut_shares(),
             "seconds_per_step": seconds / steps,
             "tokens_per_second": trainer.totals["tokens"] / seconds,
             "peak_memory_gib": peak_memory(device) / 2**30,

@@ -19,6 +19,7 @@ from lpc.data.tokens import (
     tokenize_pairs,
     turn_end,
 )
+from lpc.model import scratch
 
 PROMPT = [{"role": "user", "content": "the fox"}]
 
@@ -85,6 +86,62 @@ def test_prompts_are_cut_from_the_left_and_keep_bos():
     assert tokens.prompts[0].tolist() == [tokenizer.bos_token_id, *full[-9:]]
 
 
+TURNS = [
+    {"role": role, "content": content}
+    for role, content in (("system", "be the fox"), ("user", "a"), ("assistant", "b"), ("user", "c"))
+] + [{"role": "assistant", "content": "the dog runs"}, {"role": "user", "content": "jumps over"}]
+NUMBERED = CHAT_TEMPLATE.replace("{{ m.role }}|>", "{{ m.role }}|>{{ loop.index if m.role == 'assistant' }}")
+
+
+@pytest.mark.parametrize(
+    ("less", "kept"),
+    [
+        ([], TURNS),
+        (TURNS, [TURNS[0], *TURNS[3:]]),
+        ([TURNS[0], *TURNS[3:]], [TURNS[0], TURNS[5]]),
+        ([TURNS[0], TURNS[5]], [TURNS[5]]),
+    ],
+    ids=["all", "a question with its answer", "another", "the system turn"],
+)
+def test_a_prompt_of_several_turns_loses_the_oldest_whole(less, kept):
+    """One token less than a prompt needs costs it a question with its answer; the system turn goes last."""
+    tokenizer = with_bos_processor(make_tokenizer())
+    # The completion begins with the number of its turn, so it shows which turns stand before it.
+    tokenizer.chat_template = NUMBERED
+    room = len(encode_prompts(tokenizer, [less])[0]) - 1 if less else 200
+    pairs = pa.table({"messages": [TURNS], "chosen": ["dog"], "rejected": ["cats"]})
+    tokens = tokenize_pairs(pairs, tokenizer, max_length=300, max_prompt_length=room)
+    assert [tokens.prompts[0].tolist()] == encode_prompts(tokenizer, [kept])
+    assert [tokens.chosen[0].tolist()] == encode_completions(tokenizer, [kept], ["dog"])
+    assert tokens.cut == [int(kept != TURNS), 0, 0]
+    row = {"messages": TURNS, "completions": [{"response": "dog"}]}
+    whole = tokens.prompts[0].tolist() + tokens.chosen[0].tolist()
+    assert scratch.encode(tokenizer, [row], 300, room) == [whole], "the base from scratch reads what it is scored on"
+
+
+def test_a_last_question_that_is_too_long_keeps_its_end():
+    tokenizer = with_bos_processor(make_tokenizer())
+    pairs = pa.table({"messages": [TURNS], "chosen": ["dog"], "rejected": ["cats"]})
+    tokens = tokenize_pairs(pairs, tokenizer, max_length=40, max_prompt_length=3)
+    (last,) = encode_prompts(tokenizer, [TURNS[5:]])
+    assert tokens.prompts[0].tolist() == [tokenizer.bos_token_id, *last[-2:]] and tokens.cut == [1, 0, 0]
+
+
+def test_what_is_cut_is_counted_by_part():
+    """Of the pairs that are kept; a completion that fits to its last token is whole."""
+    tokenizer = make_tokenizer()
+    rows = table(
+        ("a", "dog", "fox " * 30), ("a " * 30, "cats", "dog"), ("a", "fox " * 30, "fox " * 31), ("a", "b", "c")
+    )
+    longest = len(encode_prompts(tokenizer, [[{"role": "user", "content": "a"}]])[0])
+    end = len(encode_completions(tokenizer, [PROMPT], ["dog"])[0])
+    tokens = tokenize_pairs(rows, tokenizer, max_length=longest + end, max_prompt_length=longest)
+    assert (len(tokens), tokens.dropped) == (3, 1)
+    cats = len(encode_completions(tokenizer, [PROMPT], ["cats"])[0]) > end
+    assert tokens.cut == [1, int(cats), 1]
+    assert tokens.cut_shares() == {"prompts": 1 / 3, "chosen": int(cats) / 3, "rejected": 1 / 3}
+
+
 def test_completions_are_cut_from_the_right_alike_and_never_vanish():
     """Chosen and rejected get the same room; a cut completion has no end of its turn, since its end is not there."""
     tokenizer = make_tokenizer()
@@ -110,6 +167,7 @@ def test_batches_of_any_size_give_the_same_tokens(monkeypatch):
     monkeypatch.setattr("lpc.data.tokens.BATCH", 4)
     parts = tokenize_pairs(pairs, tokenizer, **options)
     assert parts.rows.tolist() == whole.rows.tolist() and parts.dropped == whole.dropped
+    assert parts.cut == whole.cut and min(whole.cut) > 0
     for name in ("prompts", "chosen", "rejected"):
         assert [ids.tolist() for ids in getattr(parts, name)] == [ids.tolist() for ids in getattr(whole, name)]
     messages = pairs["messages"].to_pylist()
@@ -178,11 +236,11 @@ def test_saved_tokens_are_mapped_and_the_same(tmp_path, extras):
     pairs = make_pairs(25) if extras else make_pairs(25).drop(["group"])
     tokens = tokenize_pairs(pairs, make_tokenizer(), max_length=64, max_prompt_length=32)
     tokens.reference = np.random.default_rng(0).normal(size=(25, 2)) if extras else None
-    tokens.dropped = 3
+    tokens.dropped, tokens.cut = 3, [4, 5, 6]
     tokens.save(tmp_path / "tokens")
     tokens.save(tmp_path / "tokens")  # an earlier attempt's are replaced
     found = PairTokens.load(tmp_path / "tokens")
-    assert (len(found), found.dropped) == (25, 3)
+    assert (len(found), found.dropped, found.cut) == (25, 3, [4, 5, 6])
     for i in range(25):
         assert found[i].keys() == tokens[i].keys()
         assert all(np.array_equal(found[i][name], tokens[i][name]) for name in tokens[i])

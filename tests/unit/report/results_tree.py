@@ -171,6 +171,7 @@ def write_run(root: Path, run: dict) -> None:
             "steps": 188,
             "pairs": 6000,
             "dropped": 0,
+            "cut": {"prompts": 0.02, "chosen": 0.125, "rejected": 0.0625},
             "tokens": 400_000,
             "seconds": 40.0 + latent,
             "tokens_per_second": 10_000.0,

@@ -136,6 +136,13 @@ def test_every_section_is_there_and_a_missing_run_says_so(page):
     assert "Not judged: it is not configured" in words_of(page)
 
 
+def test_the_page_says_which_share_is_cut_and_warns_once_of_a_large_one(page):
+    assert words_of(page).count(" 12.5 / 6.2 prompts 2.0 ") == len(results_tree.RUNS) - 1
+    for variant in ("world", "world.flip50"):
+        note = f"Of the training pairs of {variant}, as tiny reads them, 12 % have a chosen completion without its end"
+        assert words_of(page).count(note) == 1
+
+
 def test_each_table_file_is_inside_the_page(results, markup):
     found = dict(re.findall(r'download="([^"]+)" href="data:text/csv;base64,([^"]+)"', markup))
     assert set(found) == {f"{name}.csv" for name in TABLES}

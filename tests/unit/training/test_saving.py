@@ -65,4 +65,5 @@ def test_the_step_saves_in_the_type_asked_for_and_says_so(inputs, tmp_path, save
         summary["parameters"] == sum(p.numel() for p in tied.parameters()) == sum(v.numel() for v in weights.values())
     )
     assert summary["saved"]["dtype"] == expected and ("undone" in summary["saved"]) == (expected == "bfloat16")
+    assert summary["cut"] == tokenised().cut_shares()
     assert lines_of(tmp_path)

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 
+from lpc.data.cut import cut_warnings
 from lpc.report.page import Cell, Column, Missing, Section, Table, cell, number_column, rough, text_column
 from lpc.report.results import Results
 from lpc.report.words import NONE, duration, number, percent
@@ -28,10 +29,17 @@ def section(results: Results) -> Section:
             "weights that training moved and rounding to the saved dtype returned to the base; small: reward margin of"
             " training pairs before and after",
         ),
+        Column(
+            "cut %",
+            cut_cell,
+            "chosen and rejected completions that lost their end at tokens.max_length; small: prompts cut at"
+            " tokens.max_prompt_length",
+        ),
         Column("extra", extra_cell, "parameters of the latent"),
         Column("note", lambda row: Cell("" if row["status"] == "ok" else "missing", row["status"]), number=False),
     ]
     notes = ["Runs that share a machine slow each other down, so small differences in time mean nothing."]
+    notes += cut_notes(results)
     blocks: list = [Table("Training", columns, results.tables["training"], results.csv("training"), notes)]
     by_rule = defaultdict(list)
     for job in results.tables["cost"]:
@@ -67,6 +75,24 @@ def margin_detail(row: dict) -> str:
     if row["margin_before"] is None:
         return ""
     return f"{number(row['margin_before'], 3)} → {number(row['margin_after'], 3)}"
+
+
+def cut_cell(row: dict) -> Cell:
+    if row["cut_chosen"] is None:
+        return Cell(NONE)
+    prompts, chosen, rejected = (number(percent(row[f"cut_{name}"])) for name in ("prompts", "chosen", "rejected"))
+    return Cell(f"{chosen} / {rejected}", row["cut_chosen"], f"prompts {prompts}")
+
+
+def cut_notes(results: Results) -> list[str]:
+    """Return a note for each base and data set of whose training pairs many are cut."""
+    found = {}
+    for row in results.tables["training"]:
+        if row["cut_chosen"] is not None:
+            shares = {name: row[f"cut_{name}"] for name in ("prompts", "chosen", "rejected")}
+            for message in cut_warnings(shares, **results.settings["tokens"]):
+                found[f"Of the training pairs of {row['variant']}, as {row['base']} reads them, {message}."] = True
+    return list(found)
 
 
 def extra_cell(row: dict) -> Cell:

@@ -8,6 +8,9 @@ COLUMNS = {
     "steps": "optimizer steps",
     "pairs": "training pairs",
     "dropped": "pairs that tokenisation could not keep",
+    "cut_prompts": "share of prompts cut at tokens.max_prompt_length",
+    "cut_chosen": "share of chosen completions that lost their end at tokens.max_length",
+    "cut_rejected": "the same of rejected completions",
     "tokens": "tokens processed",
     "seconds": "wall time of training",
     "seconds_per_step": "wall time of one optimizer step",
@@ -31,7 +34,8 @@ def rows(inputs: Inputs) -> list[dict]:
     found = []
     for run in inputs.runs:
         summary, status = inputs.load(inputs.layout.of(run).summary)
-        found.append(select(COLUMNS, summary, names(run), saved(summary), {"status": status}))
+        cut = {f"cut_{name}": share for name, share in summary.get("cut", {}).items()}
+        found.append(select(COLUMNS, summary, names(run), saved(summary), cut, {"status": status}))
     return found
 
 
