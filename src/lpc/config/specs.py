@@ -86,6 +86,7 @@ class DownloadDataset(Spec):
     revision: of(formats.base.Rows, "revision")
     hub_split: of(formats.base.Rows, "hub_split")
     group: of(formats.base.Rows, "group")
+    columns: of(formats.base.Rows, "columns")
 
 
 class Split(Spec):

@@ -20,9 +20,18 @@ from lpc.data.read import list_files
 from lpc.paths import is_local
 
 
-def describe_dataset(*, kind: str, path: str, revision: str | None, hub_split: str, group: str | None = None) -> dict:
+def describe_dataset(
+    *,
+    kind: str,
+    path: str,
+    revision: str | None,
+    hub_split: str,
+    group: str | None = None,
+    columns: dict[str, str] | None = None,
+) -> dict:
     """Return the content of dataset.json. A hub data set is downloaded first; it adds `folder` (its copy) and
-    `hub_split`. group: the column that names a row's group, or "prompt"; see `lpc.data.read.with_group`."""
+    `hub_split`. group: the column that names a row's group, or "prompt"; see `lpc.data.read.with_group`. columns: the
+    file's column for each name that the kind reads; see `lpc.data.read.with_names`."""
     if is_local(path):
         found = [str(file) for file in list_files(path)]
         record = {"kind": kind, "path": path, "files": found, "revision": None}
@@ -31,7 +40,7 @@ def describe_dataset(*, kind: str, path: str, revision: str | None, hub_split: s
         found = sorted(str(file) for file in folder.rglob("*") if file.is_file())
         record = {"kind": kind, "path": path, "files": found, "revision": folder.name}
         record |= {"folder": str(folder), "hub_split": hub_split}
-    return {**record, "group": group, "sha256": {file: files.sha256(file) for file in found}}
+    return {**record, "group": group, "columns": columns or {}, "sha256": {file: files.sha256(file) for file in found}}
 
 
 def download(name: str, kind: str, revision: str | None, patterns: list[str] | None = None) -> Path:

@@ -6,6 +6,7 @@ prompt.
 
 import codecs
 import collections
+import difflib
 import gzip
 import json
 import zlib
@@ -147,21 +148,30 @@ def read(dataset: dict) -> tuple[list[dict], list[dict], int]:
     # The name of rows that carry no source of their own: "hh-rlhf" for Anthropic/hh-rlhf and for data/hh-rlhf.jsonl.gz.
     default = dataset["path"].rstrip("/").rpartition("/")[2].partition(".jsonl")[0].removesuffix(".parquet")
     kind = formats.kind(dataset["kind"])
-    rows, rejects, copies = {}, [], 0
+    group, columns = dataset.get("group"), dataset.get("columns") or {}
+    rows, rejects, copies, missing = {}, [], 0, set(columns.values())
     for file, number, record in records(dataset):
         try:
             if isinstance(record, Malformed):
                 raise record
-            row = with_group(kind.row(record, default), record, dataset.get("group"))
+            if isinstance(record, dict):
+                missing -= record.keys()
+            row = with_group(kind.row(with_names(record, columns), default), record, group)
         except Malformed as error:
             rejects.append({"file": file, "row": number, "reason": str(error), "columns": _columns(record)})
             continue
         copies += row["row_id"] in rows
         rows[row["row_id"]] = pack(row)
-    if rows and dataset.get("group") and all(row["group"] is None for row in rows.values()):
+    absent = {f"columns.{name}": column for name, column in columns.items() if column in missing}
+    if rows and group and all(row["group"] is None for row in rows.values()):
+        absent["group"] = group
+    for key, column in absent.items():
+        found = _columns(record)
+        close = difflib.get_close_matches(column, found, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
         raise UserError(
-            f"group: no row has a value in column {dataset['group']!r}; correct `group` of this dataset (columns of "
-            f"the last row: {', '.join(_columns(record))})"
+            f"{key}: no row has a value in column {column!r}{hint}; correct `{key}` of this dataset (columns of the "
+            f"last row: {', '.join(found)})"
         )
     return [rows[row_id] for row_id in sorted(rows)], rejects, copies
 
@@ -178,6 +188,18 @@ def pack(row: dict) -> dict:
 def unpack(row: dict) -> dict:
     """Return the row that `pack` was given, with the keys that were added since."""
     return {name: value for name, value in row.items() if name != "content"} | json.loads(row["content"])
+
+
+def with_names(record: object, columns: dict[str, str]) -> object:
+    """Return a record with its columns under the names that its kind reads; what is no object is returned as it is.
+
+    columns: the file's column by our name. A row without that column has none of our name, either.
+    """
+    if not columns or not isinstance(record, dict):
+        return record
+    mapped = {*columns, *columns.values()}
+    rest = {name: value for name, value in record.items() if name not in mapped}
+    return rest | {name: record[column] for name, column in columns.items() if column in record}
 
 
 PROMPT_GROUP = "prompt"

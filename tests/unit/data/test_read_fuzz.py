@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from lpc import files
 from lpc.cli import UserError
+from lpc.data import formats
+from lpc.data.formats.base import Rows
 from lpc.data.hub import describe_dataset
 from lpc.data.read import ROWS, check_share, read, unpack
 from lpc.evaluation.tasks import read_rows
@@ -35,13 +37,25 @@ GOOD, BAD = ({"role": "assistant", "content": text} for text in "ab")
 COMPLETIONS = [
     {"model": "m", "response": text, "overall_score": 1, "annotations": {"honesty": {"Rating": "3"}}} for text in "ab"
 ]
-RECORDS = [
+PAIRS = [
     {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
     {"chosen": [QUESTION, GOOD], "rejected": [QUESTION, BAD], "prompt": "q", "system": "s"},
     {"chosen": [GOOD], "rejected": [BAD], "prompt": [QUESTION], "source": "t"},
     {"chosen": "a", "rejected": "b", "prompt": "q", "images": [], "worker": 3, "source": "s"},
-    {"instruction": "q", "completions": COMPLETIONS, "source": "s", "system": None, "worker": "w"},
 ]
+TURN = {"from": "human", "value": "q"}
+RECORDS = {
+    "pairs": PAIRS,
+    "ultrafeedback": [{"instruction": "q", "completions": COMPLETIONS, "source": "s", "system": None, "worker": "w"}],
+    "implicit-prompt": [{"chosen": "a b", "rejected": "a c", "worker": 3}],
+    "nectar": [{"prompt": "q", "answers": [{"answer": text, "rank": 1.0} for text in "ab"], "source": ["s"]}],
+    "shp": [{"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 1, "score_A": 3, "score_B": 2}],
+    "helpsteer3": [{"context": [QUESTION], "response1": "a", "response2": "b", "overall_preference": -1}],
+    "safe-rlhf": [{"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 1}],
+    "sharegpt": [
+        {"conversations": [TURN], **{name: {"from": "gpt", "value": name} for name in ("chosen", "rejected")}}
+    ],
+}
 
 
 def places(record):
@@ -53,9 +67,9 @@ def places(record):
 
 
 @st.composite
-def nearly(draw):
-    """A row that would be read, with up to two elements replaced."""
-    record = json.loads(json.dumps(draw(st.sampled_from(RECORDS))))
+def nearly(draw, kind):
+    """A row that would be read as of this kind, with up to two elements replaced."""
+    record = json.loads(json.dumps(draw(st.sampled_from(RECORDS[kind]))))
     for _ in range(draw(st.integers(0, 2))):
         *way, last = draw(st.sampled_from(list(places(record))))
         inner = record
@@ -65,7 +79,7 @@ def nearly(draw):
     return record
 
 
-kinds = st.sampled_from(["pairs", "ultrafeedback"])
+kinds = st.sampled_from(list(RECORDS))
 
 
 def check(path, kind, group):
@@ -83,16 +97,19 @@ def check(path, kind, group):
 
 
 @budget
-@given(st.lists(nearly() | value, max_size=4), kinds, st.sampled_from([None, "prompt", "worker"]))
-def test_rows_of_any_values(tmp_path, records, kind, group):
+@given(st.data(), kinds, st.sampled_from([None, "prompt", "worker"]))
+def test_rows_of_any_values(tmp_path, data, kind, group):
+    records = data.draw(st.lists(nearly(kind) | value, max_size=4))
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(map(json.dumps, records)))
     check(path, kind, group)
 
 
 @budget
-@given(st.lists(st.binary(max_size=30) | nearly().map(lambda record: json.dumps(record).encode()), max_size=4), kinds)
-def test_lines_of_any_bytes(tmp_path, lines, kind):
+@given(st.data(), kinds)
+def test_lines_of_any_bytes(tmp_path, data, kind):
+    row = nearly(kind).map(lambda record: json.dumps(record).encode())
+    lines = data.draw(st.lists(st.binary(max_size=30) | row, max_size=4))
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\n".join(lines))
     check(path, kind, None)
@@ -108,7 +125,7 @@ def test_files_of_any_bytes(tmp_path, content, name, kind):
 @budget
 @given(st.data(), st.binary(max_size=4), kinds)
 def test_gzip_that_is_cut_or_damaged(tmp_path, data, damage, kind):
-    content = gzip.compress("\n".join(json.dumps(record) for record in 3 * RECORDS).encode())
+    content = gzip.compress("\n".join(json.dumps(record) for record in 3 * RECORDS[kind]).encode())
     place = data.draw(st.integers(0, len(content)))
     tail = content[place + len(damage) :] if data.draw(st.booleans()) else b""
     (tmp_path / "a.jsonl.gz").write_bytes(content[:place] + damage + tail)
@@ -149,6 +166,7 @@ def test_damaged_parquet(tmp_path, place, damage, kind):
 
 def test_the_rows_that_the_fuzzer_starts_from_are_read(tmp_path):
     """Otherwise nothing but refusals would be tested."""
-    for kind, records in (("pairs", RECORDS[:4]), ("ultrafeedback", RECORDS[4:])):
+    assert RECORDS.keys() == {name for name, kind in formats.KINDS.items() if issubclass(kind, Rows)}
+    for kind, records in RECORDS.items():
         (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
         assert len(check(tmp_path / "a.jsonl", kind, None)) == len(records)

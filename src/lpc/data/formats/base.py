@@ -80,6 +80,9 @@ class Dataset(Section):
 class Rows(Dataset):
     """A dataset of local files or of the hub."""
 
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Columns that `row` reads beside `source` and `system`: the names that `columns` may map."""
+
     path: Text = key(REQUIRED, "name on the hub, or a local .jsonl, .jsonl.gz or .parquet")
     revision: str | None = key(None, "commit, branch or tag on the hub; null: the newest, and its commit is recorded")
     hub_split: Text = key("train", "split of the hub's dataset that is read")
@@ -87,6 +90,32 @@ class Rows(Dataset):
         None,
         "column of the group that a row belongs to, such as its annotator; `prompt`: rows of a prompt are a group",
     )
+    columns: dict[str, Text] = key(
+        {},
+        "the file's column for each name that `kind` reads, and for `source`, `system` and `group`, where the file has "
+        "another name: `{prompt: question}`",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _group_among_columns(cls, values: Any) -> Any:
+        """`columns: {group: annotator}` is `group: annotator`."""
+        columns = values.get("columns") if isinstance(values, dict) else None
+        if not isinstance(columns, dict) or "group" not in columns:
+            return values
+        if values.get("group") not in (None, columns["group"]):
+            raise fault("columns.group", "`group` of this dataset names another column; remove one of the two")
+        rest = {name: column for name, column in columns.items() if name != "group"}
+        return {**values, "columns": rest, "group": columns["group"]}
+
+    @model_validator(mode="after")
+    def _columns_that_are_read(self):
+        known = (*self.reads, "source", "system", "group")
+        if unknown := [name for name in self.columns if name not in known]:
+            raise fault(
+                f"columns.{unknown[0]}", f"kind {self.kind} reads no column of this name; use {', '.join(known)}"
+            )
+        return self
 
     @property
     def has_groups(self) -> bool:

@@ -4,10 +4,12 @@ import math
 from typing import ClassVar, Literal
 
 from lpc.data.formats.base import ASPECTS, Malformed, Rows, check_object, check_text, field, make_row
+from lpc.data.formats.completions import completion
 
 
 class UltraFeedback(Rows):
     title: ClassVar[str] = "`instruction`, and `completions` with `response` and `overall_score`"
+    reads: ClassVar[tuple[str, ...]] = ("instruction", "completions")
 
     kind: Literal["ultrafeedback"]
 
@@ -29,28 +31,15 @@ def scored_row(record: object, default_source: str) -> dict:
         default_source,
         [{"role": "user", "content": instruction}],
         [
-            {
-                "model": _model(completion.get("model")),
-                "response": check_text(field(completion, "response"), "response"),
-                "score": _score(field(completion, "overall_score")),
-                "aspects": _aspects(completion.get("annotations")),
-            }
-            for completion in map(check_object, completions)
+            completion(
+                field(found, "response"),
+                field(found, "overall_score"),
+                found.get("model"),
+                _aspects(found.get("annotations")),
+            )
+            for found in map(check_object, completions)
         ],
     )
-
-
-def _score(value: object) -> float:
-    try:
-        if not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):
-            return float(value)
-    except OverflowError:  # an integer of hundreds of digits
-        pass
-    raise Malformed("score is not a number")
-
-
-def _model(value: object) -> str | None:
-    return check_text(value, "model") if isinstance(value, str) and value.strip() else None
 
 
 def _aspects(annotations: object) -> dict | None:
