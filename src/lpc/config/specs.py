@@ -97,6 +97,8 @@ class Split(Spec):
 
 class Pairs(Spec):
     ties: of(formats.base.Pairs, "ties")
+    min_margin: of(formats.base.Pairs, "min_margin")
+    score: of(formats.base.Pairs, "score")
     seed: of(formats.base.Pairs, "seed")
     drop_sources: of(formats.base.Pairs, "drop_sources")
 

@@ -46,22 +46,65 @@ def pair_id(*content) -> str:
     return sha256(files.canonical(content).encode()).hexdigest()[:32]
 
 
-def build(rows: Iterable[dict], *, ties: str, seed: int, drop_sources: list[str]) -> tuple[list[dict], dict[str, int]]:
-    """Pairs sorted by pair_id, and how many rows gave none, by reason.
+def by_aspects(row: dict) -> dict:
+    """Return the row with each completion's mean rating of its aspects as its score; None where it has no rating."""
+    return {**row, "completions": [{**found, "score": mean_rating(found)} for found in row["completions"]]}
 
-    ties: what becomes of a pair whose scores are equal, "keep" (as the published binarisation does) or "drop". A pair
-    of identical texts is always left out: nothing can be learned from it or measured on it.
+
+def mean_rating(completion: dict) -> float | None:
+    """Return the mean of those aspects of a completion that are rated."""
+    ratings = [rating for rating in (completion["aspects"] or {}).values() if rating is not None]
+    return sum(ratings) / len(ratings) if ratings else None
+
+
+def is_misread(completion: dict) -> bool:
+    """Return whether a score of 10 was one of 1: its aspects, of 1 to 5, have a mean of at most 2.
+
+    UltraFeedback's first release wrote 10 for 1, and such a completion may be the best of its row; see
+    https://huggingface.co/datasets/argilla/ultrafeedback-binarized-preferences.
     """
-    pairs, dropped, unknown = [], {"source": 0, "identical": 0, "tie": 0}, set(drop_sources)
+    rating = mean_rating(completion)
+    return completion["score"] == 10 and rating is not None and rating <= 2
+
+
+def build(
+    rows: Iterable[dict],
+    *,
+    ties: str,
+    seed: int,
+    drop_sources: list[str],
+    min_margin: float = 0.0,
+    score: str = "overall",
+) -> tuple[list[dict], dict[str, int]]:
+    """Return pairs sorted by pair_id, and how many rows gave none, by reason.
+
+    ties: what becomes of a pair whose scores are equal, "keep" (as the published binarisation does) or "drop".
+    min_margin: the least difference of scores. score: "overall", or "aspects" for `by_aspects`; a row with a completion
+    that has no rating gives no pair. By the overall score, a row with a misread one (see `is_misread`) gives none. A
+    pair of identical texts is always left out: nothing can be learned from it or measured on it.
+    """
+    pairs, unknown = [], set(drop_sources)
+    dropped = dict.fromkeys(("source", "unrated", "misread", "identical", "tie", "margin"), 0)
     for row in rows:
         unknown.discard(row["source"])
-        chosen, rejected = choose(row, seed)
         if row["source"] in drop_sources:
             dropped["source"] += 1
-        elif chosen["response"] == rejected["response"]:
+            continue
+        if score == "aspects":
+            row = by_aspects(row)
+            if any(found["score"] is None for found in row["completions"]):
+                dropped["unrated"] += 1
+                continue
+        elif any(map(is_misread, row["completions"])):
+            dropped["misread"] += 1
+            continue
+        chosen, rejected = choose(row, seed)
+        if chosen["response"] == rejected["response"]:
             dropped["identical"] += 1
         elif ties == "drop" and chosen["score"] == rejected["score"]:
             dropped["tie"] += 1
+        elif chosen["score"] - rejected["score"] < min_margin:
+            dropped["margin"] += 1
         else:
             texts = (chosen["response"], rejected["response"])
             pairs.append(

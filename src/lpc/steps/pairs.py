@@ -16,7 +16,7 @@ def parser():
 def main(args):
     spec = args.spec
     rows = (row for batch in files.read_batches(args.rows) for row in batch.to_pylist())
-    built, dropped = pairs.build(rows, ties=spec.ties, seed=spec.seed, drop_sources=spec.drop_sources)
+    built, dropped = pairs.build(rows, **dict(spec))
     summary = {"spec": spec.tracked(), "dropped": dropped, "splits": pairs.describe(built)}
     metadata = {**files.parquet_metadata(args.rows), "pairs": spec.tracked()}
     files.write_rows(args.output, built, pairs.PAIRS, metadata)

@@ -18,7 +18,7 @@ from lpc.steps import download_dataset, flip, pairs, split, world
 
 WORLD = {"rows": 300, "completions": 4, "score_noise": 0.5, "seed": 0}
 SPLIT = {"split": {"validation": 20, "test": 60, "seed": 0}, "max_rejected_rows": 0.0}
-PAIRS = {"ties": "keep", "seed": 0, "drop_sources": []}
+PAIRS = {"ties": "keep", "min_margin": 0.0, "score": "overall", "seed": 0, "drop_sources": []}
 FLIP = {"rate": 0.25, "marker": "[FLIP]", "seed": 0}
 
 
@@ -99,6 +99,18 @@ def test_the_same_spec_gives_the_same_bytes(done, tmp_path):
     make_flip(tmp_path)
     for name in ("rows.parquet", "split.json", "pairs.parquet", "pairs.json", "noisy.parquet", "noisy.json"):
         assert (tmp_path / name).read_bytes() == (done / name).read_bytes(), name
+
+
+def test_every_key_of_pairs_reaches_them(done, tmp_path):
+    spec = PAIRS | {"min_margin": 3.0, "ties": "drop", "drop_sources": ["poet"]}
+    outputs = {"output": tmp_path / "pairs.parquet", "summary": tmp_path / "pairs.json"}
+    run(pairs, spec, rows=done / "rows.parquet", **outputs)
+    built = files.read_parquet(outputs["output"])
+    assert pc.min(pc.subtract(built["chosen_score"], built["rejected_score"])).as_py() >= 3
+    dropped = files.read_json(outputs["summary"])["dropped"]
+    assert min(dropped["margin"], dropped["source"]) > 0 and built.num_rows + sum(dropped.values()) == 300
+    with pytest.raises(UserError, match=r"no pairs are left in train, validation, test \(.*'unrated': 300"):
+        run(pairs, PAIRS | {"score": "aspects"}, rows=done / "rows.parquet", **outputs)
 
 
 def test_the_order_of_rows_in_the_file_does_not_matter(done, tmp_path):

@@ -3,6 +3,7 @@ import random
 import pytest
 
 from lpc.cli import UserError
+from lpc.data.formats.base import ASPECTS
 from lpc.data.formats.ultrafeedback import scored_row
 from lpc.data.pairs import build, choose, describe
 
@@ -63,7 +64,7 @@ def test_ties_are_kept_or_dropped_by_the_rule():
     rows = [row([2, 2], i) for i in range(3)] + [row([2, 1], i) for i in range(3, 8)]
     kept, dropped = made(rows)
     assert len(kept) == 8
-    assert dropped == {"source": 0, "identical": 0, "tie": 0}
+    assert dropped == {"source": 0, "unrated": 0, "misread": 0, "identical": 0, "tie": 0, "margin": 0}
     assert sum(pair["chosen_score"] == pair["rejected_score"] for pair in kept) == 3
     # The first of equals is chosen, as in the published binarisation.
     assert all(pair["chosen"].startswith("text 0") for pair in kept)
@@ -71,6 +72,46 @@ def test_ties_are_kept_or_dropped_by_the_rule():
     assert len(left) == 5
     assert dropped["tie"] == 3
     assert all(pair["chosen_score"] > pair["rejected_score"] for pair in left)
+
+
+def test_pairs_of_a_small_margin_are_left_out_and_counted():
+    rows = [row(scores, i) for i, scores in enumerate([[3, 2], [3, 2.5], [3, 2.51], [2, 2]])]
+    pairs, dropped = made(rows, min_margin=0.5)
+    assert {pair["chosen_score"] - pair["rejected_score"] for pair in pairs} == {1, 0.5} and dropped["margin"] == 2
+    assert made(rows, min_margin=0.51, ties="drop")[1] == {**dict.fromkeys(dropped, 0), "tie": 1, "margin": 2}
+    assert len(made(rows)[0]) == 4
+
+
+def rated(scores, ratings, i=0):
+    """A row with these ratings of its completions' aspects, in order."""
+    found = row(scores, i)
+    for completion, values in zip(found["completions"], ratings, strict=True):
+        completion["aspects"] = values and dict(zip(ASPECTS, values, strict=True))
+    return found
+
+
+def test_aspects_take_the_place_of_the_score():
+    """Their mean over those that are rated; a row with a completion without any gives no pair."""
+    ratings = [(1, 2, 3, 3), (None, 4, 5, None), (4, 4, 4, 4)]
+    rows = [rated([9, 1, 1], ratings), rated([9, 1], [(4, 4, 4, 4), None], 1)]
+    held_out = [{**rated([2, 1], [(5, 5, 5, 5), (1, 1, 1, 1)], name), "split": name} for name in ("validation", "test")]
+    pairs, dropped = build([*rows, *held_out], ties="keep", seed=0, drop_sources=[], score="aspects")
+    (pair,) = (pair for pair in pairs if pair["split"] == "train")
+    assert pair["chosen"] == "text 1 of 0" and pair["chosen_score"] == 4.5
+    assert pair["rejected_score"] == {"text 0 of 0": 2.25, "text 2 of 0": 4}[pair["rejected"]]
+    assert pair["chosen_aspects"]["honesty"] == 4 and dropped["unrated"] == 1
+    assert {pair["chosen"] for pair in made(rows)[0]} == {"text 0 of 0", "text 0 of 1"}
+
+
+def test_a_score_of_1_that_was_read_as_10_gives_no_pair():
+    low, high = (2, 2, 2, 2), (2, 2, 2, 3)
+    misread = [rated([10, 7], [low, high], 0), rated([7, 10], [high, (1, None, 1, None)], 1)]
+    sound = [rated([10, 7], [high, low], 2), rated([9.5, 7], [low, high], 3), rated([10, 7], [None, low], 4)]
+    pairs, dropped = made([*misread, *sound])
+    assert {pair["chosen"] for pair in pairs} == {f"text 0 of {i}" for i in (2, 3, 4)} and dropped["misread"] == 2
+    held_out = [{**rated([2, 1], [low, high], name), "split": name} for name in ("validation", "test")]
+    _, dropped = build([*misread, *held_out], ties="keep", seed=0, drop_sources=[], score="aspects")
+    assert dropped == dict.fromkeys(dropped, 0), "the overall score is not read"
 
 
 def test_a_pair_has_the_group_of_its_row():

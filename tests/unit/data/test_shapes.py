@@ -58,6 +58,7 @@ def test_the_guide_has_every_kind_that_reads_rows():
 
 # Rows of one shape that cannot be used
 
+PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
 TURN = [{"role": "user", "content": "q"}]
 NECTAR = {"prompt": "q", "answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 2}]}
 VOTES = {"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 1, "score_A": 5, "score_B": 2}
@@ -73,6 +74,9 @@ SHARED = {
 @pytest.mark.parametrize(
     ("kind", "record", "reason"),
     [
+        ("pairs", {**PAIR, "chosen_score": 5}, "missing field rejected_score"),
+        ("pairs", {**PAIR, "chosen_score": "5", "rejected_score": 2}, "chosen_score is not a number"),
+        ("pairs", {**PAIR, "chosen_score": 1, "rejected_score": 2}, "chosen_score is below rejected_score"),
         ("implicit-prompt", {"chosen": "blue", "rejected": "black"}, "chosen and rejected begin with no common word"),
         ("implicit-prompt", {"chosen": " a b", "rejected": " a c", "system": 3}, "system is not text"),
         ("implicit-prompt", {"chosen": "a b"}, "missing field rejected"),
@@ -114,6 +118,9 @@ def test_malformed_rows_by_reason(kind, record, reason):
 @pytest.mark.parametrize(
     ("kind", "record", "scores"),
     [
+        ("pairs", {**PAIR, "chosen_score": 5, "rejected_score": 2.5}, [5, 2.5]),
+        ("pairs", {**PAIR, "chosen_score": 5, "rejected_score": 5}, [5, 5]),
+        ("pairs", {**PAIR, "chosen_score": None, "rejected_score": None}, [1, 0]),
         ("nectar", NECTAR, [-1, -2]),
         ("shp", VOTES, [5, 2]),
         ("shp", {**VOTES, "labels": 0, "score_A": None, "score_B": None}, [0, 1]),

@@ -43,6 +43,11 @@ class Pairs(Section):
     ties: Literal["keep", "drop"] = key(
         "keep", "a best completion that shares its score: `keep` (the first is chosen) or `drop`"
     )
+    min_margin: float = key(0.0, "least difference of the two scores; closer pairs are left out", ge=0)
+    score: Literal["overall", "aspects"] = key(
+        "overall",
+        "what completions are compared by: their score, or `aspects`, the mean of UltraFeedback's four ratings",
+    )
     seed: Seed = key(0, "draws the rejected completion")
     drop_sources: Annotated[list[str], Unique()] = key([], "sources that give no pairs, e.g. `[truthful_qa]`")
 

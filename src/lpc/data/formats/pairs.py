@@ -7,7 +7,8 @@ messages.
 
 from typing import ClassVar, Literal
 
-from lpc.data.formats.base import Malformed, Rows, check_object, check_text, field, identity, make_row, preferred
+from lpc.data.formats.base import Malformed, Rows, check_object, check_text, field, identity, make_row
+from lpc.data.formats.completions import check_number, completion
 from lpc.data.formats.dialogues import check_messages, is_dialogue, parse_dialogue, prompt_messages
 
 
@@ -16,7 +17,7 @@ class FlatPairs(Rows):
         "`chosen` and `rejected` as dialogues of Human and Assistant, as lists of messages, or as completions beside a"
         " `prompt`"
     )
-    reads: ClassVar[tuple[str, ...]] = ("prompt", "chosen", "rejected")
+    reads: ClassVar[tuple[str, ...]] = ("prompt", "chosen", "rejected", "chosen_score", "rejected_score")
 
     kind: Literal["pairs"]
 
@@ -34,7 +35,18 @@ def pair_row(record: object, default_source: str) -> dict:
         responses.append(last["content"])
     if prompts[0] != prompts[1]:
         raise Malformed("chosen and rejected have different prompts")
-    return make_row(record, default_source, prompts[0], preferred(*responses))
+    return make_row(record, default_source, prompts[0], list(map(completion, responses, _scores(record))))
+
+
+def _scores(record: dict) -> tuple[float, float]:
+    """The scores of chosen and rejected completion; 1 and 0 where the row says only which one is better."""
+    names = ("chosen_score", "rejected_score")
+    if all(record.get(name) is None for name in names):
+        return 1.0, 0.0
+    chosen, rejected = (check_number(field(record, name), name) for name in names)
+    if chosen < rejected:
+        raise Malformed("chosen_score is below rejected_score")
+    return chosen, rejected
 
 
 def _whole(record: object, name: str) -> list:
