@@ -124,9 +124,12 @@ assert {row["completions"][1]["response"] for row in rows} == {"No idea."}
     assert (rejected["row"], rejected["reason"]) == (21, "missing field worse")
     words = "`better-worse`: `question`, `better` and `worse`"
     assert_resolves(checkout, words, datasets={**SMALL["datasets"], "mine": dataset})
-    config = checkout.write({**SMALL, "datasets": {**SMALL["datasets"], "mine": dataset}})
+    (checkout.folder / "held.jsonl").write_text(json.dumps(rows[0]))
+    own = {**dataset, "split": {"validation": 2, "test": "held.jsonl"}}
+    config = checkout.write({**SMALL, "datasets": {**SMALL["datasets"], "mine": own}})
     target = "results/small/data/mine/rows.parquet"
     planned = checkout.snakemake(target, "--dry-run", "--configfile", config)
+    assert re.search(r"input: mine.jsonl, held.jsonl, .*\n    output: results/small/data/mine/dataset.json", planned)
     (inputs,) = re.findall(rf"input: (.*)\n    output: {target}", planned)
     assert {Path(file).name for file in inputs.split(", ") if "/formats/" in file} == {
         "__init__.py", "base.py", "better_worse.py",

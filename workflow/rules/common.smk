@@ -197,8 +197,8 @@ def pick(section, *names):
 
 
 def local_dataset(wildcards):
-    path = dataset(wildcards).path
-    return [path] if is_local(path) else []
+    entry = dataset(wildcards)
+    return [entry.path, *entry.split.own().values()] if is_local(entry.path) else []
 
 
 def local_base(wildcards):
@@ -219,7 +219,7 @@ def world_spec(wildcards):
 
 
 def download_dataset_spec(wildcards):
-    return specs.DownloadDataset(**pick(dataset(wildcards), *specs.DownloadDataset.model_fields))
+    return specs.DownloadDataset.of_dataset(dataset(wildcards))
 
 
 def split_spec(wildcards):

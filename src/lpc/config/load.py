@@ -184,8 +184,17 @@ def _check_names(raw: dict, faults: Faults) -> None:
 def _check_files(sound: dict, faults: Faults) -> None:
     for name, dataset in sound["datasets"].items():
         file = getattr(dataset, "path", None)
-        if file and is_local(file) and not Path(file).is_file():
-            faults.add(("datasets", name, "path"), f"{file}: no such file; use a .jsonl, .jsonl.gz or .parquet")
+        if not file or not is_local(file):
+            continue
+        for path, place in [
+            (("path",), file),
+            *((("split", split), own) for split, own in dataset.split.own().items()),
+        ]:
+            if not Path(place).is_file():
+                faults.add(("datasets", name, *path), f"{place}: no such file; use a .jsonl, .jsonl.gz or .parquet")
+        for key in ("revision", "hub_config", "data_dir"):
+            if getattr(dataset, key) is not None:
+                faults.add(("datasets", name, key), f"only a dataset of the hub has it, and {file} is local; remove it")
     for name, base in sound["bases"].items():
         model = getattr(base, "model", None)
         if model and is_local(model) and not (Path(model) / "config.json").is_file():

@@ -80,13 +80,30 @@ class World(Spec):
     people: of(world.World, "people")
 
 
+def own_split(name: str) -> Any:
+    """Return the type of a spec's field that is the data's own split for `name`."""
+    extra = {"role": str(Role.SCIENCE), "of": "Split"}
+    words = f"the data's own split for {name}; null: its rows are drawn"
+    return Annotated[str | None, Field(default=None, description=words, json_schema_extra=extra)]
+
+
 class DownloadDataset(Spec):
     kind: str = key(REQUIRED, "kind of the dataset")
     path: of(formats.base.Rows, "path")
     revision: of(formats.base.Rows, "revision")
     hub_split: of(formats.base.Rows, "hub_split")
+    hub_config: of(formats.base.Rows, "hub_config")
+    data_dir: of(formats.base.Rows, "data_dir")
+    validation: own_split("validation")
+    test: own_split("test")
     group: of(formats.base.Rows, "group")
     columns: of(formats.base.Rows, "columns")
+
+    @classmethod
+    def of_dataset(cls, entry: formats.base.Rows) -> "DownloadDataset":
+        """Return the spec of a dataset's section."""
+        values = dict(entry) | {"validation": None, "test": None} | entry.split.own()
+        return cls(**{name: values[name] for name in cls.model_fields})
 
 
 class Split(Spec):

@@ -26,21 +26,38 @@ def describe_dataset(
     path: str,
     revision: str | None,
     hub_split: str,
+    hub_config: str | None = None,
+    data_dir: str | None = None,
+    validation: str | None = None,
+    test: str | None = None,
     group: str | None = None,
     columns: dict[str, str] | None = None,
 ) -> dict:
-    """Return the content of dataset.json. A hub data set is downloaded first; it adds `folder` (its copy) and
-    `hub_split`. group: the column that names a row's group, or "prompt"; see `lpc.data.read.with_group`. columns: the
-    file's column for each name that the kind reads; see `lpc.data.read.with_names`."""
+    """Return the content of dataset.json. A hub data set is downloaded first; it adds `folder` (its copy) and what
+    `datasets.load_dataset` gets to read it.
+
+    validation, test: the data's own splits, as names on the hub or as local files; `own_splits` has the name, or the
+    list of files. group: the column that names a row's group, or "prompt"; see `lpc.data.read.with_group`. columns: the
+    file's column for each name that the kind reads; see `lpc.data.read.with_names`.
+    """
+    own = {name: split for name, split in (("validation", validation), ("test", test)) if split is not None}
     if is_local(path):
         found = [str(file) for file in list_files(path)]
         record = {"kind": kind, "path": path, "files": found, "revision": None}
+        own = {name: [str(file) for file in list_files(split)] for name, split in own.items()}
+        found = [*found, *(file for files_of_split in own.values() for file in files_of_split)]
     else:
         folder = download(path, "dataset", revision)
         found = sorted(str(file) for file in folder.rglob("*") if file.is_file())
         record = {"kind": kind, "path": path, "files": found, "revision": folder.name}
-        record |= {"folder": str(folder), "hub_split": hub_split}
-    return {**record, "group": group, "columns": columns or {}, "sha256": {file: files.sha256(file) for file in found}}
+        record |= {"folder": str(folder), "hub_split": hub_split, "hub_config": hub_config, "data_dir": data_dir}
+    return {
+        **record,
+        "own_splits": own,
+        "group": group,
+        "columns": columns or {},
+        "sha256": {file: files.sha256(file) for file in found},
+    }
 
 
 def download(name: str, kind: str, revision: str | None, patterns: list[str] | None = None) -> Path:

@@ -121,19 +121,24 @@ def _hub_records(dataset: dict) -> Iterator[tuple[str, int, object]]:
         )
     try:
         # Streaming reads the files themselves; otherwise a second copy of all rows would be written to the cache.
-        rows = datasets.load_dataset(folder, split=split, streaming=True)
+        rows = datasets.load_dataset(
+            folder, dataset.get("hub_config"), data_dir=dataset.get("data_dir"), split=split, streaming=True
+        )
     except (ValueError, FileNotFoundError) as error:
-        raise UserError(f"{dataset['path']}: split {split!r} cannot be read ({error}); correct `hub_split`") from None
+        raise UserError(
+            f"{dataset['path']}: split {split!r} cannot be read ({error}); correct `hub_split`, `hub_config`, "
+            "`data_dir` or `split` of this dataset"
+        ) from None
     number = 0
     try:
         for number, record in enumerate(rows, 1):
-            yield dataset["path"], number, record
+            yield f"{dataset['path']} ({split})", number, record
     except (datasets.exceptions.DatasetsError, pa.ArrowException, OSError, ValueError) as error:
         raise UserError(
             f"{dataset['path']}: split {split!r} cannot be read after row {number} ({error}); download it again"
         ) from None
     if number == 0:
-        raise UserError(f"{dataset['path']}: split {split!r} holds no rows; correct `hub_split`")
+        raise UserError(f"{dataset['path']}: split {split!r} holds no rows; correct `hub_split` or `split`")
 
 
 # Rows
@@ -142,15 +147,16 @@ def _hub_records(dataset: dict) -> Iterator[tuple[str, int, object]]:
 def read(dataset: dict) -> tuple[list[dict], list[dict], int]:
     """(rows, rejects, copies) of a dataset.json.
 
-    rows are packed (see `pack`) and sorted by row_id, and so independent of the order in the files; rejects are the
-    malformed ones as {file, row, reason, columns}; copies counts rows left out because an equal one is there already.
+    rows are packed (see `pack`) and sorted by row_id, and so independent of the order in the files; those of the data's
+    own splits have a `split`. rejects are the malformed ones as {file, row, reason, columns}; copies counts rows left
+    out because an equal one is there already: of two splits, that of test is kept, then that of validation.
     """
     # The name of rows that carry no source of their own: "hh-rlhf" for Anthropic/hh-rlhf and for data/hh-rlhf.jsonl.gz.
     default = dataset["path"].rstrip("/").rpartition("/")[2].partition(".jsonl")[0].removesuffix(".parquet")
     kind = formats.kind(dataset["kind"])
     group, columns = dataset.get("group"), dataset.get("columns") or {}
     rows, rejects, copies, missing = {}, [], 0, set(columns.values())
-    for file, number, record in records(dataset):
+    for own, file, number, record in all_records(dataset):
         try:
             if isinstance(record, Malformed):
                 raise record
@@ -160,8 +166,10 @@ def read(dataset: dict) -> tuple[list[dict], list[dict], int]:
         except Malformed as error:
             rejects.append({"file": file, "row": number, "reason": str(error), "columns": _columns(record)})
             continue
-        copies += row["row_id"] in rows
-        rows[row["row_id"]] = pack(row)
+        if row["row_id"] in rows:
+            copies += 1
+        else:
+            rows[row["row_id"]] = pack(row | own)
     absent = {f"columns.{name}": column for name, column in columns.items() if column in missing}
     if rows and group and all(row["group"] is None for row in rows.values()):
         absent["group"] = group
@@ -174,6 +182,16 @@ def read(dataset: dict) -> tuple[list[dict], list[dict], int]:
             f"last row: {', '.join(found)})"
         )
     return [rows[row_id] for row_id in sorted(rows)], rejects, copies
+
+
+def all_records(dataset: dict) -> Iterator[tuple[dict, str, int, object]]:
+    """Yield what `records` does, of the data's own splits first, after {"split": "test"} or {"split": "validation"},
+    and then of the rest, after {}."""
+    place = "files" if dataset["revision"] is None else "hub_split"
+    own = dataset.get("own_splits") or {}
+    parts = [({"split": name}, {place: own[name]}) for name in ("test", "validation") if name in own]
+    for split, part in [*parts, ({}, {})]:
+        yield from ((split, *found) for found in records(dataset | part))
 
 
 CONTENT = ("messages", "completions")

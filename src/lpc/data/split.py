@@ -11,19 +11,22 @@ SPLITS = ("train", "validation", "test")
 def split_prompts(rows: dict[str, int], sizes: dict[str, int], seed: int, what: str = "prompts") -> dict[str, str]:
     """Assign prompts, or whatever else `what` says that the rows are counted by, to splits.
 
-    rows: prompt_id to its number of rows; sizes: wanted rows of validation and test. Prompts are taken in the order of
-    a salted hash, each that still fits; so a split misses its size by less than the rows of one prompt, if there are
-    enough prompts. The salt matters: data sets exist whose prompts were themselves selected by an unsalted hash.
+    rows: prompt_id to its number of rows; sizes: wanted rows of validation, of test, or of both. Prompts are taken in
+    the order of a salted hash, each that still fits; so a split misses its size by less than the rows of one prompt, if
+    there are enough prompts. The salt matters: data sets exist whose prompts were themselves selected by an unsalted
+    hash.
     """
     total = sum(rows.values())
-    if sum(sizes.values()) >= total:
+    drawn = [name for name in ("test", "validation") if name in sizes]
+    if sizes and sum(sizes.values()) >= total:
+        wanted = " and ".join(f"{name} ({sizes[name]})" for name in drawn)
         raise UserError(
-            f"split: test ({sizes['test']}) and validation ({sizes['validation']}) must leave rows for training, but "
-            f"the data has {total}; make `split` of this dataset smaller"
+            f"split: {wanted} must leave rows for training, but the data has {total}; make `split` of this dataset "
+            "smaller"
         )
     order = sorted(rows, key=lambda prompt_id: sha256(f"lpc split {seed} {prompt_id}".encode()).digest())
     assigned = {}
-    for name in ("test", "validation"):
+    for name in drawn:
         room = sizes[name]
         for prompt_id in order:
             if prompt_id not in assigned and rows[prompt_id] <= room:
@@ -33,12 +36,34 @@ def split_prompts(rows: dict[str, int], sizes: dict[str, int], seed: int, what: 
     filled = collections.Counter()
     for prompt_id, name in assigned.items():
         filled[name] += rows[prompt_id]
-    if empty := [name for name in SPLITS if not filled[name]]:
+    if empty := [name for name in SPLITS if name in ("train", *drawn) and not filled[name]]:
         raise UserError(
             f"split {' and '.join(empty)}: no rows left, with {total} rows of {len(rows)} {what} and "
             f"sizes {sizes}; change `split` of this dataset"
         )
     return assigned
+
+
+def keep_own(rows: list[dict]) -> list[dict]:
+    """Return the rows without those whose prompt is in another of the data's own splits: test first, then validation.
+
+    rows: those of own splits have a `split`. Raises UserError where no row of an own split is left.
+    """
+    own = {row["split"] for row in rows if "split" in row}
+    for name in ("test", "validation"):
+        taken = {row["prompt_id"] for row in rows if row.get("split") == name}
+        rows = [row for row in rows if row.get("split") == name or row["prompt_id"] not in taken]
+        if name in own and not taken:
+            raise UserError(f"split {name}: no rows left, since all its prompts are in test; correct `split.{name}`")
+    return rows
+
+
+def limited(rows: list[dict], limit: int | None) -> list[dict]:
+    """Return the rows of own splits and `limit` of the others, the first in the order of a salted hash; None: all."""
+    drawn = [row["row_id"] for row in rows if "split" not in row]
+    drawn.sort(key=lambda row_id: sha256(f"lpc limit {row_id}".encode()).digest())
+    left_out = set() if limit is None else set(drawn[limit:])
+    return [row for row in rows if row["row_id"] not in left_out]
 
 
 def split_groups(rows: list[dict], sizes: dict[str, int], seed: int) -> list[dict]:

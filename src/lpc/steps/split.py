@@ -18,19 +18,24 @@ def parser():
 
 def main(args):
     dataset = files.read_json(args.record)
-    sizes = {name: getattr(args.spec.split, name) for name in ("validation", "test")}
+    settings = args.spec.split
     rows, rejects, copies = read.read(dataset)
     # First of all, so that who runs this by hand can look at what a failure below is about.
     files.write_text(args.rejects, "".join(json.dumps(reject, sort_keys=True) + "\n" for reject in rejects))
     reasons = read.check_share(len(rows), rejects, args.spec.max_rejected_rows)
     found = len(rows)
-    if args.spec.split.by == "group":
-        rows = split.split_groups(rows, sizes, args.spec.split.seed)
+    rows = split.keep_own(rows)
+    dropped, found = found - len(rows), len(rows)
+    rows = split.limited(rows, settings.limit)
+    beyond_limit, found = found - len(rows), len(rows)
+    if settings.by == "group":
+        rows = split.split_groups(rows, settings.sizes(), settings.seed)
+        dropped += found - len(rows)
     else:
-        assigned = split.split_prompts(split.count_rows(rows), sizes, args.spec.split.seed)
-        for row in rows:
+        drawn = [row for row in rows if "split" not in row]
+        assigned = split.split_prompts(split.count_rows(drawn), settings.sizes(), settings.seed)
+        for row in drawn:
             row["split"] = assigned[row["prompt_id"]]
-    dropped = found - len(rows)
     if args.spec.annotators is not None:
         kind = formats.kind(dataset["kind"])
         rows = [*map(read.pack, kind.draw_annotators([*map(read.unpack, rows)], args.spec.annotators))]
@@ -40,6 +45,7 @@ def main(args):
         "rejected": reasons,
         "copies": copies,
         "dropped": dropped,
+        "beyond_limit": beyond_limit,
         "splits": split.describe(rows),
     }
     metadata = {"spec": args.spec.tracked(), "dataset": dataset}

@@ -71,6 +71,9 @@ def test_training_of_a_recipe_overrides_single_keys():
     assert config.recipes["ipo"].training == whole
 
 
+HUB = {"kind": "pairs", "path": "org/prefs", "split": {"validation": 5, "test": 5}}
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
@@ -96,6 +99,24 @@ def test_training_of_a_recipe_overrides_single_keys():
             ["datasets.mine.path: ./no.jsonl.gz: no such file"],
         ),
         ({"datasets__mine": {"kind": "pairs"}}, ["datasets.mine: path is missing", "datasets.mine: split is missing"]),
+        ({"datasets__world__split": {"validation": 0, "test": 5}}, ["split.validation: 0 is neither a number of rows"]),
+        ({"datasets__world__split": {"validation": 5, "test": "9"}}, ["1 fault", "world.split.test: '9' is neither"]),
+        ({"datasets__world__split": {"validation": 5, "test": "x"}}, ["split.test: a generated world has no splits"]),
+        ({"datasets__world__split": {"validation": 5, "test": 5, "limit": 10}}, ["test take 10 of 10 rows; leave"]),
+        (
+            {"datasets__mine": HUB | {"split": {"validation": 5, "test": "x", "by": "group"}}},
+            ["mine.split.by: group dr"],
+        ),
+        ({"datasets__mine": HUB | {"columns": {"promt": "q"}}}, ["mine.columns.promt: kind pairs reads no column of"]),
+        ({"datasets__mine": HUB | {"columns": {"group": 3}}}, ["mine.group: 3 is an integer, expected a string"]),
+        ({"datasets__mine": HUB | {"columns": {"group": "a"}, "group": "b"}}, ["mine.columns.group: `group` of this"]),
+        (
+            {
+                "datasets__mine": HUB
+                | {"path": __file__, "hub_config": "x", "split": {"validation": 5, "test": "no.jsonl"}}
+            },
+            ["mine.hub_config: only a dataset of the hub has it", "mine.split.test: no.jsonl: no such file"],
+        ),
         ({"noise__clean": {"rate": 0.5}}, ["noise.clean: clean is the name of a dataset without noise"]),
         ({"tokens__max_prompt_length": 256}, ["tokens.max_prompt_length: 256 leaves no room"]),
         ({"bases__tiny__scratch__dataset": "wold"}, ["bases.tiny.scratch.dataset: wold is not defined under datasets"]),

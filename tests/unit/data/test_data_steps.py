@@ -83,7 +83,7 @@ def test_no_prompt_is_in_two_splits(done):
 
 def test_metadata_says_what_made_the_file(done):
     metadata = files.parquet_metadata(done / "noisy.parquet")
-    assert metadata["spec"] == {**SPLIT, "split": {**SPLIT["split"], "by": "prompt"}, "annotators": None}
+    assert metadata["spec"] == {**SPLIT, "split": {**SPLIT["split"], "by": "prompt", "limit": None}, "annotators": None}
     assert metadata["pairs"] == PAIRS
     assert metadata["noise"] == FLIP
     assert metadata["dataset"] == files.read_json(done / "dataset.json")
@@ -134,6 +134,39 @@ def test_people_of_a_world_are_the_groups_of_its_rows(tmp_path):
     rows = files.read_parquet(tmp_path / "rows.parquet", ["group", "split"]).to_pylist()
     people = {name: {row["group"] for row in rows if row["split"] == name} for name in ("train", "validation", "test")}
     assert {name: len(groups) for name, groups in people.items()} == {"train": 8, "validation": 1, "test": 3}
+
+
+def test_own_splits_of_local_files(tmp_path):
+    """Prompts 0 to 39 are the rest, 25 to 34 validation, 30 to 44 test: each prompt stays in the last of these."""
+    ranges = {"prefs": range(40), "test": range(30, 45), "dev": range(25, 35)}
+    for name, numbers in ranges.items():
+        lines = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b" + "c" * (i % 2 and name == "dev")} for i in numbers]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path, dev, test = (str(tmp_path / f"{name}.jsonl") for name in ("prefs", "dev", "test"))
+    spec = {"kind": "pairs", "path": path, "validation": dev, "test": test}
+    run(download_dataset, spec, output=tmp_path / "dataset.json")
+    record = files.read_json(tmp_path / "dataset.json")
+    assert record["files"] == [path] and record["own_splits"] == {"validation": [dev], "test": [test]}
+    assert set(record["sha256"]) == {path, dev, test}
+    make_split(tmp_path, {"split": {"validation": dev, "test": test}})
+    prompts = {name: set() for name in ("train", "validation", "test")}
+    for row in files.read_parquet(tmp_path / "rows.parquet").to_pylist():
+        prompts[row["split"]].add(int(row["messages"][0]["content"][1:]))
+    assert prompts == {"train": {*range(25)}, "validation": {*range(25, 30)}, "test": {*range(30, 45)}}
+    summary = files.read_json(tmp_path / "split.json")
+    # Of equal rows that of test stays, then that of validation: ten of the rest are in test, and those of even prompts
+    # of validation are in test or in the rest. Of the others, two are dropped from validation and three from the rest.
+    assert (summary["copies"], summary["dropped"], summary["beyond_limit"]) == (15, 5, 0)
+
+    run(download_dataset, spec | {"validation": None}, output=tmp_path / "dataset.json")
+    make_split(tmp_path, {"split": {"validation": 4, "test": test, "limit": 20}})
+    summary = files.read_json(tmp_path / "split.json")
+    assert {name: part["rows"] for name, part in summary["splits"].items()} == {
+        "train": 16,
+        "validation": 4,
+        "test": 15,
+    }
+    assert (summary["copies"], summary["dropped"], summary["beyond_limit"]) == (10, 0, 10)
 
 
 def test_annotators_of_populations_are_drawn_in_each_split(tmp_path):

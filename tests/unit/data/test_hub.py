@@ -11,7 +11,7 @@ import pytest
 
 from lpc.cli import UserError
 from lpc.data.hub import describe_dataset
-from lpc.data.read import read
+from lpc.data.read import read, unpack
 from lpc.model.checkpoint import describe_base, load_on_meta, weight_files
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -74,6 +74,44 @@ def test_a_hub_dataset_from_the_cache_to_rows(tmp_path):
     shutil.rmtree(snapshot)
     with pytest.raises(UserError, match="the downloaded data set is gone"):
         read(record)
+
+
+CARD = """---
+configs:
+- config_name: easy
+  data_files: [{split: train, path: easy/train.jsonl}, {split: held_out, path: easy/test.jsonl}]
+- config_name: hard
+  data_files: [{split: train, path: hard/train.jsonl}]
+---
+"""
+
+
+def test_configuration_folder_and_own_splits_of_a_hub_dataset(tmp_path):
+    snapshot = in_cache(tmp_path, "dataset", "org/prefs")
+    (snapshot / "README.md").write_text(CARD)
+    for number, (folder, split) in enumerate([("easy", "train"), ("easy", "test"), ("hard", "train")]):
+        (snapshot / folder).mkdir(exist_ok=True)
+        lines = [json.dumps(pair(10 * number + i)) for i in range(3 + number)]
+        (snapshot / folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    source = tmp_path / "dataset.json"
+    spec = dataset_spec(hub_config="easy", test="held_out")
+    done = step("download_dataset", tmp_path, spec, "--output", source)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(source.read_text())
+    assert (record["hub_config"], record["data_dir"], record["own_splits"]) == ("easy", None, {"test": "held_out"})
+
+    def found(record):
+        return {(row.get("split"), unpack(row)["messages"][0]["content"]) for row in read(record)[0]}
+
+    own = [("test", f"question {i}") for i in range(10, 14)]
+    rest = [(None, f"question {i}") for i in range(3)]
+    assert found(record) == {*own, *rest}
+    for place in ({"hub_config": "hard"}, {"hub_config": None, "data_dir": "hard"}):
+        assert found(record | place | {"own_splits": {}}) == {(None, f"question {i}") for i in range(20, 25)}
+    with pytest.raises(UserError, match=r"split 'held_out' cannot be read .*correct `hub_split`, `hub_config`"):
+        read(record | {"hub_config": "hard"})
+    with pytest.raises(UserError, match=r"(?s)cannot be read .*easy.*hard"):
+        read(record | {"hub_config": None})
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ TURN = {"from": "human", "value": "q"}
 RECORDS = {
     "pairs": PAIRS,
     "ultrafeedback": [{"instruction": "q", "completions": COMPLETIONS, "source": "s", "system": None, "worker": "w"}],
+    "populations": [{"prompt": "q", "responses": {"a": "x", "b": "y"}, "worker": 3}],
     "implicit-prompt": [{"chosen": "a b", "rejected": "a c", "worker": 3}],
     "nectar": [{"prompt": "q", "answers": [{"answer": text, "rank": 1.0} for text in "ab"], "source": ["s"]}],
     "shp": [{"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 1, "score_A": 3, "score_B": 2}],

@@ -23,7 +23,7 @@ SPLIT = {"validation": 1, "test": 1}
 
 
 def entry(**keys):
-    return TypeAdapter(Dataset).validate_python({"split": SPLIT, **keys})
+    return TypeAdapter(Dataset).validate_python({"split": SPLIT} | keys)
 
 
 def rows_of(folder, records, **keys):
@@ -31,8 +31,7 @@ def rows_of(folder, records, **keys):
     path = folder / "prefs.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     settings = entry(path=str(path), **keys)
-    names = specs.DownloadDataset.model_fields
-    rows, rejects, _ = read(describe_dataset(**{name: getattr(settings, name) for name in names}))
+    rows, rejects, _ = read(describe_dataset(**dict(specs.DownloadDataset.of_dataset(settings))))
     return list(map(unpack, rows)), rejects
 
 
@@ -54,6 +53,12 @@ def test_the_guide_has_every_kind_that_reads_rows():
     kinds = {name for name, kind in formats.KINDS.items() if issubclass(kind, Rows)}
     assert {yaml.safe_load(settings)["kind"] for _, settings, _ in SHAPES} == kinds
     assert len(SHAPES) == GUIDE.count("| `{kind: "), "every row of the table is an example"
+
+
+def test_the_data_sets_of_the_guide_are_settings():
+    blocks = re.findall(r"^```yaml\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
+    found = {name: entry(**keys) for block in blocks for name, keys in yaml.safe_load(block)["datasets"].items()}
+    assert found["orca"].columns == {"prompt": "question"} and found["helpful"].split.own() == {"test": "test"}
 
 
 # Rows of one shape that cannot be used
@@ -90,6 +95,7 @@ SHARED = {
         ("shp", {**VOTES, "labels": 2}, "labels is neither 0 nor 1"),
         ("shp", {**VOTES, "labels": True}, "labels is not a number"),
         ("shp", {**VOTES, "labels": 0}, "score_A and score_B contradict labels"),
+        ("shp", {**VOTES, "labels": 0, "score_A": 2}, "score_A and score_B contradict labels"),
         ("shp", {**VOTES, "score_A": 2}, "score_A and score_B contradict labels"),
         ("shp", {**VOTES, "score_A": None}, "missing field score_A"),
         ("shp", {**VOTES, "history": [3]}, "history is not text"),
@@ -141,8 +147,10 @@ def test_whole_dialogues_of_turns_and_prompts_of_words():
     row = formats.kind("implicit-prompt").row({"chosen": "It is\nblue", "rejected": "It is\nblue and black"}, "-")
     assert row["messages"][0]["content"] == "It is"
     assert [completion["response"] for completion in row["completions"]] == ["blue", "blue and black"]
-    row = formats.kind("nectar").row({**NECTAR, "source": ["a", "b"]}, "-")
-    assert row["source"] == "a+b"
+    answers = [{**answer, "answer": f" {answer['answer']}\n", "model": "m"} for answer in NECTAR["answers"]]
+    row = formats.kind("nectar").row({**NECTAR, "answers": answers, "source": ["a", "b"]}, "-")
+    assert row["source"] == "a+b" and formats.kind("nectar").row({**NECTAR, "source": []}, "-")["source"] == "-"
+    assert [(found["model"], found["response"]) for found in row["completions"]] == [("m", "a"), ("m", "b")]
 
 
 # Names of columns
@@ -155,10 +163,18 @@ def test_columns_of_the_file_take_our_names(tmp_path):
     (row,), rejects = rows_of(tmp_path, [record, {**record, "question": None}], kind="pairs", columns=columns)
     assert [turn["content"] for turn in row["messages"]] == ["Be kind.", "q"] and row["source"] == "web"
     assert [completion["response"] for completion in choose(row, 0)] == ["good", "bad"]
-    assert [(reject["reason"], reject["columns"]) for reject in rejects] == [("missing field prompt", list(record))]
+    reason = "chosen is no dialogue of Human and Assistant"
+    assert [(reject["reason"], reject["columns"]) for reject in rejects] == [(reason, list(record))]
     del record["question"]
     _, rejects = rows_of(tmp_path, [{**record, "question": "q"}, record], kind="pairs", columns=columns)
     assert len(rejects) == 1, "the file's own prompt does not take the place of what was asked for"
+
+
+def test_a_column_that_takes_our_name_has_its_own_no_more(tmp_path):
+    (row,), _ = rows_of(
+        tmp_path, [{"system": "q", "chosen": "a", "rejected": "b"}], kind="pairs", columns={"prompt": "system"}
+    )
+    assert row["messages"] == [{"role": "user", "content": "q"}]
 
 
 def test_a_group_may_stand_among_the_columns(tmp_path):

@@ -3,7 +3,7 @@ import random
 import pytest
 
 from lpc.cli import UserError
-from lpc.data.split import SPLITS, count_rows, describe, split_groups, split_prompts
+from lpc.data.split import SPLITS, count_rows, describe, keep_own, limited, split_groups, split_prompts
 
 
 def filled(rows, assigned):
@@ -85,6 +85,40 @@ def test_an_empty_split_stops(rows, sizes, empty):
 def test_splits_as_large_as_the_data_stop(sizes):
     with pytest.raises(UserError, match=rf"test \({sizes['test']}\) and .* but the data has 10; make `split`"):
         split_prompts({"a": 5, "b": 5}, sizes, 0)
+
+
+@pytest.mark.parametrize("drawn", ["validation", "test"])
+def test_one_split_is_drawn_where_the_other_is_the_data_s_own(drawn):
+    rows = {str(i): 1 + i % 2 for i in range(40)}
+    assert filled(rows, split_prompts(rows, {drawn: 10}, 0)) == {"train": 50, "validation": 0, "test": 0, drawn: 10}
+    assert set(split_prompts(rows, {}, 0).values()) == {"train"}
+    with pytest.raises(UserError, match=rf"split: {drawn} \(60\) must leave rows for training, but the data has 60"):
+        split_prompts(rows, {drawn: 60}, 0)
+    with pytest.raises(UserError, match="split train: no rows left"):
+        split_prompts({}, {}, 0)
+
+
+def test_a_prompt_of_two_own_splits_stays_in_the_first():
+    """Test before validation before the rest; a row without a split is of the rest."""
+    own = {"test": "ab", "validation": "bc", "train": "acd"}
+    rows = [
+        {"prompt_id": prompt, "n": f"{name} {prompt}"} | ({} if name == "train" else {"split": name})
+        for name, prompts in own.items()
+        for prompt in prompts
+    ]
+    assert [row["n"] for row in keep_own(rows)] == ["test a", "test b", "validation c", "train d"]
+    assert keep_own(rows[4:]) == rows[4:]
+    with pytest.raises(UserError, match="split validation: no rows left, since all its prompts are in test"):
+        keep_own([row for row in rows if row["n"] != "validation c"])
+
+
+def test_a_limit_keeps_the_first_rows_by_a_hash_and_own_splits_whole():
+    rows = [{"row_id": f"{i:064x}"} for i in range(200)] + [{"row_id": "own", "split": "test"}]
+    few, more = limited(rows, 20), limited(rows, 50)
+    assert (len(few), len(more)) == (21, 51) and all(row in more for row in few) and few[-1] == rows[-1]
+    assert few == [row for row in rows if row in few], "in their order"
+    assert few[:20] != rows[:20] and limited(rows[::-1], 20) == few[::-1]
+    assert limited(rows, None) == limited(rows, 200) == limited(rows, 1000) == rows
 
 
 def people(count, each, prompts, seed=0):

@@ -1,9 +1,9 @@
 """What a kind of dataset is: settings, and a function that reads one row.
 
-A kind is a file of this package with one subclass of `Rows` (files, or a data set of the hub) and its `row`. A row
-that the split writes is a dict: row_id, prompt_id (SHA-256 of its content and of its prompt), source, group (or None),
-messages (list of {role, content}, ending with the user's), completions (list of {model, response, score, aspects}; at
-least two). `make_row` makes it from messages and completions.
+A kind is a file of this package with one subclass of `Rows` (files, or a data set of the hub), the columns that it
+`reads`, and its `row`. A row that the split writes is a dict: row_id, prompt_id (SHA-256 of its content and of its
+prompt), source, group (or None), messages (list of {role, content}, ending with the user's), completions (list of
+{model, response, score, aspects}; at least two). `make_row` makes it from messages and completions.
 
 Modules of this package import neither torch nor pyarrow: the configuration reads the settings of every kind, and each
 job of a workflow reads the configuration.
@@ -13,7 +13,8 @@ import unicodedata
 from hashlib import sha256
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, model_validator
+from pydantic_core import PydanticCustomError
 
 from lpc import files
 from lpc.config.keys import REQUIRED, Integer, Section, Seed, Share, Text, Unique, fault, key
@@ -29,14 +30,52 @@ class Malformed(Exception):
 # Settings
 
 
+def _rows_or_name(value: Any) -> int | str:
+    """Refuse here what is neither, so that a fault is told once and not for each of the two types."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if number or (isinstance(value, str) and value and not value.strip().isdigit()):
+        return value
+    message = f"{value!r} is neither a number of rows, at least 1, nor the name of a split"
+    raise PydanticCustomError("rows_or_name", "{message}", {"message": message})
+
+
+RowsOrName = Annotated[int | str, BeforeValidator(_rows_or_name)]
+
+
 class Split(Section):
-    validation: Integer = key(REQUIRED, "rows for validation; no prompt is in two splits", ge=1)
-    test: Integer = key(REQUIRED, "rows for testing", ge=1)
+    validation: RowsOrName = key(
+        REQUIRED,
+        "rows to draw for validation, or the data's own split: its name on the hub, or a local file. No prompt is in "
+        "two splits: own splits keep theirs, test first, and other rows of these prompts are dropped",
+    )
+    test: RowsOrName = key(REQUIRED, "the same for testing")
+    limit: Integer | None = key(
+        None, "rows that are used besides own splits, at most: the first by a hash; null: all", ge=1
+    )
     seed: Seed = key(0, "chooses which prompts or groups")
     by: Literal["prompt", "group"] = key(
         "prompt",
         "what stays whole; `group`: no group is in two splits either, and other rows of held-out prompts are dropped",
     )
+
+    def own(self) -> dict[str, str]:
+        """Return the data's own splits by our names."""
+        return {name: size for name, size in self._held_out().items() if isinstance(size, str)}
+
+    def sizes(self) -> dict[str, int]:
+        """Return the numbers of rows to draw, by split."""
+        return {name: size for name, size in self._held_out().items() if isinstance(size, int)}
+
+    def _held_out(self) -> dict[str, int | str]:
+        return {"validation": self.validation, "test": self.test}
+
+    @model_validator(mode="after")
+    def _groups_are_drawn(self):
+        if self.by == "group" and self.own():
+            raise fault("by", "group draws validation and test; give numbers of rows, or split by prompt")
+        return self
 
 
 class Pairs(Section):
@@ -91,6 +130,8 @@ class Rows(Dataset):
     path: Text = key(REQUIRED, "name on the hub, or a local .jsonl, .jsonl.gz or .parquet")
     revision: str | None = key(None, "commit, branch or tag on the hub; null: the newest, and its commit is recorded")
     hub_split: Text = key("train", "split of the hub's dataset that is read")
+    hub_config: Text | None = key(None, "configuration of the hub's dataset, also called subset; null: its only one")
+    data_dir: Text | None = key(None, "folder in the hub's dataset that is read; null: all of it")
     group: Text | None = key(
         None,
         "column of the group that a row belongs to, such as its annotator; `prompt`: rows of a prompt are a group",

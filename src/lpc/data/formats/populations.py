@@ -28,6 +28,7 @@ class Annotators(Section):
 
 class Populations(Rows):
     title: ClassVar[str] = "`prompt`, and `responses` with the name and the response of each population"
+    reads: ClassVar[tuple[str, ...]] = ("prompt", "responses")
 
     kind: Literal["populations"]
     annotators: Annotators = key(Annotators(), "who judges: annotators of one population each, drawn")

@@ -30,9 +30,11 @@ class World(Dataset):
 
     @model_validator(mode="after")
     def _rows_left_for_training(self):
-        held_out = self.split.validation + self.split.test
-        if held_out >= self.rows:
-            raise fault("split", f"validation and test take {held_out} of {self.rows} rows; leave some for training")
+        for name in self.split.own():
+            raise fault(f"split.{name}", "a generated world has no splits of its own; give a number of rows")
+        held_out, rows = sum(self.split.sizes().values()), min(self.rows, self.split.limit or self.rows)
+        if held_out >= rows:
+            raise fault("split", f"validation and test take {held_out} of {rows} rows; leave some for training")
         return self
 
     @staticmethod
