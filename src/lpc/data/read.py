@@ -260,11 +260,13 @@ def check_share(rows: int, rejects: list[dict], allowed: float) -> dict[str, int
         counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
         first = rejects[0]
         columns = f", with columns {', '.join(first['columns'])}" if first["columns"] else ""
-        forms = "; ".join(
-            f"`{name}` reads {kind.title}" for name, kind in formats.KINDS.items() if issubclass(kind, Rows)
-        )
+        # The two kinds that read most of the columns found.
+        kinds = [(name, kind) for name, kind in formats.KINDS.items() if issubclass(kind, Rows)]
+        kinds.sort(key=lambda item: -len({*first["columns"]}.intersection(item[1].reads)))
+        forms = "; ".join(f"`{name}` reads {kind.title}" for name, kind in kinds[:2])
         raise UserError(
             f"{len(rejects)} of {rows + len(rejects)} rows are malformed ({counts}; the first is row {first['row']} of "
-            f"{first['file']}{columns}); {forms}; correct them or `kind`, or raise `max_rejected_rows` (now {allowed})"
+            f"{first['file']}{columns}); {forms}; correct them or `kind` (docs/data.md has a row of each), or "
+            f"give `columns`, or raise `max_rejected_rows` (now {allowed})"
         )
     return reasons

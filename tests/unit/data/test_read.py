@@ -360,7 +360,7 @@ def test_malformed_rows_are_listed_and_fatal_above_the_share(tmp_path):
     assert check_share(len(rows), rejects, 0.5) == {"empty response": 1, "no completions": 1}
     with pytest.raises(UserError, match=r"2 of 4 rows are malformed \(1 empty response, 1 no completions; .*row 2 of"):
         check_share(len(rows), rejects, 0.49)
-    with pytest.raises(UserError, match=r"a\.jsonl, with columns source, instruction, .*; `pairs` reads `chosen` and"):
+    with pytest.raises(UserError, match=r"a\.jsonl, with columns source, instruction, .*\); `ultrafeedback` reads"):
         check_share(len(rows), rejects, 0.1)
     with pytest.raises(UserError, match="2 of 2 rows"):
         check_share(0, rejects, 1.0)  # nothing left is an error, whatever is allowed
