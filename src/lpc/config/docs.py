@@ -7,7 +7,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +87,11 @@ def _below(kinds: list[type[Section]], path: str) -> Iterator[tuple[str, ...]]:
         if sections(having[0].model_fields[name].annotation):
             yield from _rows(having[0], name, f"{path}.{name}")
         else:
-            yield _row(having, name, f"{path}.{name}", len(having) < len(kinds))
+            yield _row(having, name, f"{path}.{name}", [kind for kind in kinds if kind not in having])
 
 
-def _row(having: list[type[Section]], name: str, path: str, only: bool = False) -> tuple[str, ...]:
-    """One row. having: the kinds of the section that have the key; only: whether there are others."""
+def _row(having: list[type[Section]], name: str, path: str, others: Sequence[type[Section]] = ()) -> tuple[str, ...]:
+    """One row. having: the kinds of the section that have the key; others: those that have not."""
     fields = {_tag(kind): kind.model_fields[name] for kind in having}
     first = fields[_tag(having[0])]
     if name in _TAGS and len(having) > 1:
@@ -109,8 +109,9 @@ def _row(having: list[type[Section]], name: str, path: str, only: bool = False) 
             _reruns(having, name),
         )
     meaning = _same(fields, lambda field: field.description or "")
-    if only and "`)" not in meaning:
-        meaning += f" ({', '.join(f'`{tag}`' for tag in fields)})"
+    if others and "`)" not in meaning:
+        few = list(fields) if len(having) <= len(others) else map(_tag, others)
+        meaning += f" ({'not ' * (len(having) > len(others))}{', '.join(f'`{tag}`' for tag in few)})"
     default = _same(fields, _default)
     if issubclass(having[0], Resources) and getattr(DEFAULT, name, None) is not None:
         default = f"`{getattr(DEFAULT, name)}`"
