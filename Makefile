@@ -11,7 +11,7 @@ ARGUMENTS ?=
 
 SHELL := /bin/bash -euo pipefail
 .DEFAULT_GOAL := help
-.PHONY: demo plan verify test lint format bench storm images doctor report clean help
+.PHONY: demo status plan verify test lint format bench storm images doctor report clean help
 
 # Rules run what is first on PATH.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -20,6 +20,9 @@ demo: .venv/run.stamp ## install, run the whole workflow on the embedded default
 	@PYTHONPATH=src python -m lpc.unlock --configfile config/demo.yaml
 	snakemake all --cores $(CORES) --configfile config/demo.yaml
 	@echo "The report: $(CURDIR)/results/demo/report.html"
+
+status: .venv/run.stamp ## show how far CONFIG is: by rule the jobs done, running, failed and waiting
+	@PYTHONPATH=src python -m lpc.status --configfile $(CONFIG)
 
 plan: .venv/run.stamp ## list the finished models that a run of CONFIG would delete and train again
 	@PYTHONPATH=src python -m lpc.plan --configfile $(CONFIG)
@@ -81,6 +84,7 @@ help: ## list the targets
 	@.venv/bin/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable ".$(EXTRAS)"
 	@touch $@
 
+.venv/run.stamp: EXTRAS := [workflow]
 .venv/test.stamp: EXTRAS := [test,lint,slurm,images]
 .venv/bench.stamp: EXTRAS := [bench]
 # What a login node needs: the build of the images, and the submission of jobs.

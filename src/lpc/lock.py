@@ -63,6 +63,14 @@ def lock(folder: str | Path, *, wait: float = 300.0, beat: float = BEAT, stale: 
         os.truncate(_path(folder, generation), 0)
 
 
+def owner(folder: str | Path) -> str | None:
+    """Return who holds the lock of `folder`, in words; None where nobody does, or the owner is dead."""
+    folder = Path(folder)
+    generation = _newest(folder) if folder.is_dir() else 0
+    found = _living_owner(folder, generation, STALE) if generation else None
+    return found and _describe(found)
+
+
 def _path(folder: Path, generation: int) -> Path:
     return folder / f"lock.{generation}"
 

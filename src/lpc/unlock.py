@@ -33,7 +33,7 @@ def remove_lock(project: str) -> bool:
     """
     # Of two that find the same dead owner, the second must not remove the lock that the first one's run takes next.
     with lock(FOLDER / "unlock"):
-        locks = [path for path in FOLDER.glob("locks/*.output.lock") if f"results/{project}/" in path.read_text()]
+        locks = _locks(project)
         if not locks:
             return False
         _check_dead(project, locks)
@@ -41,6 +41,21 @@ def remove_lock(project: str) -> bool:
             path.with_name(path.name.replace("output", "input")).unlink(missing_ok=True)
             path.unlink()
         return True
+
+
+def running(project: str) -> str | None:
+    """Return who holds Snakemake's lock of a project's results; None where nobody does, or its owner is dead here."""
+    if not _locks(project):
+        return None
+    if not _owner(project).exists():
+        return "a process that is not recorded"
+    recorded = read_json(_owner(project))
+    dead = recorded["machine"] == process.machine() and process.start_time(recorded["pid"]) != recorded["start_time"]
+    return None if dead else f"process {recorded['pid']} on {recorded['host']}"
+
+
+def _locks(project: str) -> list[Path]:
+    return [path for path in FOLDER.glob("locks/*.output.lock") if f"results/{project}/" in path.read_text()]
 
 
 def _check_dead(project: str, locks: list[Path]) -> None:

@@ -13,11 +13,12 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod
 
-ROOT = Path(workflow.basedir)
+# Not that of a workflow that uses this one as a module.
+ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parents[1]
 # The checkout's package, also where another one is installed.
 sys.path.insert(0, str(ROOT / "src"))
 
-from lpc import environment, images, latents, objectives, plan, unlock
+from lpc import environment, images, jobs, latents, objectives, plan, unlock
 from lpc.attempts import memory_shares
 from lpc.cli import UserError
 from lpc.config import models, specs
@@ -30,8 +31,10 @@ from lpc.paths import is_local
 from lpc.report.tables import TABLES
 from lpc.modules import commit, modules_of
 
+# A module's configuration is a section of some file: its messages name no line.
+CONFIG_FILES = workflow.configfiles if workflow.modifier.is_main_snakefile() else []
 try:
-    CONFIG = resolve(config, [min(os.path.relpath(file), str(file), key=len) for file in workflow.configfiles])
+    CONFIG = resolve(config, [min(os.path.relpath(file), str(file), key=len) for file in CONFIG_FILES])
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
@@ -58,6 +61,12 @@ try:
     environment.prepare(ROOT, containers=in_containers, main=workflow.is_main_process)
 except UserError as error:
     raise WorkflowError(str(error)) from None
+
+
+class shell(shell):
+    """Snakemake's, with a prefix of its own: another workflow's rules must not get it."""
+
+
 shell.prefix(
     "set -euo pipefail; export "
     + " ".join(f"{name}={value}" for name, value in environment.VARIABLES.items())
@@ -294,14 +303,7 @@ def reference_spec(wildcards):
 
 
 def train_spec(wildcards):
-    own = recipe(wildcards)
-    compares = own.latent is not None and own.latent.compares_pairs
-    return specs.Train(
-        **dict(own),
-        tokens=SETTINGS.tokens,
-        seed=int(wildcards.seed),
-        compared_pairs=own.training.micro_batch_size if compares else None,
-    )
+    return specs.Train.of_recipe(recipe(wildcards), SETTINGS.tokens, int(wildcards.seed))
 
 
 # Stage evaluate
@@ -461,29 +463,7 @@ def table_files():
 
 def results_of(runs):
     """All files of these runs, and of their bases, that the tables and the page show."""
-    results = {}
-    for run in runs:
-        of_run = RESULTS.run(run.base, run.variant, run.recipe, run.seed)
-        latent = CONFIG.recipes[run.recipe].latent
-        files = [of_run.summary, of_run.metrics]
-        for name in (run.dataset, *HELDOUT):
-            files += [of_run.preference(name), of_run.rewards(name)]
-        files += [of_run.benchmarks.result(name) for name in TASKS]
-        if latent:
-            files += [of_run.latents_summary, of_run.latents, of_run.tsne_figure("source"), of_run.tsne_figure("code")]
-        has_codes = latent and latents.kind(latent.kind).has_codes
-        if EVALUATION.completions and has_codes:
-            files += [of_run.completions]
-        personal = has_codes or (latent and latent.pairs_together > 1)
-        if EVALUATION.personalise and personal and SETTINGS.datasets[run.dataset].has_groups:
-            files += [of_run.person]
-            if EVALUATION.style and has_codes:
-                files += [of_run.style]
-        if EVALUATION.alpacaeval:
-            files += [of_run.judged]
-        files += [RESULTS.base(run.base).benchmarks.result(name) for name in TASKS]
-        results |= dict.fromkeys(files)
-    return list(results)
+    return [file for job in jobs.results_of(CONFIG, RESULTS, runs) for file in job.files]
 
 
 def run_entries():

@@ -164,6 +164,13 @@ class Train(Spec):
         None, "pairs over which the latent's own cost is taken at once, where that changes results: the micro-batch"
     )
 
+    @classmethod
+    def of_recipe(cls, recipe: models.Recipe, tokens: models.Tokens, seed: int) -> "Train":
+        """Return the spec of a recipe's run."""
+        compares = recipe.latent is not None and recipe.latent.compares_pairs
+        compared = recipe.training.micro_batch_size if compares else None
+        return cls(**dict(recipe), tokens=tokens, seed=seed, compared_pairs=compared)
+
 
 # Evaluation
 
@@ -320,6 +327,7 @@ RULES: dict[str, type[Spec]] = {
     "style": Style,
     "tables": Tables,
     "report": Report,
+    "cards": Report,
 }
 """The spec of each rule."""
 
@@ -329,7 +337,7 @@ def readers(section: type[Section], name: str) -> list[str]:
     role = role_of(section, name)
     found = []
     for rule, spec in RULES.items():
-        if rule in ("tables", "report"):
+        if rule in ("tables", "report", "cards"):
             continue  # they show what the others made, and depend on every key
         if role in spec.tracked_roles and _reads(spec, section, name):
             found.append(rule)
