@@ -106,6 +106,7 @@ class Run:
         self.model = folder / "model"
         self.metrics = folder / "train.jsonl"
         self.summary = folder / "train.json"
+        self.card = folder / "README.md"
         self.benchmarks = Benchmarks(folder / "benchmarks")
         self.person = folder / "person.json"
         self.latents = folder / "latents.parquet"

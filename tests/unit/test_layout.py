@@ -40,6 +40,7 @@ TREE = {
     "reference/b/d.n/reference.parquet": REFERENCE.logps,
     "reference/b/d.n/statistics.safetensors": REFERENCE.statistics,
     "report.html": LAYOUT.report,
+    "runs/b/d.n/r/seed-3/README.md": RUN.card,
     "runs/b/d.n/r/seed-3/alpacaeval/annotations.json": RUN.annotations,
     "runs/b/d.n/r/seed-3/alpacaeval/judged.json": RUN.judged,
     "runs/b/d.n/r/seed-3/alpacaeval/outputs.json": RUN.answers,

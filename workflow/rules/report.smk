@@ -1,7 +1,7 @@
 # Stage report: tables over all runs of all experiments, and the page.
 # Paths are below results/<project>/, as src/lpc/layout.py has them.
 # In : what the stages before wrote for each run; the whole configuration
-# Out: tables/*.{csv,rst}, report.html
+# Out: tables/*.{csv,rst}, report.html, runs/<run>/README.md
 
 
 rule tables:
@@ -55,6 +55,31 @@ rule report:
     shell:
         "python -m lpc.steps.report --spec @<(printf %s {params.spec:q})"
         " --results {params.results:q} --commit {params.commit:q} --output {output:q} > {log:q} 2>&1"
+
+
+# A target of its own: `snakemake cards` writes the model card of each run, for people and for the hub (lpc.push).
+rule cards:
+    input:
+        results=results_of(CONFIG.runs),
+        tables=table_files(),
+        modules=modules("cards"),
+        kinds=every_kind(),
+    output:
+        [RESULTS.of(pick(run, "base", "variant", "recipe", "seed")).card for run in CONFIG.runs],
+    log:
+        RESULTS.log("cards"),
+    benchmark:
+        RESULTS.timing("cards")
+    localrule: True
+    container:
+        image("reporting")
+    params:
+        spec=tracked(report_spec),
+        results=lambda wildcards, output: str(RESULTS.root),
+        commit=lambda wildcards, output: commit(),
+    shell:
+        "python -m lpc.steps.cards --spec @<(printf %s {params.spec:q})"
+        " --results {params.results:q} --commit {params.commit:q} > {log:q} 2>&1"
 
 
 # An experiment's name is a target: `snakemake codebook` makes the results of its runs, without tables and page.

@@ -26,11 +26,14 @@ VERDICTS = {1: "higher than", 0: "not measurably different from", -1: "lower tha
 
 
 class Results:
-    """Settings, runs and tables of a project. `spec` is that of the step report, `commit` that of the workflow."""
+    """Settings, runs and tables of a project.
+
+    spec: what the steps report and cards track, `settings`, `runs` and `recipes`. commit: of the workflow.
+    """
 
     def __init__(self, root: Path, spec: dict, commit: str) -> None:
         self.layout, self.commit = Layout(root), commit
-        self.settings = {key: value for key, value in spec.items() if key not in ("runs", "recipes")}
+        self.settings = spec["settings"]  # without the keys that no result depends on
         self.recipes = spec["recipes"]
         self.tasks = self.settings["evaluation"]["benchmarks"]["tasks"]
         held_out = self.settings["evaluation"]["preference"]["datasets"]

@@ -53,9 +53,7 @@ def parser():
 
 
 def main(args) -> None:
-    spec = args.spec.tracked()  # without the keys that no result depends on
-    shown = {**spec["settings"], "runs": spec["runs"], "recipes": spec["recipes"]}
-    results = Results(args.results, shown, args.commit)
+    results = Results(args.results, args.spec.tracked(), args.commit)
     sections = [section for module in SECTIONS if (section := module.section(results)) is not None]
     for section in sections:
         section.blocks += whole_tables(results, section)

@@ -187,6 +187,7 @@ def write_run(root: Path, run: dict) -> None:
             "torch": "2.13.0",
             "transformers": "5.23.0",
             "resumed_from": [],
+            "identity": {"pairs": "aa" * 32},
             "container": {"image": "training-0123.sif", "sha256": "ef" * 32},
         },
     )
