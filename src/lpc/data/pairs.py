@@ -46,6 +46,22 @@ def pair_id(*content) -> str:
     return sha256(files.canonical(content).encode()).hexdigest()[:32]
 
 
+def make_pair(row: dict, chosen: dict, rejected: dict) -> dict:
+    """Return the pair of two completions of a row, in the columns of `PAIRS`."""
+    texts = (chosen["response"], rejected["response"])
+    return {
+        "pair_id": pair_id(row["row_id"], row["messages"], *texts),
+        **{name: row[name] for name in ("prompt_id", "split", "source", "group", "messages")},
+        "chosen": texts[0],
+        "rejected": texts[1],
+        "chosen_score": chosen["score"],
+        "rejected_score": rejected["score"],
+        "chosen_aspects": chosen["aspects"],
+        "rejected_aspects": rejected["aspects"],
+        "flipped": False,
+    }
+
+
 def by_aspects(row: dict) -> dict:
     """Return the row with each completion's mean rating of its aspects as its score; None where it has no rating."""
     return {**row, "completions": [{**found, "score": mean_rating(found)} for found in row["completions"]]}
@@ -106,20 +122,7 @@ def build(
         elif chosen["score"] - rejected["score"] < min_margin:
             dropped["margin"] += 1
         else:
-            texts = (chosen["response"], rejected["response"])
-            pairs.append(
-                {
-                    "pair_id": pair_id(row["row_id"], row["messages"], *texts),
-                    **{name: row[name] for name in ("prompt_id", "split", "source", "group", "messages")},
-                    "chosen": texts[0],
-                    "rejected": texts[1],
-                    "chosen_score": chosen["score"],
-                    "rejected_score": rejected["score"],
-                    "chosen_aspects": chosen["aspects"],
-                    "rejected_aspects": rejected["aspects"],
-                    "flipped": False,
-                }
-            )
+            pairs.append(make_pair(row, chosen, rejected))
     if unknown:
         raise UserError(f"pairs.drop_sources: no row is from {', '.join(sorted(unknown))}; correct or remove it")
     pairs.sort(key=lambda pair: pair["pair_id"])

@@ -24,7 +24,7 @@ def another_prompt(prompt_ids: list[str], seed: int) -> np.ndarray:
 def score_pairs(
     policy: LatentPolicy,
     tokens: PairTokens,
-    prompt_ids: list[str],
+    prompt_ids: list[str] | None,
     objective: Objective,
     *,
     batch_size: int,
@@ -38,9 +38,12 @@ def score_pairs(
     For latent policies also diagnostics that are never results: `…_zero` (z = 0), `…_shuffled` (z, or the prior over
     codes, of another prompt), and, where there is a posterior, `…_posterior` (z from the posterior, which sees who won)
     and `…_posterior_swapped` (from the posterior shown the completions the wrong way round).
+
+    prompt_ids: which pairs have the same prompt; None: the policy's own rewards alone.
     """
     latent = policy.latent
-    rules = () if latent is None else latent.inference_rules()
+    everything = prompt_ids is not None
+    rules = latent.inference_rules() if latent is not None and everything else ()
     # By variant, how pairs are scored and what that takes of each pair; None: of the batch alone.
     scorings: dict[str, tuple[str, torch.Tensor | None]] = {"": ("z", None)}
     if latent is not None:
@@ -50,11 +53,12 @@ def score_pairs(
                 by_rule = LatentPolicy(policy.backbone, latent.with_inference(rule))
                 scorings[f"_by_{rule}"] = _from_prior(by_rule, states, tokens.prompts)
             how, own = _from_prior(policy, states, tokens.prompts)
-        scorings |= {"": (how, own), "_zero": ("z", None)}
-        scorings["_shuffled"] = how, own[another_prompt(prompt_ids, seed=0)]
-        if latent.has_posterior:
+        scorings[""] = how, own
+        if everything:
+            scorings |= {"_zero": ("z", None), "_shuffled": (how, own[another_prompt(prompt_ids, seed=0)])}
+        if everything and latent.has_posterior:
             scorings |= {"_posterior": ("posterior", None), "_posterior_swapped": ("swapped", None)}
-    if tokens.reference is not None and not objective.needs_reference:
+    if everything and tokens.reference is not None and not objective.needs_reference:
         scorings["_log_ratio"] = scorings[""]
     rewards = {
         side + variant: np.empty(len(tokens)) for variant in scorings for side in ("chosen_reward", "rejected_reward")

@@ -14,7 +14,7 @@ from transformers import Trainer, TrainerCallback
 
 from lpc.cli import UserError
 from lpc.files import fingerprint, read_json, write_json
-from lpc.training.identity import MAY_CHANGE, changes
+from lpc.training.identity import MAY_CHANGE, another_run, changes
 
 log = logging.getLogger("lpc")
 
@@ -109,12 +109,12 @@ def prepare(root: Path, now: dict) -> list[str]:
         resume = f"to resume it all the same, stop this job and run: rm -rf {own}; mv {folder} {own}"
         log.warning(
             "%s: %.1f GB of checkpoints, not resumed, because these changed: %s; %sto delete them: rm -r %s",
-            *(folder, size / 1e9, ", ".join(changed), "" if _another_run(changed) else f"{resume}; ", folder),
+            *(folder, size / 1e9, ", ".join(changed), "" if another_run(changed) else f"{resume}; ", folder),
         )
     if not (own / IDENTITY).exists():
         write_json(own / IDENTITY, now)
     changed = changes(_begun(own), now)
-    if _another_run(changed):
+    if another_run(changed):
         raise UserError(
             f"{own}: its checkpoints are of another run ({', '.join(changed)} differ); a training resumes only across "
             f"changes of {', '.join(MAY_CHANGE)}; move the folder away"
@@ -128,10 +128,6 @@ def _begun(folder: Path) -> dict:
     """The identity under which a folder's training began, without what `write_json` adds to it."""
     file = folder / IDENTITY
     return {key: value for key, value in read_json(file).items() if key != "container"} if file.exists() else {}
-
-
-def _another_run(changed: list[str]) -> bool:
-    return any(name.partition(".")[0] not in MAY_CHANGE for name in changed)
 
 
 def seal(checkpoint: Path, content: dict) -> None:

@@ -39,6 +39,11 @@ def changes(before: dict, now: dict) -> list[str]:
     return sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
 
 
+def another_run(changed: list[str]) -> bool:
+    """Return whether names of `changes` make another run, not one that a user may resume."""
+    return any(name.partition(".")[0] not in MAY_CHANGE for name in changed)
+
+
 def _flat(value: dict, prefix: str = "") -> dict:
     flat = {}
     for key, item in value.items():

@@ -130,7 +130,7 @@ def test_context_on_the_command_line_forces_the_most_probable_code(run, capsys):
 
 def test_context_on_the_command_line_refuses(run, capsys):
     where = ["--model", run / "run/model", "--context", run / "pairs.jsonl"]
-    with pytest.raises(UserError, match="objective dpo compares with the base model; give --base"):
+    with pytest.raises(UserError, match="objective dpo compares with the base model; give the path"):
         said(capsys, *where)
     with pytest.raises(UserError, match="both choose the code"):
         said(capsys, *where, "--code", 1)
@@ -144,6 +144,7 @@ def test_context_on_the_command_line_refuses(run, capsys):
     (run / "pairs.jsonl").unlink()
     with pytest.raises(UserError, match=r"no such file; give a \.jsonl file"):
         said(capsys, *where, "--base", run / "base.json")
+    (run / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     (run / "run/train.json").unlink()
     with pytest.raises(UserError, match=r"train\.json is missing, which names the objective"):
         said(capsys, *where, "--base", run / "base.json")
