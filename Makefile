@@ -9,6 +9,9 @@ PIP_ARGS ?=
 # For the tool behind a target, e.g. ARGUMENTS="-k config" with test
 ARGUMENTS ?=
 
+# A progress bar for each rule on a terminal, plain lines elsewhere. Snakemake writes to standard error.
+LOGGER = $$([ -t 2 ] && echo --logger rich)
+
 SHELL := /bin/bash -euo pipefail
 .DEFAULT_GOAL := help
 .PHONY: demo status plan verify test lint format bench storm images doctor report clean help
@@ -18,7 +21,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 demo: .venv/run.stamp ## install, run the whole workflow on the embedded default, say where the report is
 	@PYTHONPATH=src python -m lpc.unlock --configfile config/demo.yaml
-	snakemake all --cores $(CORES) --configfile config/demo.yaml
+	snakemake all --cores $(CORES) --configfile config/demo.yaml $(LOGGER)
 	@echo "The report: $(CURDIR)/results/demo/report.html"
 
 status: .venv/run.stamp ## show how far CONFIG is: by rule the jobs done, running, failed and waiting
@@ -84,7 +87,7 @@ help: ## list the targets
 	@.venv/bin/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable ".$(EXTRAS)"
 	@touch $@
 
-.venv/run.stamp: EXTRAS := [workflow]
+.venv/run.stamp: EXTRAS := [terminal]
 .venv/test.stamp: EXTRAS := [test,lint,slurm,images]
 .venv/bench.stamp: EXTRAS := [bench]
 # What a login node needs: the build of the images, and the submission of jobs.
