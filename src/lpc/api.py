@@ -1,6 +1,7 @@
 """Training from Python, by the same steps as the workflow's rules, in this process."""
 
 import contextlib
+import gc
 import importlib
 import os
 import shutil
@@ -96,6 +97,7 @@ def train(
             **{"base": record, "pairs": made, **files, "checkpoints": folder / "checkpoints"},
             **{"output": run.model, "metrics": run.metrics, "summary": run.summary},
         )
+    gc.collect()  # the trainer refers to itself, and would hold its memory beside the loaded policy
     return load(folder)
 
 

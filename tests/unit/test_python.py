@@ -1,5 +1,6 @@
 """The package from Python: what is imported, training without Snakemake, and a trained run in one's hands."""
 
+import gc
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from lpc.data.tokens import encode_completions, encode_prompts
 from lpc.layout import Run
 from lpc.steps import train as train_step
 from lpc.training.checkpoints import Checkpointing
+from lpc.training.trainer import PreferenceTrainer
 
 ROOT = Path(__file__).parents[2]
 TOKENS = {"max_length": 64, "max_prompt_length": 32}
@@ -55,7 +57,10 @@ def run(tmp_path_factory, base):
     """The folder of a run with a latent, and its policy as training returns it."""
     folder = tmp_path_factory.mktemp("run")
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    gc.disable()
     policy = lpc.train(dicts(), base_section(base), folder, latent=LATENT, **SETTINGS)
+    assert not [thing for thing in gc.get_objects() if type(thing) is PreferenceTrainer], "its memory is kept"
+    gc.enable()
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
     return folder, policy
 

@@ -147,7 +147,7 @@ def _provenance(results: Results, run: dict, summary: dict) -> str:
     facts = {
         "commit of the workflow": results.commit,
         "project, run": f"{results.settings['project']}, {which}",
-        "base model": ", ".join([*base, f"SHA-256 {record['sha256']}"]),
+        "base model": ", ".join([*base, f"digest {record['sha256']}"]),
         "training pairs, SHA-256": summary["identity"]["pairs"],
         "software": f"torch {summary['torch']}, transformers {summary['transformers']}",
         "device": summary["device"],
