@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from pydantic import model_validator
 
+from lpc.cli import UserError
 from lpc.config.keys import Section, Share, fault, key
 
 if TYPE_CHECKING:
@@ -72,6 +73,16 @@ class LatentStep:
     prior_logits: Tensor | None = None
     posterior_logits: Tensor | None = None
     codes: Tensor | None = None
+
+
+@dataclass
+class Exported:
+    """z as a program without this package computes it: a rule, and tensors by name (`lpc/export/files/latent.py`)."""
+
+    rule: str
+    tensors: dict[str, Tensor]
+    temperature: float = 1.0
+    seed: int = 0
 
 
 @functools.cache
@@ -187,6 +198,12 @@ class Latent:
     def force(self, code: int, batch: int) -> Tensor:
         """Return z [batch, d] of one code alone. Raises ValueError where there is no such code."""
         raise ValueError(f"code {code}: a latent of kind {self.settings.kind} has no codes to force")
+
+    def exported(self) -> Exported:
+        """Return what other programs need to compute `infer`. Raises UserError for a kind that does not say it."""
+        raise UserError(
+            f"latent.kind {self.settings.kind}: cannot be exported, since its class has no method `exported`; write one"
+        )
 
     def cost(self, step: LatentStep, progress: float) -> Tensor | float:
         """Return what the latent adds to the objective of each pair [B]."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import model_validator
 
 from lpc.config.keys import Integer, fault, key
+from lpc.latents.base import Exported
 from lpc.latents.prior import Prior, PriorSettings
 
 if TYPE_CHECKING:
@@ -78,6 +79,11 @@ class Codes(Prior):
         if not 0 <= code < self.settings.codes:
             raise ValueError(f"code {code}: this latent has codes 0 to {self.settings.codes - 1}")
         return self.codebook[code].expand(batch, -1)
+
+    def exported(self) -> Exported:
+        rule = {"mixture": "sample"}.get(self.settings.inference, self.settings.inference)  # texts have one drawn code
+        tensors = {"codebook": self.codebook, **self.exported_prior()}
+        return Exported(rule, tensors, seed=self.settings.inference_seed)
 
     def parameter_groups(self, learning_rate: float) -> list[tuple[list[str], float]]:
         *rest, (names, rate) = super().parameter_groups(learning_rate)

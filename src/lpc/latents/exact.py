@@ -76,6 +76,9 @@ class Exact(Codes):
             return self.shared_logits.expand(len(h_x), -1)
         return super().prior_logits(h_x)
 
+    def exported_prior(self) -> dict[str, Tensor]:
+        return {"constant": self.shared_logits} if self.settings.prior == "shared" else super().exported_prior()
+
     def forward(
         self, h_x: Tensor, h_chosen: Tensor, h_rejected: Tensor, *, progress: float, noise: Tensor | None = None
     ) -> LatentStep:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lpc.config.keys import Role, key
-from lpc.latents.base import LatentStep
+from lpc.latents.base import Exported, LatentStep
 from lpc.latents.variational import Variational, VariationalSettings
 
 if TYPE_CHECKING:
@@ -81,6 +81,14 @@ class Gaussian(Variational):
         if self.settings.inference == "sample":
             mean = mean + log_std.exp() * _normal(uniform)
         return self.scale * mean
+
+    def exported(self) -> Exported:
+        tensors = {"scale": self.scale, **self.exported_prior()}
+        if self.settings.inference == "sample":
+            return Exported("normal", tensors, seed=self.settings.inference_seed)
+        for name in ("output_weight", "output_bias"):
+            tensors[name] = tensors[name][: self.features]
+        return Exported("value", tensors)
 
 
 def _normal(uniform: Tensor) -> Tensor:

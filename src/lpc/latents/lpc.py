@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lpc.config.keys import Role, key
-from lpc.latents.base import LatentStep
+from lpc.latents.base import Exported, LatentStep
 from lpc.latents.codes import Codes, CodesSettings, gumbel
 from lpc.latents.variational import Variational, VariationalSettings
 
@@ -89,6 +89,13 @@ class LPC(Codes, Variational):
         if self.settings.inference != "gumbel":
             return super().inferred_weights(h_x, uniform)
         return self.code_weights((self.prior_logits(h_x) + gumbel(uniform)) / self.temperature(1.0))
+
+    def exported(self) -> Exported:
+        exported = super().exported()
+        if exported.rule == "gumbel" and self.settings.straight_through:
+            exported.rule = "sample"  # the largest of noisy logits, which no temperature changes
+        exported.temperature = self.temperature(1.0)
+        return exported
 
     def code_weights(self, logits: Tensor) -> Tensor:
         """Softmax [B, K] of logits; with `straight_through` the value is the largest one's code alone and the gradient

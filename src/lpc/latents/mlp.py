@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from lpc.config.keys import Integer, key
-from lpc.latents.base import Latent, LatentSettings, LatentStep
+from lpc.latents.base import Exported, Latent, LatentSettings, LatentStep
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,3 +61,9 @@ class MLP(Latent):
 
     def infer(self, h_x: Tensor, uniform: Tensor | None = None) -> Tensor:
         return self.mlp(self.prompt_standardizer(h_x))
+
+    def exported(self) -> Exported:
+        from lpc.latents.parts.networks import exported_network
+
+        scale = self.mlp[0].weight.new_ones(())
+        return Exported("value", {"scale": scale, **exported_network(self.prompt_standardizer, self.mlp)})

@@ -42,3 +42,9 @@ class Prior(Latent):
     def prior_outputs(self, h_x: Tensor) -> Tensor:
         """Return the prior network's outputs of the prompt, h_x [B, d]."""
         return self.prior(self.prompt_standardizer(h_x))
+
+    def exported_prior(self) -> dict[str, Tensor]:
+        """Return the tensors of `Exported` that give `prior_outputs`."""
+        from lpc.latents.parts.networks import exported_network
+
+        return exported_network(self.prompt_standardizer, self.prior)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from lpc.latents.base import Latent, LatentSettings, LatentStep
+from lpc.latents.base import Exported, Latent, LatentSettings, LatentStep
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,3 +33,6 @@ class Vector(Latent):
 
     def infer(self, h_x: Tensor, uniform: Tensor | None = None) -> Tensor:
         return self.vector.expand(len(h_x), -1)
+
+    def exported(self) -> Exported:
+        return Exported("value", {"scale": self.vector.new_ones(()), "constant": self.vector})

@@ -12,6 +12,18 @@ def two_layer_mlp(inputs: int, width: int, outputs: int, output_scale: float = 1
     return mlp
 
 
+def exported_network(standardizer: "Standardizer", mlp: nn.Sequential) -> dict[str, Tensor]:
+    """Return the tensors of `lpc.latents.base.Exported` that give `mlp(standardizer(h))`."""
+    return {
+        "mean": standardizer.mean,
+        "std": standardizer.std,
+        "hidden_weight": mlp[0].weight,
+        "hidden_bias": mlp[0].bias,
+        "output_weight": mlp[2].weight,
+        "output_bias": mlp[2].bias,
+    }
+
+
 class Standardizer(nn.Module):
     """(h − mean) / std per feature, with statistics of the base model's training pairs; the identity until they are
     set. The result has the latent's own type, float32, whatever the backbone's.

@@ -1,0 +1,1 @@
+"""Trained latents for programs without this package."""

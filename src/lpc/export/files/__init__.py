@@ -1,0 +1,1 @@
+"""Files that are copied into exported folders. None of them imports this package."""
