@@ -141,6 +141,17 @@ AnyBase = Annotated[
 # Training and recipes
 
 
+class Lora(Section):
+    """Low-rank adapters in place of all weights; needs a larger `learning_rate`."""
+
+    rank: Integer = key(16, "of the adapters", ge=1)
+    alpha: float = key(32.0, "the adapters' output is multiplied by alpha / rank", gt=0)
+    dropout: float = key(0.0, "of the adapters' inputs", ge=0, lt=1)
+    target_modules: Literal["all-linear"] | Annotated[list[Text], Field(min_length=1), Unique()] = key(
+        "all-linear", "`all-linear`: all linear layers but the head; or names, such as `[q_proj, v_proj]`"
+    )
+
+
 class Training(Section):
     epochs: Integer = key(1, "passes over the training pairs", ge=1)
     batch_size: Integer = key(
@@ -155,6 +166,9 @@ class Training(Section):
     save_dtype: Dtype | None = key(None, "dtype in which the trained weights are saved; null: that of the base")
     deterministic: bool = key(
         False, "deterministic algorithms on a GPU: bit-equal after an interruption, at the cost of time"
+    )
+    lora: Lora | None = key(
+        None, "train low-rank adapters and the latent, and merge them into the weights at the end; null: all weights"
     )
     gradient_checkpointing: bool = key(False, "less memory for more time", role=Role.EXECUTION)
     logging_steps: Integer = key(10, "steps between two lines of train.jsonl", role=Role.EXECUTION, ge=1)

@@ -22,6 +22,7 @@ from lpc.lock import lock
 from lpc.model.loading import load_empty, load_run, load_run_tokenizer
 from lpc.scoring import load_pairs
 from lpc.training import sharding
+from lpc.training.adapters import add_adapters
 from lpc.training.checkpoints import TOKENS, prepare
 from lpc.training.identity import identity
 from lpc.training.saving import rounded_state
@@ -100,6 +101,16 @@ def run(args, now: dict, changed: list[str], main_process: bool) -> None:
             policy.latent.start_from(safetensors.torch.load_file(args.statistics), spec.seed)
         policy.latent.rescale(policy.logit_unit())
 
+    merge = None
+    if (lora := spec.training.lora) is not None:
+        if sharding.launched():
+            raise cli.UserError(
+                "training.lora: not with FSDP, since adapters leave little to shard; set resources.train.launch to "
+                "config/accelerate/ddp.yaml, or lora to null"
+            )
+        merge = add_adapters(policy, lora, spec.seed)
+    trained = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
+
     checkpoints = args.checkpoints / fingerprint(now)
     tokens = PairTokens.load(checkpoints / TOKENS)
     trainer = train(
@@ -116,6 +127,8 @@ def run(args, now: dict, changed: list[str], main_process: bool) -> None:
     if trainer is None:
         raise cli.Stopped("training saved a checkpoint and stopped before its end; run it again to go on")
 
+    if merge is not None:
+        merge()
     base = read_json(args.base)
     # As large as the base unless the recipe says otherwise: for a 7B model half of what float32 would take.
     dtype = getattr(torch, spec.training.save_dtype or base["dtype"])
@@ -147,6 +160,7 @@ def run(args, now: dict, changed: list[str], main_process: bool) -> None:
             "saved": saved,
             "files": digests(args.output),
             "parameters": sum(state_dict[f"backbone.{name}"].numel() for name, _ in policy.backbone.named_parameters()),
+            "trained_parameters": trained,
             "latent_parameters": 0 if latent is None else sum(p.numel() for p in latent.parameters()),
             "processes": args.processes,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU",

@@ -8,6 +8,7 @@ import transformers
 from lpc.config.specs import Train
 from lpc.files import read_json, sha256
 from lpc.modules import PACKAGE, modules_of
+from lpc.training.adapters import load_peft
 
 MAY_CHANGE = ("modules", "versions", "reference", "statistics")
 """Parts of an identity across which a user may resume on purpose. Across the others, it would be another run."""
@@ -21,6 +22,9 @@ def identity(
     used |= {type(spec.latent).__module__} if spec.latent else set()
     modules = sorted({file for module in used for file in modules_of(module)})
     record = read_json(base)
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    if spec.training.lora is not None:
+        versions["peft"] = load_peft().__version__
     return {
         "spec": spec.tracked(),
         "base": record["sha256"],
@@ -29,7 +33,7 @@ def identity(
         "reference": None if reference is None else sha256(reference),
         "statistics": None if statistics is None else sha256(statistics),
         "modules": {str(file.relative_to(PACKAGE)): sha256(file) for file in modules},
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": versions,
     }
 
 

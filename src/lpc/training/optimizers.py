@@ -13,6 +13,8 @@ def parameter_groups(
     """
     decay, no_decay = [], []
     for name, parameter in policy.backbone.named_parameters(prefix="backbone"):
+        if not parameter.requires_grad:
+            continue  # of the base, beneath adapters
         (decay if name in decayed else no_decay).append(parameter)
     groups = [
         {"params": decay, "lr": learning_rate, "weight_decay": weight_decay},

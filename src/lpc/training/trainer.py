@@ -360,7 +360,8 @@ class PreferenceTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             moments = self.optimizer.optimizer.state
-            waiting = [name for name, parameter in self.policy.named_parameters() if parameter not in moments]
+            trained = [(name, p) for name, p in self.policy.named_parameters() if p.requires_grad]
+            waiting = [name for name, parameter in trained if parameter not in moments]
             content = {"sums": sums, "totals": self.totals, "without_moments": waiting}
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             seal(folder, content | {"sharded": self.is_fsdp_enabled})

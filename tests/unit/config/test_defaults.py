@@ -27,6 +27,7 @@ OURS = {
     "training.precision": "bfloat16",
     "training.save_dtype": None,
     "training.deterministic": False,
+    "training.lora": None,
     "training.gradient_checkpointing": False,
     "training.logging_steps": 10,
     "training.save_minutes": 10.0,

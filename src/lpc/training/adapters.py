@@ -1,0 +1,50 @@
+"""Low-rank adapters of a policy's backbone (LoRA, arXiv 2106.09685), by peft."""
+
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+
+from lpc.cli import UserError
+from lpc.config.models import Lora
+from lpc.model.policy import LatentPolicy
+
+
+def load_peft() -> ModuleType:
+    """Import peft. Raises UserError where it is not installed."""
+    try:
+        return importlib.import_module("peft")
+    except ImportError as error:
+        raise UserError(
+            f"training.lora: needs peft, which cannot be imported ({error}); run: pip install 'lpc[lora]'"
+        ) from None
+
+
+def add_adapters(policy: LatentPolicy, lora: Lora, seed: int) -> Callable[[], object]:
+    """Freeze the backbone, add adapters that change nothing yet, and return the function that merges them.
+
+    A merged backbone has its former modules and names. `seed` draws the adapters' weights. Raises UserError where peft
+    is missing, no module has one of the names, or one has that the latent or the saved weights could not follow.
+    """
+    peft, backbone, targets = load_peft(), policy.backbone, lora.target_modules
+    config = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            tuner = peft.LoraModel(backbone, config, "default")
+        except ValueError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"training.lora.target_modules: {targets} cannot be adapted ({reason})") from None
+    for module in (policy.head, backbone.get_input_embeddings()):
+        if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer):
+            raise UserError(
+                f"training.lora.target_modules: {targets} names the head or the embeddings, which have no adapters; "
+                "name layers between them"
+            )
+    return tuner.merge_and_unload

@@ -1,0 +1,133 @@
+"""Training of low-rank adapters: what is trained, that it starts as the plain model, and what is saved."""
+
+import shutil
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+from small import LATENT, make_base, run, tokenised, train_step
+from tiny import make_backbone
+
+from lpc.cli import UserError
+from lpc.config.models import Lora
+from lpc.data.tokens import MODEL_INPUTS, collate
+from lpc.files import read_json
+from lpc.model.policy import LatentPolicy
+from lpc.training import adapters
+from lpc.training.adapters import add_adapters
+from lpc.training.checkpoints import complete_checkpoints
+
+needs_peft = pytest.mark.skipif(find_spec("peft") is None, reason="peft is not installed: pip install -e '.[lora]'")
+
+FULL = Lora(rank=64, alpha=64.0)  # no layer of the tiny model has more inputs or outputs
+
+
+@torch.no_grad()
+def logps(policy: LatentPolicy) -> torch.Tensor:
+    tokens = tokenised()
+    batch = collate([tokens[i] for i in range(len(tokens))])
+    return torch.stack(policy.pair_logps(policy.encode(**{name: batch[name] for name in MODEL_INPUTS}), None))
+
+
+@needs_peft
+@pytest.mark.parametrize("latent", [None, LATENT])
+def test_the_first_loss_is_the_plain_ones_and_adapters_alone_learn(tmp_path, latent):
+    base = dict(make_base().named_parameters())
+    _, plain = run(tmp_path / "plain", latent=latent)
+    policy = LatentPolicy(make_base())
+    merge = add_adapters(policy, FULL, seed=0)
+    trainer, lines = run(tmp_path / "lora", latent=latent, policy=policy, learning_rate=1e-2)
+    assert lines[0]["loss"] == plain[0]["loss"]
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    trained = {name for name, parameter in policy.backbone.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, _ in policy.backbone.named_parameters() if "lora_" in name}
+    optimized = {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]}
+    assert optimized == {id(parameter) for parameter in policy.parameters() if parameter.requires_grad}
+    for name, parameter in policy.backbone.named_parameters():
+        if "lora_" not in name:
+            assert torch.equal(parameter, base[name.replace(".base_layer", "")]), name
+
+    before = logps(policy)
+    merge()
+    torch.testing.assert_close(logps(policy), before, rtol=1e-5, atol=1e-4)
+    assert (before - logps(LatentPolicy(make_base()))).abs().max() > 1, "training changed the model"
+    after = dict(policy.backbone.named_parameters())
+    assert after.keys() == base.keys()
+    adapted = {name for name in base if not torch.equal(after[name], base[name])}
+    assert adapted == {name for name in base if "_proj." in name}, "all linear layers but the head"
+
+
+@needs_peft
+def test_a_resumed_training_is_bit_equal(tmp_path):
+    """With dropout, whose random numbers belong to the state, too."""
+
+    def train(folder):
+        policy = LatentPolicy(make_base())
+        add_adapters(policy, Lora(rank=4, dropout=0.3), seed=0)
+        trainer, lines = run(folder, latent=LATENT, policy=policy, save_minutes=1e-9)
+        return trainer, {name: value.clone() for name, value in trainer.policy.state_dict().items()}, lines
+
+    _, whole, lines = train(tmp_path)
+    middle, last = complete_checkpoints(tmp_path / "checkpoints")
+    assert read_json(middle / "complete.json")["without_moments"] == []
+    shutil.rmtree(last)
+    trainer, resumed, again = train(tmp_path)
+    assert trainer.totals["resumed_from"] == [4]
+    assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
+    drop = ("tokens_per_second", "memory_gib")
+    strip = lambda rows: [{k: v for k, v in row.items() if k not in drop} for row in rows]  # noqa: E731
+    assert strip(lines) == strip(again)
+
+
+@needs_peft
+def test_adapters_are_drawn_by_the_seed_alone():
+    def drawn(seed: int) -> list[torch.Tensor]:
+        policy = LatentPolicy(make_base())
+        state = torch.get_rng_state()
+        add_adapters(policy, Lora(rank=4), seed)
+        assert torch.equal(torch.get_rng_state(), state)
+        return [value for name, value in policy.backbone.named_parameters() if "lora_A" in name]
+
+    first, again, other = drawn(1), drawn(1), drawn(2)
+    assert all(map(torch.equal, first, again)) and not any(map(torch.equal, first, other))
+
+
+@needs_peft
+def test_the_step_saves_a_merged_checkpoint(inputs, tmp_path):
+    train_step(inputs, tmp_path, lora={"rank": 4, "target_modules": ["q_proj", "v_proj"]}, learning_rate=1e-2)
+    record, policy = read_json(tmp_path / "train.json"), LatentPolicy.from_pretrained(tmp_path / "model")
+    assert record["identity"]["spec"]["training"]["lora"]["rank"] == 4 and record["identity"]["versions"]["peft"]
+    assert record["parameters"] == sum(parameter.numel() for parameter in policy.backbone.parameters())
+    # Of two layers: 32 × 4 and 4 × 32 of queries, 32 × 4 and 4 × 16 of values.
+    assert record["trained_parameters"] == 2 * (128 + 128 + 128 + 64) + record["latent_parameters"]
+    base = dict(make_base().named_parameters())
+    changed = {name for name, value in policy.backbone.named_parameters() if not torch.equal(value, base[name])}
+    assert changed == {f"model.layers.{layer}.self_attn.{which}_proj.weight" for layer in (0, 1) for which in "qv"}
+
+
+@needs_peft
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        (["lm_head"], "names the head or the embeddings"),
+        (["embed_tokens"], "names the head or the embeddings"),
+        (["nothing"], "cannot be adapted"),
+    ],
+)
+def test_targets_that_cannot_be_adapted_are_refused(targets, words):
+    with pytest.raises(UserError, match=words) as caught:
+        add_adapters(LatentPolicy(make_backbone()), Lora(target_modules=targets), seed=0)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_peft_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(UserError, match=r"needs peft, .* pip install 'lpc\[lora\]'"):
+        adapters.load_peft()
+
+
+@needs_peft
+def test_a_sharded_training_is_refused(inputs, tmp_path):
+    errors = train_step(inputs, tmp_path, expect=1, environment={"ACCELERATE_USE_FSDP": "true"}, lora={"rank": 2})
+    assert "training.lora: not with FSDP" in errors
