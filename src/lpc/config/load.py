@@ -289,6 +289,13 @@ def _check_devices(sound: dict, recipes: dict[str, Recipe], faults: Faults) -> N
         )
     for name, recipe in recipes.items():
         training = recipe.training
+        if training.micro_batch_tokens is not None:
+            if training.batch_size % devices:
+                faults.add(
+                    ("recipes", name, "training", "batch_size"),
+                    f"{training.batch_size} must be a multiple of {devices}, the devices of rule train",
+                )
+            continue
         at_once = training.micro_batch_size * devices
         if training.batch_size % at_once:
             faults.add(

@@ -158,6 +158,13 @@ class Training(Section):
         64, "pairs a step, over all devices; a multiple of `micro_batch_size` times the devices", ge=1
     )
     micro_batch_size: Integer = key(1, "pairs a device takes at once", role=Role.EXECUTION, ge=1)
+    micro_batch_tokens: Integer | None = key(
+        None,
+        "tokens a device takes at once, in place of `micro_batch_size`, from pairs of similar length; null: as many "
+        "pairs as that",
+        role=Role.EXECUTION,
+        ge=1,
+    )
     learning_rate: float = key(5.0e-7, "peak learning rate of the backbone", gt=0)
     warmup_ratio: float = key(0.1, "share of the steps in which the rate rises; then it falls to 0", ge=0, lt=1)
     weight_decay: float = key(0.0, "of AdamW", ge=0)
@@ -200,7 +207,14 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _pairs_to_compare(self):
-        if self.latent is not None and self.latent.compares_pairs and self.training.micro_batch_size == 1:
+        if self.latent is None or not self.latent.compares_pairs:
+            return self
+        if self.training.micro_batch_tokens is not None:
+            raise fault(
+                "latent.information_weight",
+                "requires micro_batch_tokens: null, since the cost depends on the pairs of a micro-batch",
+            )
+        if self.training.micro_batch_size == 1:
             raise fault(
                 "latent.information_weight",
                 "requires micro_batch_size > 1: mutual information cannot be estimated from a single pair",
@@ -210,7 +224,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _whole_groups(self):
         together = 1 if self.latent is None else self.latent.pairs_together
-        if (micro := self.training.micro_batch_size) % together:
+        if self.training.micro_batch_tokens is None and (micro := self.training.micro_batch_size) % together:
             raise fault(
                 "latent.group_size",
                 f"{together} must divide micro_batch_size ({micro}), so that no group is split; change one of them",

@@ -82,7 +82,8 @@ def _margin(trainer: PreferenceTrainer) -> float:
     rows = np.unique(np.linspace(0, len(pairs) - 1, min(SAMPLE, len(pairs))).astype(int))
     margins = []
     model.eval()
-    size = trainer.args.per_device_train_batch_size
+    # A trainer that makes micro-batches by tokens has a device's whole part of a batch as its batch size.
+    size = trainer.args.per_device_train_batch_size if trainer.data_collator is collate else 1
     for first in range(0, len(rows), size):
         inputs = trainer._prepare_inputs(collate([pairs[row] for row in rows[first : first + size]]))
         with trainer.autocast():

@@ -14,10 +14,11 @@ from transformers import PrinterCallback, TrainingArguments
 
 from lpc.cli import UserError
 from lpc.config.models import Training
-from lpc.data.tokens import PairTokens
+from lpc.data.tokens import PairTokens, collate
 from lpc.model.policy import LatentPolicy
 from lpc.objectives.base import Objective
 from lpc.training.checkpoints import Checkpointing, latest
+from lpc.training.micro_batches import MicroBatches
 from lpc.training.trainer import PreferenceTrainer
 
 log = logging.getLogger("lpc")
@@ -35,6 +36,13 @@ def training_arguments(
     if batch_size % processes:
         raise UserError(f"training.batch_size: {batch_size} pairs cannot be shared evenly by {processes} processes")
     per_process = batch_size // processes
+    if training.micro_batch_tokens is not None:
+        if sharded:
+            raise UserError(
+                "training.micro_batch_tokens: not with FSDP, whose processes take as many micro-batches each; set it "
+                "to null, or resources.train.launch to config/accelerate/ddp.yaml"
+            )
+        micro = per_process  # the trainer splits it
     micro = min(micro, per_process)
     if per_process % micro:
         raise UserError(
@@ -121,7 +129,8 @@ def train(
             "torchrun or `accelerate launch`, one process per GPU"
         )
     usable, what = len(pairs), "training pairs"
-    if policy.latent is not None and (together := policy.latent.settings.pairs_together) > 1:
+    together = 1 if policy.latent is None else policy.latent.settings.pairs_together
+    if together > 1:
         if (micro := args.per_device_train_batch_size) % together:
             raise UserError(
                 f"latent.group_size: {together} must divide the {micro} pairs that a device takes at once; change "
@@ -141,7 +150,9 @@ def train(
     if done is None:
         shutil.rmtree(curves, ignore_errors=True)  # of an earlier training with other settings
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(curves)  # the one way to tell Trainer
-    trainer = PreferenceTrainer(policy, args, pairs, objective, log_file, weights)
+    tokens = training.micro_batch_tokens
+    collator = collate if tokens is None else MicroBatches(tokens, together)
+    trainer = PreferenceTrainer(policy, args, pairs, objective, log_file, weights, collator)
     saving = Checkpointing(trainer, training.save_minutes)
     trainer.add_callback(saving)
     trainer.remove_callback(PrinterCallback)

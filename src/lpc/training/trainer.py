@@ -12,6 +12,7 @@ import os
 import resource
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import safetensors.torch
@@ -66,8 +67,13 @@ class PreferenceTrainer(Trainer):
         objective: Objective,
         log_file: Path,
         weights: dict[str, Tensor] | None = None,
+        collator: Callable[[list[dict]], dict | list[dict]] = collate,
     ):
-        """Prepare the training of `policy`. `weights`: those that a sharded one starts from (see `sharding.shard`)."""
+        """Prepare the training of `policy`.
+
+        weights: those that a sharded one starts from (see `sharding.shard`). collator: makes one micro-batch of pairs,
+        or a list of micro-batches, which then are a device's part of the global batch.
+        """
         self.objective, self.log_file, self.sharded = objective, log_file, weights is not None
         # Sums over pairs since the last log line; kept on the device, since reading them would stall a GPU every step.
         self.sums: dict[str, Tensor] = {}
@@ -75,7 +81,7 @@ class PreferenceTrainer(Trainer):
         self.check_first_loss = self.check_gradients = True
         self.z_was_large = False
         self.without_moments: set[str] = set()  # of a checkpoint to resume: parameters that were not trained yet
-        super().__init__(policy, args, data_collator=collate, train_dataset=pairs)
+        super().__init__(policy, args, data_collator=collator, train_dataset=pairs)
         # Of the base, since a resumed training starts here with its weights; sharded weights would have to be gathered.
         self.logit_covariance = None if policy.latent is None else policy.logit_covariance().to(args.device)
         if self.is_fsdp_enabled:
@@ -181,7 +187,12 @@ class PreferenceTrainer(Trainer):
             )
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        micro_batches, loss = inputs if isinstance(inputs, list) else [inputs], 0.0
+        for number, micro_batch in enumerate(micro_batches, 1):
+            # Gradients are reduced over the processes once, and each may have another number of micro-batches.
+            last = number == len(micro_batches)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                loss = loss + super().training_step(model, micro_batch, num_items_in_batch)
         if self.check_gradients:
             self.check_gradients = False
             self._check_posterior()

@@ -22,6 +22,7 @@ PAPER = {
 # Where the paper is silent. What it does not have is off.
 OURS = {
     "training.micro_batch_size": 1,
+    "training.micro_batch_tokens": None,
     "training.weight_decay": 0.0,
     "training.max_grad_norm": 1.0,
     "training.precision": "bfloat16",
