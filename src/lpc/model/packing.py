@@ -144,7 +144,8 @@ def _softcapped(query, key, value, *, attn_mask, is_causal, dropout_p, scale, so
     if is_causal:
         attn_mask = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
     if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, -torch.inf)
+        # Not −∞: padding on the left sees nothing, and its NaN would reach the tokens that give it a weight of 0.
+        scores = scores.masked_fill(~attn_mask, torch.finfo(scores.dtype).min)
     return F.dropout(scores.softmax(-1, dtype=torch.float32).to(query.dtype), dropout_p) @ value
 
 

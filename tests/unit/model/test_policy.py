@@ -316,3 +316,12 @@ def test_covariance_of_the_head_gives_the_variance_of_logits():
     logits = (v @ policy.head.weight.t() * policy.scale).detach()
     variance = ((v @ policy.logit_covariance()) * v).sum(-1)
     torch.testing.assert_close(variance, logits.var(-1, correction=0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_padding_on_the_left_changes_no_generated_token(name):
+    policy, prompts = make_policy(name), [[5, 6, 7], [20, 21, 22, 23, 24, 25, 26, 27, 28], [30, 31]]
+    options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    together = policy.generate(*left_pad(prompts), **options)[:, -5:]
+    alone = [policy.generate(torch.tensor([prompt]), **options)[0, -5:] for prompt in prompts]
+    assert torch.equal(together, torch.stack(alone))
