@@ -60,11 +60,20 @@ def prompts(count: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def modules(tmp_path_factory):
+    """A folder of its own for the code that transformers copies; one for all tests, since a package has one place."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        patch.setattr(sys, "path", list(sys.path))
+        yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
+        del sys.modules[name]
+
+
 @pytest.fixture
-def exported(tmp_path, monkeypatch):
+def exported(tmp_path):
     """A function that saves a policy as a run, exports it by the step, and returns the new folder."""
-    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", list(sys.path))
 
     def make(policy: LatentPolicy, form: str, *words: str) -> Path:
         policy.save_pretrained(tmp_path / "model")
