@@ -164,9 +164,9 @@ class LatentLM(HFLM):
             for column in range(len(batch[row]) - len(continuation), len(batch[row]))
         ]
         labels = torch.tensor([token for _, _, continuation, _ in scored for token in continuation], device=self.device)
-        if z is not None:
-            z = z.repeat_interleave(torch.tensor(lengths, device=z.device), dim=0)
-        logps, is_argmax = self.policy.greedy_logps(hidden[self._index(positions)], labels, z)
+        rows = torch.arange(len(scored), device=labels.device)
+        rows = rows.repeat_interleave(torch.tensor(lengths, device=labels.device))
+        logps, is_argmax = self.policy.greedy_logps(hidden[self._index(positions)], labels, z, rows)
         for logp, greedy in zip(logps.double().cpu().split(lengths), is_argmax.cpu().split(lengths), strict=True):
             yield logp.sum().item(), bool(greedy.all())
 

@@ -12,7 +12,7 @@ As in `lpc.model.logps`, tokens come in chunks, so that logits of all tokens nev
 import torch
 from torch import Tensor
 
-from lpc.model.logps import chunk_logits, default_chunk, log_normaliser
+from lpc.model.logps import chunk_logits, default_chunk, log_normaliser, product_dtype
 
 
 def _with_code(logits: Tensor, code_logits: Tensor, softcap: float | None, out: Tensor) -> Tensor:
@@ -186,8 +186,7 @@ def code_logps(
     vocabulary can underflow: in float32, 59 nats below the product of the token's and the code's largest factors. Then
     the code's own logits are summed instead, which is slower and as exact.
     """
-    kind = hidden.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    kind, dtype = hidden.device.type, product_dtype(weight)
     with torch.autocast(kind, enabled=False):
         chunk = chunk or default_chunk(weight)
         return _CodeLogps.apply(hidden, weight, bias, codes, labels, softcap, scale, chunk, dtype)

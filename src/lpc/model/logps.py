@@ -15,16 +15,29 @@ CHUNK_LOGITS = 2**25
 """Of one chunk, unless told: 128 MiB in float32, which is 261 tokens at a vocabulary of 128,256."""
 
 
+def product_dtype(weight: Tensor) -> torch.dtype:
+    """Return the type in which products with the head run: that of its weights, under autocast autocast's."""
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
 def default_chunk(weight: Tensor) -> int:
     return max(1, CHUNK_LOGITS // len(weight))
 
 
 def chunk_logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None, chunk: int
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    chunk: int,
+    added: tuple[Tensor, Tensor] | None = None,
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
     """For each chunk of n tokens: which they are, their hidden states in the weights' type, their logits [n, V] in
     float32 (or float64) as transformers computes them (matmul in the weights' type first), and room for as many in the
-    weights' type (the same memory, if of the same type).
+    weights' type (the same memory, if of the same type). added: logits [B, V] in float32, and which of them each token
+    has added to its own, [N].
 
     All chunks' logits stand in the same memory, one after the other: new memory for each would cost a CPU nearly as
     much time as the matrix product.
@@ -40,6 +53,8 @@ def chunk_logits(
         else:
             torch.addmm(bias, states, weight.t(), out=product)
         logits.copy_(product)
+        if added is not None:
+            logits.add_(added[0][added[1][part]])
         if scale != 1.0:
             logits.mul_(scale)
         if softcap is not None:
@@ -144,8 +159,7 @@ def token_logps(
     c·tanh(logit/c) (Gemma). The products run in the weights' type, under autocast in autocast's. `chunk` is the
     number of tokens per piece, else as many as make `CHUNK_LOGITS`: memory is chunk × V numbers.
     """
-    kind = hidden.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    kind, dtype = hidden.device.type, product_dtype(weight)
     with torch.autocast(kind, enabled=False):
         return _TokenLogps.apply(hidden, weight, bias, labels, softcap, scale, chunk or default_chunk(weight), dtype)
 
@@ -160,11 +174,17 @@ def greedy_logps(
     softcap: float | None = None,
     scale: float = 1.0,
     chunk: int | None = None,
+    added: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `token_logps`, without gradient, and with [N] bool: is the label the most likely token (greedy decoding)?"""
-    logps = hidden.new_empty(len(labels), dtype=torch.promote_types(weight.dtype, torch.float32))
+    """As `token_logps`, without gradient, and with [N] bool: is the label the most likely token (greedy decoding)?
+
+    `added`: as of `chunk_logits`.
+    """
+    dtype, chunk = product_dtype(weight), chunk or default_chunk(weight)
+    logps = hidden.new_empty(len(labels), dtype=torch.promote_types(dtype, torch.float32))
     is_argmax = torch.empty_like(labels, dtype=torch.bool)
-    for part, _, logits, _ in chunk_logits(hidden, weight, bias, scale, softcap, chunk or default_chunk(weight)):
+    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    for part, _, logits, _ in chunk_logits(hidden, weight, bias, scale, softcap, chunk, added):
         is_argmax[part] = logits.argmax(dim=-1) == labels[part]
         chosen = logits.gather(-1, labels[part, None]).squeeze(-1)
         logps[part] = chosen - log_normaliser(logits)[0]

@@ -28,7 +28,7 @@ from lpc.latents.parts.draws import prompt_uniform
 from lpc.latents.parts.mixture import infer_code
 from lpc.model import packing
 from lpc.model.code_logps import code_logps
-from lpc.model.logps import greedy_logps, token_logps
+from lpc.model.logps import greedy_logps, product_dtype, token_logps
 
 log = logging.getLogger("lpc")
 
@@ -193,12 +193,24 @@ class LatentPolicy(nn.Module):
             self._head_input(hidden, z), head.weight, labels, head.bias, softcap=self.softcap, scale=self.scale
         )
 
-    def greedy_logps(self, hidden: Tensor, labels: Tensor, z: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As `token_logps` without gradient, and [N] bool: is the label the most likely token?"""
-        head = self.head
-        return greedy_logps(
-            self._head_input(hidden, z), head.weight, labels, head.bias, softcap=self.softcap, scale=self.scale
-        )
+    @torch.no_grad()
+    def greedy_logps(
+        self, hidden: Tensor, labels: Tensor, z: Tensor | None = None, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As `token_logps` without gradient, and [N] bool: is the label the most likely token?
+
+        z [B, d], and rows [N], which of them each token has. Where the head's products are in less than float32, h + z
+        would be rounded to their type, and most of a small z lost. There W·z is computed in float32, once for each z,
+        and added to the logits.
+        """
+        head, added = self.head, None
+        if z is not None and product_dtype(head.weight).itemsize < 4:
+            with torch.autocast(z.device.type, enabled=False):
+                added = torch.cat([z.float() @ part.float().t() for part in head.weight.split(8192)], 1), rows
+        elif z is not None:
+            hidden = self._head_input(hidden, z[rows])
+        options = {"softcap": self.softcap, "scale": self.scale, "added": added}
+        return greedy_logps(hidden, head.weight, labels, head.bias, **options)
 
     def prior_z(self, h_x: Tensor, prompts: Sequence[Sequence[int]]) -> Tensor | None:
         """z [B, d] from the prior at the end of the prompt, h_x [B, d]; None for a plain model.
@@ -260,8 +272,14 @@ class LatentPolicy(nn.Module):
 
     def pair_logps(self, encoded: Encoded, z: Tensor | None) -> tuple[Tensor, Tensor]:
         """Sums over completion tokens of log π(y | x, z), (chosen [B], rejected [B]), given z [B, d] or none."""
-        z_tokens = None if z is None else z[encoded.token_rows % len(encoded.h_x)]
-        return _completion_sums(encoded, self.token_logps(encoded.tokens, encoded.labels, z_tokens))
+        if z is None:
+            return _completion_sums(encoded, self.token_logps(encoded.tokens, encoded.labels))
+        rows = encoded.token_rows % len(encoded.h_x)
+        if torch.is_grad_enabled():
+            logps = self.token_logps(encoded.tokens, encoded.labels, z[rows])
+        else:
+            logps, _ = self.greedy_logps(encoded.tokens, encoded.labels, z, rows)
+        return _completion_sums(encoded, logps)
 
     def code_pair_logps(self, encoded: Encoded, codes: Tensor) -> tuple[Tensor, Tensor]:
         """As `pair_logps` under each of the codes [K, d], (chosen [B, K], rejected [B, K]), by one pass of the head."""
@@ -460,9 +478,12 @@ def empty_backbone(folder: str | os.PathLike, *, trust_remote_code: bool = False
 
 
 def stored_dtype(folder: str | os.PathLike) -> torch.dtype:
-    """Return the type of a checkpoint's weights as they are stored, or float32 where they have several."""
+    """Return the type of a checkpoint's weights as they are stored, or float32 where they have several.
+
+    A run's latent does not count.
+    """
     found = set()
-    for file in Path(folder).glob("*.safetensors"):
+    for file in set(Path(folder).glob("*.safetensors")) - {Path(folder) / LATENT_WEIGHTS}:
         with safetensors.safe_open(file, "pt") as weights:
             found.update(weights.get_slice(name).get_dtype() for name in weights.keys())  # noqa: SIM118
     return {("BF16",): torch.bfloat16, ("F16",): torch.float16}.get(tuple(found), torch.float32)

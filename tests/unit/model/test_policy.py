@@ -325,3 +325,27 @@ def test_padding_on_the_left_changes_no_generated_token(name):
     together = policy.generate(*left_pad(prompts), **options)[:, -5:]
     alone = [policy.generate(torch.tensor([prompt]), **options)[0, -5:] for prompt in prompts]
     assert torch.equal(together, torch.stack(alone))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "granite", "cohere"])
+def test_a_small_z_counts_in_bfloat16(name):
+    """What z changes in the log-probabilities, in evaluation under autocast, against float64. In training h + z is
+    rounded to bfloat16; the loss stays near that of float32."""
+    policy, batch = make_policy(name), batch_of(*ROWS)
+    z = 3e-3 * torch.randn(len(ROWS), 32, generator=torch.Generator().manual_seed(0))
+
+    def change(policy, z, grad=False):
+        with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16, enabled=z.dtype == torch.float32):
+            encoded = policy.encode(**batch)
+            return torch.stack(
+                [a - b for a, b in zip(policy.pair_logps(encoded, z), policy.pair_logps(encoded, None), strict=True)]
+            )
+
+    low, rounded = change(policy, z), change(policy, z, grad=True)
+    with torch.no_grad():
+        encoded = policy.encode(**batch)
+        encoded.tokens = encoded.tokens.double()
+        policy.backbone.double()
+        exact = torch.stack(policy.pair_logps(encoded, z.double())) - torch.stack(policy.pair_logps(encoded, None))
+    error = lambda found: ((found.double() - exact).norm() / exact.norm()).item()  # noqa: E731
+    assert error(low) < 0.05 < 0.2 < error(rounded), (error(low), error(rounded))
