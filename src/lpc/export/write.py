@@ -10,7 +10,7 @@ from types import ModuleType
 import safetensors.torch
 import torch
 from accelerate import init_empty_weights
-from torch import Tensor, nn
+from torch import nn
 
 from lpc import files
 from lpc.cli import UserError
@@ -78,7 +78,7 @@ def write_code(policy: LatentPolicy, code: int, folder: Path) -> None:
             "use --form latent and `generate(code=...)`, or --form vllm"
         )
     with torch.no_grad():
-        bias = _biases(policy, z)[0]
+        bias = policy.z_logits(z)[0]
         if head.bias is None:
             setattr(backbone.config, HEAD_BIAS, True)
         else:
@@ -103,7 +103,7 @@ def write_table(policy: LatentPolicy, folder: Path) -> None:
         )
     exported = policy.latent.exported()
     with torch.no_grad():
-        table = _biases(policy, exported.tensors.pop("codebook")) * policy.scale
+        table = policy.z_logits(exported.tensors.pop("codebook")) * policy.scale
     folder.mkdir()
     for name in ("lpc_codes.py", "lpc_vllm.py", "lpc_vllm_v2.py"):
         shutil.copy(FILES / name, folder)
@@ -114,11 +114,6 @@ def write_table(policy: LatentPolicy, folder: Path) -> None:
 
 def _rule(exported: Exported) -> dict:
     return {"rule": exported.rule, "temperature": exported.temperature, "seed": exported.seed}
-
-
-def _biases(policy: LatentPolicy, z: Tensor) -> Tensor:
-    """Return W·z [n, V] of z [n, d], float32; in pieces, since W in float32 may be large."""
-    return torch.cat([z @ rows.float().t() for rows in policy.head.weight.split(8192)], 1)
 
 
 def _import(folder: Path) -> ModuleType:

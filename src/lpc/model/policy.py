@@ -186,6 +186,15 @@ class LatentPolicy(nn.Module):
     def _head_input(self, hidden: Tensor, z: Tensor | None) -> Tensor:
         return hidden if z is None else hidden + z.to(hidden.dtype)
 
+    @torch.no_grad()
+    def z_logits(self, z: Tensor) -> Tensor:
+        """Return W·z [B, V] of z [B, d], float32 or wider, before any scale or cap of the logits."""
+        weight = self.head.weight
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        with torch.autocast(z.device.type, enabled=False):
+            # In pieces: in float32 the whole of W may be large.
+            return torch.cat([z.to(dtype) @ part.to(dtype).t() for part in weight.split(8192)], 1)
+
     def token_logps(self, hidden: Tensor, labels: Tensor, z: Tensor | None = None) -> Tensor:
         """log π(label) [N] of hidden states [N, d] before each label, given z [N, d] or none. Differentiable."""
         head = self.head
@@ -205,8 +214,7 @@ class LatentPolicy(nn.Module):
         """
         head, added = self.head, None
         if z is not None and product_dtype(head.weight).itemsize < 4:
-            with torch.autocast(z.device.type, enabled=False):
-                added = torch.cat([z.float() @ part.float().t() for part in head.weight.split(8192)], 1), rows
+            added = self.z_logits(z), rows
         elif z is not None:
             hidden = self._head_input(hidden, z[rows])
         options = {"softcap": self.softcap, "scale": self.scale, "added": added}
@@ -383,21 +391,22 @@ class LatentPolicy(nn.Module):
                 )
         masks = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         prompts = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, masks, strict=True)]
-        z = None
+        added = None
 
-        def add_z(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-            nonlocal z
+        def add_z(module: nn.Module, inputs: tuple[Tensor], logits: Tensor) -> Tensor:
+            nonlocal added
             hidden = inputs[0]
-            if z is None:
+            if added is None:
                 # First pass: the last position is the end of the prompt. Beams and samples of one prompt are rows of
                 # their own by now, one after the other. All have the z of their prompt, so reordering beams later never
                 # moves z to another one.
                 copies = len(hidden) // len(prompts)
                 rows = [prompt for prompt in prompts for _ in range(copies)]
                 z = self.prior_z(hidden[:, -1], rows) if code is None else self.latent.force(code, len(hidden))
-            return (self._head_input(hidden, z[:, None]),)
+                added = self.z_logits(z)[:, None]
+            return logits + added  # in float32: a head in bfloat16 would round h + z to the grid of h
 
-        handle = self.head.register_forward_pre_hook(add_z)
+        handle = self.head.register_forward_hook(add_z)
         try:
             return self.backbone.generate(input_ids=input_ids, attention_mask=attention_mask, **options)
         finally:

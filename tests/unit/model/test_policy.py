@@ -329,8 +329,8 @@ def test_padding_on_the_left_changes_no_generated_token(name):
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "granite", "cohere"])
 def test_a_small_z_counts_in_bfloat16(name):
-    """What z changes in the log-probabilities, in evaluation under autocast, against float64. In training h + z is
-    rounded to bfloat16; the loss stays near that of float32."""
+    """What z changes in the log-probabilities under autocast, against float64: in evaluation, and in training, where
+    h + z is rounded to bfloat16."""
     policy, batch = make_policy(name), batch_of(*ROWS)
     z = 3e-3 * torch.randn(len(ROWS), 32, generator=torch.Generator().manual_seed(0))
 
@@ -349,3 +349,15 @@ def test_a_small_z_counts_in_bfloat16(name):
         exact = torch.stack(policy.pair_logps(encoded, z.double())) - torch.stack(policy.pair_logps(encoded, None))
     error = lambda found: ((found.double() - exact).norm() / exact.norm()).item()  # noqa: E731
     assert error(low) < 0.05 < 0.2 < error(rounded), (error(low), error(rounded))
+
+
+def test_generation_in_bfloat16_adds_the_whole_z():
+    policy = make_policy(code_scale=1e-3)
+    policy.backbone.bfloat16()
+    options = {"max_new_tokens": 1, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    ids = torch.tensor([[5, 6, 7]])
+    plain = LatentPolicy(policy.backbone).generate(ids, **options).logits[0][0]
+    with torch.no_grad():
+        expected = policy.latent.codebook[2] @ policy.head.weight.float().t()
+    added = policy.generate(ids, code=2, **options).logits[0][0] - plain
+    torch.testing.assert_close(added, expected, rtol=1e-3, atol=1e-5)

@@ -1,7 +1,7 @@
 """A language model with a latent of Latent Preference Coding, for `AutoModelForCausalLM` with `trust_remote_code`.
 
-z comes from the hidden state at the end of the prompt and is added to the hidden states of all later tokens, before the
-language model's head: the logits are W(h + z).
+z comes from the hidden state h at the end of the prompt. The logits of all later tokens are W(h + z), computed as
+Wh + Wz with the second term in float32: in bfloat16 h + z would be rounded to the grid of h.
 """
 
 import contextlib
@@ -26,34 +26,42 @@ class LatentForCausalLM(Backbone):
     def __init__(self, config: LatentConfig):
         super().__init__(config)
         self.latent = Latent(config.lpc)
-        self._z: Callable[[Tensor], Tensor] | None = None
+        self._added: Callable[[Tensor], Tensor] | None = None
         self._hook_head()
         self.post_init()
 
     def _hook_head(self) -> None:
-        self.get_output_embeddings().register_forward_pre_hook(self._add_z)
+        self.get_output_embeddings().register_forward_hook(self._add_z)
 
     def set_output_embeddings(self, head: nn.Module) -> None:
         super().set_output_embeddings(head)
         self._hook_head()
 
-    def _add_z(self, head: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        if self._z is None:
+    def _add_z(self, head: nn.Module, inputs: tuple[Tensor], logits: Tensor) -> Tensor:
+        if self._added is None:
             raise RuntimeError(
                 "the latent needs the end of the prompt: use `generate`, or call the model within "
                 "`with model.with_z(model.prompt_z(prompt_ids)):`"
             )
-        hidden = inputs[0]
-        return (hidden + self._z(hidden)[:, None].to(hidden.dtype),)
+        return logits + self._added(inputs[0])[:, None]
 
     @contextlib.contextmanager
-    def with_z(self, z: Tensor | Callable[[Tensor], Tensor]) -> Iterator[None]:
-        """Add z [B, d] to the hidden states of calls of the model; or what a function returns of them [B, T, d]."""
-        outer, self._z = self._z, z if callable(z) else lambda hidden: z
+    def _adding(self, added: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Add to the logits of calls of the model what `added` returns of the head's inputs: [B, T, d] to [B, V]."""
+        outer, self._added = self._added, added
         try:
             yield
         finally:
-            self._z = outer
+            self._added = outer
+
+    def with_z(self, z: Tensor) -> contextlib.AbstractContextManager:
+        """Return a context in which calls of the model add z [B, d] to the hidden states of all tokens."""
+        logits = self._z_logits(z)
+        return self._adding(lambda hidden: logits)
+
+    @torch.no_grad()
+    def _z_logits(self, z: Tensor) -> Tensor:
+        return torch.cat([z.float() @ rows.float().t() for rows in self.get_output_embeddings().weight.split(8192)], 1)
 
     @torch.no_grad()
     def prompt_z(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -70,10 +78,12 @@ class LatentForCausalLM(Backbone):
 
         def keep(hidden: Tensor) -> Tensor:
             kept.append(hidden[:, -1])
-            return torch.zeros_like(hidden[:, -1])
+            return hidden.new_zeros(len(hidden), 1)
 
         inputs = self.prepare_inputs_for_generation(input_ids, attention_mask=attention_mask, use_cache=False)
-        with self.with_z(keep):
+        if self._supports_logits_to_keep():
+            inputs["logits_to_keep"] = 1
+        with self._adding(keep):
             self(**inputs)
         return kept[0], _prompts(input_ids, attention_mask)
 
@@ -99,15 +109,16 @@ class LatentForCausalLM(Backbone):
                 )
         prompts, found = _prompts(input_ids, attention_mask), []
 
-        def z(hidden: Tensor) -> Tensor:
+        def added(hidden: Tensor) -> Tensor:
             if not found:
                 # Beams and samples of one prompt are rows of their own, one after the other, and have the same z.
                 copies = len(hidden) // len(prompts)
                 rows = [prompt for prompt in prompts for _ in range(copies)]
-                found.append(self.latent(hidden[:, -1], rows) if code is None else self.latent.force(code, len(hidden)))
+                z = self.latent(hidden[:, -1], rows) if code is None else self.latent.force(code, len(hidden))
+                found.append(self._z_logits(z))
             return found[0]
 
-        with self.with_z(z):
+        with self._adding(added):
             return super().generate(input_ids, *args, attention_mask=attention_mask, **options)
 
 
