@@ -105,7 +105,10 @@ def to_device(policy: LatentPolicy) -> LatentPolicy:
 
 
 def autocast(policy: LatentPolicy, precision: str) -> contextlib.AbstractContextManager:
-    """The same arithmetic as in training: `precision` is float32 or bfloat16 (autocast over float32 weights)."""
+    """The arithmetic of training: `precision` is float32 or bfloat16 (autocast over float32 weights).
+
+    Without gradients, W·z alone is more exact (`LatentPolicy.greedy_logps`).
+    """
     return torch.autocast(policy.device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 

@@ -145,7 +145,8 @@ def test_what_the_folder_holds(exported):
     assert imported - sys.stdlib_module_names == {"numpy", "torch", "transformers"}
     with pytest.raises(ValueError, match="trust_remote_code=True"):
         transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
-    assert transformers.AutoTokenizer.from_pretrained(folder).chat_template == make_tokenizer().chat_template
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    assert tokenizer.chat_template == make_tokenizer().chat_template
     end = make_tokenizer().convert_tokens_to_ids("<|end|>")
     stops = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
     assert end in stops, "generation ends where a turn ends"
