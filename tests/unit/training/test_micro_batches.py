@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from small import LATENT, UNEVEN, lines_of, run, tokenised, train_step_on_two
+from small import LATENT, UNEVEN, lines_of, run, tokenised, train_step_together
 from test_trainer import GROUPED
 
 from lpc.cli import UserError
@@ -57,7 +57,7 @@ def test_the_gradient_is_that_of_equal_micro_batches(tmp_path, latent):
 
 
 def test_processes_with_other_numbers_of_micro_batches_give_the_losses_of_one(inputs, unbroken, tmp_path):
-    train_step_on_two(inputs, tmp_path, **UNEVEN, micro_batch_tokens=100)
+    train_step_together(inputs, tmp_path, **UNEVEN, micro_batch_tokens=100)
     for one, two in zip(lines_of(unbroken), lines_of(tmp_path), strict=True):
         for key in set(one) - {"tokens_per_second", "memory_gib"}:
             assert one[key] == pytest.approx(two[key], rel=1e-5, abs=1e-5), key
