@@ -41,6 +41,12 @@ def folder(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
+def load(name: str) -> ModuleType:
+    """Import a file of the folder, which was not there yet when Python last looked."""
+    importlib.invalidate_caches()
+    return importlib.import_module(name)
+
+
 class Request:
     """A prompt, what it asks for, and what it has so far."""
 
@@ -115,7 +121,7 @@ class Batch:
 def test_each_request_has_its_code_while_the_batch_changes(folder):
     policy, rng = policy_of(KINDS["mode"]), np.random.default_rng(0)
     write_table(policy, folder)
-    module = importlib.import_module("lpc_vllm")
+    module = load("lpc_vllm")
     assert issubclass(module.CodeBias, sys.modules[V1].LogitsProcessor)
     processor = module.CodeBias(SimpleNamespace(), torch.device("cpu"), False)
     assert not processor.is_argmax_invariant()
@@ -132,7 +138,7 @@ def test_model_runner_v2(folder):
     """Slots are kept for a request's life and used again; rows of logits come in any order, several a request."""
     policy, rng = policy_of(KINDS["mode"]), np.random.default_rng(1)
     write_table(policy, folder)
-    module = importlib.import_module("lpc_vllm_v2")
+    module = load("lpc_vllm_v2")
     processor = module.CodeBias(SimpleNamespace(), SimpleNamespace(device=torch.device("cpu"), max_num_reqs=SLOTS))
     everyone, slots = requests(policy, 12, rng), {}
     waiting = list(everyone)
@@ -156,7 +162,7 @@ def test_model_runner_v2(folder):
 @pytest.mark.parametrize("name", ["lpc_vllm", "lpc_vllm_v2"])
 def test_requests_are_refused_before_they_are_served(folder, name):
     write_table(policy_of(KINDS["mode"]), folder)
-    processor = importlib.import_module(name).CodeBias
+    processor = load(name).CodeBias
 
     def validate(extra):
         processor.validate_params(SimpleNamespace(extra_args=extra))
@@ -175,7 +181,7 @@ def test_requests_are_refused_before_they_are_served(folder, name):
 
 def test_another_models_logits_are_refused(folder):
     write_table(policy_of(KINDS["mode"]), folder)
-    processor = importlib.import_module("lpc_vllm").CodeBias(None, torch.device("cpu"), False)
+    processor = load("lpc_vllm").CodeBias(None, torch.device("cpu"), False)
     with pytest.raises(ValueError, match="of a vocabulary of 384, but the served model has 385"):
         processor.apply(torch.zeros(1, 385))
 
