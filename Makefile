@@ -14,7 +14,7 @@ LOGGER = $$([ -t 2 ] && echo --logger rich)
 
 SHELL := /bin/bash -euo pipefail
 .DEFAULT_GOAL := help
-.PHONY: demo status plan verify test lint format bench storm images doctor report clean help
+.PHONY: demo status plan verify test lint format docs bench storm images doctor report clean help
 
 # Rules run what is first on PATH.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -46,6 +46,9 @@ format: .venv/test.stamp ## rewrite Python and Snakemake files in the project's 
 	ruff check --fix
 	ruff format
 	snakefmt Snakefile workflow
+
+docs: .venv/docs.stamp ## build the documents as a site in site/
+	mkdocs build --strict
 
 bench: .venv/bench.stamp ## measure speed and memory against peers
 	mkdir -p results/bench
@@ -90,5 +93,6 @@ help: ## list the targets
 .venv/run.stamp: EXTRAS := [terminal]
 .venv/test.stamp: EXTRAS := [test,lint,slurm,images]
 .venv/bench.stamp: EXTRAS := [bench]
+.venv/docs.stamp: EXTRAS := [docs]
 # What a login node needs: the build of the images, and the submission of jobs.
 .venv/images.stamp: EXTRAS := [slurm,images]

@@ -1,4 +1,4 @@
-"""Chat templates of five families of models, in short but with what sets each apart, and tokenizers to go with them."""
+"""Chat templates of six families of models, in short but with what sets each apart, and tokenizers to go with them."""
 
 from typing import NamedTuple
 

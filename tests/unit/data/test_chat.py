@@ -1,4 +1,8 @@
-"""What is trained as the assistant's turn, against what the templates of five families of models write."""
+"""What is trained as the assistant's turn, against what the templates of six families of models write."""
+
+import html
+import re
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -57,6 +61,13 @@ def test_turns_are_what_the_template_writes(name):
     end = tokenizer.convert_tokens_to_ids("<" + completion.rpartition("<")[2])
     assert ids[-1] == turn_end(tokenizer)[0] == end
     assert ids.count(end) == 1
+
+
+def test_the_table_of_turns_in_the_documents():
+    page = (Path(__file__).parents[3] / "docs/method.md").read_text(encoding="utf-8")
+    table = page.partition("<!-- turns -->")[2].partition("<!-- end -->")[0]
+    rows = re.findall(r"<tr><td>(.*?)</td><td><code>(.*?)</code></td><td><code>(.*?)</code></td></tr>", table)
+    assert {name: tuple(html.unescape(cell).replace(r"\n", "\n") for cell in cells) for name, *cells in rows} == TURNS
 
 
 def said(text):
