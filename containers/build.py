@@ -168,10 +168,10 @@ def base_arguments(base: str, mirror: str | None) -> dict[str, str]:
     if base != "debootstrap":
         return {"BOOTSTRAP": "docker", "FROM": base}
     if not shutil.which("debootstrap"):
-        raise UserError("no debootstrap on PATH; install it, or name a base image that can be reached (--base)")
+        raise UserError("no debootstrap on PATH; install it, or use a base image that can be reached (--base)")
     mirror = mirror or apt_mirror()
     if not mirror:
-        raise UserError("no Debian mirror is known on this system; name one (--mirror)")
+        raise UserError("no Debian mirror is known on this system; set one with --mirror")
     return {"BOOTSTRAP": "debootstrap", "MIRROR": mirror}
 
 
@@ -252,4 +252,4 @@ if __name__ == "__main__":
     except UserError as error:
         fail(str(error), 1)
     except KeyboardInterrupt:
-        fail("interrupted; run it again to go on", 130)
+        fail("interrupted; rerun to resume", 130)

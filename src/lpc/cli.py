@@ -117,7 +117,7 @@ def run(parser: argparse.ArgumentParser, main) -> None:
         what = f"{error.filename or 'input/output'}: {error.strerror or error}"
         fail(f"{what}; {REMEDIES.get(error.errno, 'correct the cause')}, then rerun", 1)
     except KeyboardInterrupt:
-        fail("interrupted; rerun to go on", 130)
+        fail("interrupted; rerun to resume", 130)
 
 
 def fail(message: str, code: int) -> None:

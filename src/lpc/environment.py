@@ -12,8 +12,8 @@ VARIABLES = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    # Threads that wait spin for some 50 microseconds, then sleep: at once would make a training on cores of its own a
-    # tenth slower, never would slow down all that share cores. docs/benchmarks.md has what this and the next save.
+    # Idle threads spin for about 50 µs before sleeping. Sleeping at once costs about 10 % on dedicated cores; never
+    # sleeping slows other jobs on shared cores. docs/benchmarks.md has the figures of this and the next.
     "GOMP_SPINCOUNT": "3000",
     # glibc's malloc hands freed memory back to the system, and every training step on a CPU pays for getting it again:
     # kept up to 4 GiB, in huge pages.

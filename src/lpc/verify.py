@@ -114,7 +114,7 @@ def main(args: argparse.Namespace) -> int:
             f"{root}: a record has no {error}, since an earlier version wrote it; rerun the workflow"
         ) from None
     if not found:
-        raise UserError(f"{root}: no results with digests; name the configuration of a project that has run")
+        raise UserError(f"{root}: no results with digests; use the configuration of a project that has run")
     faults = dict.fromkeys(fault for claim in found if (fault := claim.fault()))
     for fault in faults:
         print(fault)

@@ -33,7 +33,7 @@ def run(tmp_path, body: str, *arguments, **options) -> subprocess.CompletedProce
     [
         ("raise cli.UserError('a: wrong\\nvalue')", 1, "error: a: wrong value"),
         ("raise cli.Stopped('saved')", 85, "error: saved"),
-        ("os.kill(os.getpid(), signal.SIGINT)", 130, "error: interrupted; rerun to go on"),
+        ("os.kill(os.getpid(), signal.SIGINT)", 130, "error: interrupted; rerun to resume"),
         ("open('missing')", 1, "error: missing: No such file or directory; correct the cause, then rerun"),
         ("open('/dev/full', 'w').write('x' * 10**6)", 1, "error: input/output: No space left on device; free space"),
         ("raise OSError('no route')", 1, "error: input/output: no route; correct the cause, then rerun"),
@@ -102,4 +102,4 @@ def test_interrupt_from_outside(tmp_path):
     assert process.stdout.readline() == "runs\n"
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
-    assert (process.returncode, errors) == (130, "error: interrupted; rerun to go on\n")
+    assert (process.returncode, errors) == (130, "error: interrupted; rerun to resume\n")

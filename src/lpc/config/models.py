@@ -374,7 +374,7 @@ class Evaluation(Section):
     @model_validator(mode="after")
     def _style_needs_the_sources_of_codes(self) -> "Evaluation":
         if self.style is not None and self.personalise is None:
-            raise fault("style", "needs personalise, which says the source that each code stands for; add it")
+            raise fault("style", "requires personalise, which finds the source of each code; add it")
         return self
 
 

@@ -70,7 +70,7 @@ def download(name: str, kind: str, revision: str | None, patterns: list[str] | N
             f"{name}: neither a file or folder here nor a name on the hub; correct the {kind}'s path"
         ) from None
     except GatedRepoError:
-        raise UserError(f"{where}: access must be asked for on its page; then log in with `hf auth login`") from None
+        raise UserError(f"{where}: access is restricted; request it on its page, then log in with `hf auth login`") from None
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise UserError(
             f"{where}: not on the hub, or private; correct the name or log in with `hf auth login`"
@@ -79,6 +79,6 @@ def download(name: str, kind: str, revision: str | None, patterns: list[str] | N
         # Offline mode, no network and a broken transfer alike; a full disk names itself.
         cache = huggingface_hub.constants.HF_HUB_CACHE
         raise UserError(
-            f"{where}: not in the cache {cache} and not to be had from the hub ({error}); run this rule where "
-            "there is a network, or set HF_HOME to a cache that holds it"
+            f"{where}: not in the cache {cache}, and the download failed ({error}); run this rule where there is a "
+            "network, or set HF_HOME to a cache that holds it"
         ) from None

@@ -53,7 +53,7 @@ def list_files(path: str) -> list[Path]:
     if not place.is_file():
         raise UserError(f"{path}: no such file; correct `path` of this dataset")
     if not place.name.endswith(SUFFIXES):
-        raise UserError(f"{path}: unknown format; give a file that ends in {', '.join(SUFFIXES)}")
+        raise UserError(f"{path}: unsupported file type; use {', '.join(SUFFIXES)}")
     return [place]
 
 

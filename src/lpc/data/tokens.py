@@ -389,7 +389,7 @@ def tokenize_context(
     }
     tokens = tokenize_pairs(pa.table(table), tokenizer, max_length=max_length, max_prompt_length=max_prompt_length)
     if context and not len(tokens):
-        raise UserError(f"context: all {len(context)} pairs have equal completions; give pairs that differ")
+        raise UserError(f"context: all {len(context)} pairs have equal completions; use pairs that differ")
     return tokens
 
 

@@ -37,7 +37,7 @@ def prepare(instructions: str | None, reference: str | None) -> tuple[list[dict]
         except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
             raise UserError(
                 f"{HUB['repo_id']}: the AlpacaEval baseline cannot be fetched ({error}); run this where there is a "
-                "network, or name local files as `instructions` and `reference`"
+                "network, or set `instructions` and `reference` to local files"
             ) from None
     asked = outputs if instructions is None else _rows(instructions, ("instruction",))
     return [{"instruction": row["instruction"], "dataset": row.get("dataset", "local")} for row in asked], outputs

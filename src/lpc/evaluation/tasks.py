@@ -64,7 +64,7 @@ def load_task(entry: dict) -> dict:
         # ConnectionError, DatasetNotFoundError and OfflineModeIsEnabled are kinds of OSError.
         raise UserError(
             f"task {entry['name']}: its data set cannot be loaded ({error}); run download_task where there is a "
-            "network, or name local files under `data`"
+            "network, or set `data` to local files"
         ) from None
     for task in loaded["tasks"].values():
         _check(task, entry)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class LatentSettings(Section):
-    """Settings that every kind has; the defaults are the paper's, or ours where it is silent, as of scales and rates.
+    """Settings that every kind has. Defaults follow the paper, or are our choice where it gives none (scales, rates).
 
     A subclass adds its own, and makes `kind` a Literal of one value. It declares no key that it does not use.
     """

@@ -78,19 +78,19 @@ def describe_base(
 
 def weight_files(folder: Path) -> list[Path]:
     """The weights of a checkpoint, all shards of them; stops where any file is missing."""
-    cure = "give a folder that `save_pretrained` wrote, or a model's name on the hub"
+    fix = "use a folder that `save_pretrained` wrote, or a model's name on the hub"
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no model checkpoint (it has no config.json); {cure}")
+        raise UserError(f"{folder}: not a model checkpoint, since it has no config.json; {fix}")
     weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
         raise UserError(
-            f"{folder}: no model checkpoint (it has none of {', '.join(WEIGHTS)}; pickles are not read); {cure}"
+            f"{folder}: not a model checkpoint, since it has none of {', '.join(WEIGHTS)} (pickles are not read); {fix}"
         )
     if weights.suffix == ".json":
         index = files.read_json(weights)
         shards = index.get("weight_map") if isinstance(index, dict) else None
         if not isinstance(shards, dict) or not shards or not all(isinstance(shard, str) for shard in shards.values()):
-            raise UserError(f"{weights}: must have a `weight_map` from weights to files; {cure}")
+            raise UserError(f"{weights}: must have a `weight_map` from weights to files; {fix}")
         shards = sorted(set(shards.values()))
         if missing := [shard for shard in shards if not os.path.isfile(folder / shard)]:
             raise UserError(

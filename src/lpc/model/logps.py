@@ -34,13 +34,12 @@ def chunk_logits(
     chunk: int,
     added: tuple[Tensor, Tensor] | None = None,
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-    """For each chunk of n tokens: which they are, their hidden states in the weights' type, their logits [n, V] in
-    float32 (or float64) as transformers computes them (matmul in the weights' type first), and room for as many in the
-    weights' type (the same memory, if of the same type). added: logits [B, V] in float32, and which of them each token
-    has added to its own, [N].
+    """Yield for each chunk of n tokens its slice, its hidden states in the weights' dtype, its logits [n, V] and a
+    scratch buffer [n, V] in the weights' dtype (shared with the logits if the dtypes match).
 
-    All chunks' logits stand in the same memory, one after the other: new memory for each would cost a CPU nearly as
-    much time as the matrix product.
+    Logits are float32 or float64, as transformers computes them: the matrix product in the weights' dtype comes first.
+    added: logits [B, V] in float32, and the number of the row that each token has added to its own, [N]. All chunks
+    reuse the same memory. New memory for each chunk would cost a CPU nearly as much time as the product.
     """
     product = weight.new_empty(min(chunk, len(hidden)), len(weight))
     logits = product.to(torch.promote_types(weight.dtype, torch.float32))

@@ -87,8 +87,8 @@ class Layout:
 
 
 def no_mask(device: torch.device) -> Tensor:
-    """What to give a model as attention mask beside a layout: transformers makes none of its own, which over a whole
-    packed row would be large, where it is given one with four dimensions."""
+    """Return a dummy mask of four dimensions. Passing one stops transformers from building its own, which would be huge
+    for a packed row."""
     return torch.zeros(1, 1, 1, 1, device=device)
 
 

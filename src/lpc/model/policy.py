@@ -102,7 +102,7 @@ class LatentPolicy(nn.Module):
             try:
                 settings = latents.parse(settings | (inference or {}))
             except UserError as error:
-                raise UserError(f"{config}: {error}; train again, or give settings of this latent") from None
+                raise UserError(f"{config}: {error}; train again, or use the settings of this latent") from None
             policy.latent = latents.build(settings, policy.head.weight.shape[1], seed=0)
             try:
                 safetensors.torch.load_model(policy.latent, Path(folder) / LATENT_WEIGHTS)
@@ -502,7 +502,7 @@ def _config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
     """Read a checkpoint's config.json, without dropout."""
     if not (folder / "config.json").is_file():
         raise UserError(
-            f"{folder}: no checkpoint (config.json is missing); name the folder of a transformers checkpoint"
+            f"{folder}: not a checkpoint, since config.json is missing; use the folder of a transformers checkpoint"
         )
     try:
         config = load_config(folder, trust_remote_code)
@@ -603,7 +603,7 @@ def check_architecture(backbone: PreTrainedModel) -> None:
 
     policy = LatentPolicy(backbone)
     if not isinstance(policy.head, nn.Linear):
-        raise UserError(f"{kind}: its output layer is no linear head; LPC adds z before a linear head")
+        raise UserError(f"{kind}: its output layer must be a linear head, before which z is added; use another model")
     found = fault(policy)
     if found and not policy.obstacle:
         backbone.set_attn_implementation(attention)

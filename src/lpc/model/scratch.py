@@ -112,7 +112,7 @@ def train(
     """
     if hidden_size % (2 * heads):
         raise UserError(
-            f"scratch.hidden_size: {hidden_size} is no multiple of twice scratch.heads ({heads}); change either"
+            f"scratch.hidden_size: {hidden_size} must be a multiple of twice scratch.heads ({heads}); change one of them"
         )
     texts = [message["content"] for row in rows for message in row["messages"]]
     texts += [completion["response"] for row in rows for completion in row["completions"]]

@@ -1,4 +1,4 @@
-"""Bring a base model into the cache, so that later steps need no network, and record it. A local checkpoint is only
+"""Download a base model to the cache, so that later steps can run offline, and record it. A local checkpoint is only
 recorded.
 """
 

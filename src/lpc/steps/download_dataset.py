@@ -1,4 +1,4 @@
-"""Bring a dataset into the cache, so that later steps need no network, and record its files. Local files are only
+"""Download a dataset to the cache, so that later steps can run offline, and record its files. Local files are only
 recorded.
 """
 

@@ -35,7 +35,7 @@ def main(args):
     if args.code is not None and (latent is None or not latent.has_codes):
         raise cli.UserError(f"--code: {args.model} has no codes to force")
     if args.code is not None and args.context is not None:
-        raise cli.UserError("--code and --context: both choose the code; give one of them")
+        raise cli.UserError("--code and --context: both choose the code; use one of them")
     codes = [args.code] * len(prompts)
     if args.context is not None:
         codes = person_codes(policy, prompts, args.context)
@@ -48,7 +48,7 @@ def main(args):
 def person_codes(policy: Policy, prompts: list[str], file: Path) -> list[int]:
     """Return the most probable code of each prompt, given the pairs in `file`."""
     if not file.is_file():
-        raise cli.UserError(f"--context: {file}: no such file; give a .jsonl file of pairs")
+        raise cli.UserError(f"--context: {file}: no such file; use a .jsonl file of pairs")
     names, pairs = [], []
     for _, number, pair in records({"revision": None, "files": [str(file)]}):
         names.append(f"{file}: row {number}")

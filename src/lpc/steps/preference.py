@@ -48,7 +48,7 @@ def main(args):
         if rules:
             summary[split]["inference"] = by_inference(rewards, policy.latent.settings.inference, rules)
         if split == "validation":
-            # Pair by pair only the test pairs are kept, so this interval is for now or never.
+            # Rewards of single validation pairs are not saved, so compute their interval here.
             outcome = outcomes(rewards["chosen_reward"], rewards["rejected_reward"])
             _, low, high = accuracy_interval(outcome, rows["prompt_id"].to_pylist())
             summary[split] |= {"low": low, "high": high}

@@ -20,7 +20,7 @@ def main(args):
     dataset = files.read_json(args.record)
     settings = args.spec.split
     rows, rejects, copies = read.read(dataset)
-    # First of all, so that who runs this by hand can look at what a failure below is about.
+    # Write the rejects first, so that they can be inspected if the check below fails.
     files.write_text(args.rejects, "".join(json.dumps(reject, sort_keys=True) + "\n" for reject in rejects))
     reasons = read.check_share(len(rows), rejects, args.spec.max_rejected_rows)
     found = len(rows)

@@ -125,7 +125,7 @@ def run(args, now: dict, changed: list[str], main_process: bool) -> None:
         weights=weights,
     )
     if trainer is None:
-        raise cli.Stopped("training saved a checkpoint and stopped before its end; run it again to go on")
+        raise cli.Stopped("training saved a checkpoint and stopped before its end; rerun it to resume")
 
     if merge is not None:
         merge()

@@ -94,7 +94,7 @@ def pairs_in_groups(pairs: PairTokens, size: int) -> int:
             f"latent.group_size: no group has {size} training pairs, the largest has {sizes.max()}; lower it"
         )
     if small := int(sizes[(sizes > 0) & (sizes < size)].sum()):
-        log.warning("%d training pairs are of groups of fewer than %d pairs, and are never seen", small, size)
+        log.warning("%d training pairs are of groups of fewer than %d pairs, and are not used", small, size)
     return int((sizes // size).sum()) * size
 
 

@@ -182,7 +182,7 @@ def test_a_shard_or_a_tokenizer_that_changed_is_another_base(tmp_path, checkpoin
 
 
 def test_a_folder_that_is_no_checkpoint(tmp_path, checkpoint):
-    with pytest.raises(UserError, match=r"no model checkpoint \(it has no config.json\); give a folder"):
+    with pytest.raises(UserError, match=r"not a model checkpoint, since it has no config.json; use a folder"):
         describe_base(name="b", model=str(tmp_path), revision=None, **OPTIONS)
     shutil.copy(checkpoint / "config.json", tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"a pickle")

@@ -205,7 +205,7 @@ def test_plain_strings_beside_a_prompt():
     ("changes", "reason"),
     [
         ({"chosen": None}, "missing field chosen"),
-        ({"rejected": "no dialogue"}, "rejected is no dialogue of Human and Assistant"),
+        ({"rejected": "no dialogue"}, "rejected is not a dialogue of Human and Assistant"),
         ({"rejected": "\n\nHuman: other\n\nAssistant: no"}, "chosen and rejected have different prompts"),
         ({"chosen": "\n\nHuman: hi\n\nAssistant: "}, "empty message in chosen"),
         ({"chosen": "\n\nHuman: hi"}, "chosen does not alternate between user and assistant"),
@@ -227,7 +227,7 @@ def test_plain_strings_beside_a_prompt():
             {"prompt": "hello", "chosen": TURNS + said("a"), "rejected": TURNS + said("b")},
             "the prompt is not that of chosen",
         ),
-        ({"prompt": "pre\n\nHuman: hi\n\nAssistant:", "chosen": "a"}, "prompt is no dialogue of Human and Assistant"),
+        ({"prompt": "pre\n\nHuman: hi\n\nAssistant:", "chosen": "a"}, "prompt is not a dialogue of Human and Assistant"),
         ({"images": [{"bytes": "…"}]}, "images cannot be used, only text"),
         ({"image": "a.png"}, "image cannot be used, only text"),
         ({"system": ["be kind"]}, "system is not text"),
@@ -451,7 +451,7 @@ def test_damaged_files_stop_with_one_line_that_names_them(tmp_path, what, messag
 
 def test_an_unknown_format_and_an_empty_folder_stop(tmp_path):
     (tmp_path / "rows.csv").write_text("a,b\n")
-    with pytest.raises(UserError, match="unknown format"):
+    with pytest.raises(UserError, match="unsupported file type"):
         source(tmp_path / "rows.csv")
     with pytest.raises(UserError, match="in this folder"):
         source(tmp_path)

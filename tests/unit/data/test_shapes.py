@@ -163,7 +163,7 @@ def test_columns_of_the_file_take_our_names(tmp_path):
     (row,), rejects = rows_of(tmp_path, [record, {**record, "question": None}], kind="pairs", columns=columns)
     assert [turn["content"] for turn in row["messages"]] == ["Be kind.", "q"] and row["source"] == "web"
     assert [completion["response"] for completion in choose(row, 0)] == ["good", "bad"]
-    reason = "chosen is no dialogue of Human and Assistant"
+    reason = "chosen is not a dialogue of Human and Assistant"
     assert [(reject["reason"], reject["columns"]) for reject in rejects] == [(reason, list(record))]
     del record["question"]
     _, rejects = rows_of(tmp_path, [{**record, "question": "q"}, record], kind="pairs", columns=columns)

@@ -73,7 +73,7 @@ def test_the_hubs_baseline_without_a_network(tmp_path):
         *("--spec", '{"instructions": null, "reference": null}'),
         *("--instructions", tmp_path / "i.json", "--reference", tmp_path / "r.json"),
     )
-    assert done.returncode == 1 and "cannot be fetched" in done.stderr and "or name local files" in done.stderr
+    assert done.returncode == 1 and "cannot be fetched" in done.stderr and "to local files" in done.stderr
     assert not (tmp_path / "i.json").exists() and not (tmp_path / "r.json").exists()
 
 

@@ -142,7 +142,7 @@ def test_context_on_the_command_line_refuses(run, capsys):
     with pytest.raises(UserError, match=r"pairs\.jsonl: row 1: missing field rejected"):
         said(capsys, *where, "--base", run / "base.json")
     (run / "pairs.jsonl").unlink()
-    with pytest.raises(UserError, match=r"no such file; give a \.jsonl file"):
+    with pytest.raises(UserError, match=r"no such file; use a \.jsonl file"):
         said(capsys, *where, "--base", run / "base.json")
     (run / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     (run / "run/train.json").unlink()

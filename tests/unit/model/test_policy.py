@@ -153,7 +153,7 @@ def test_sharded_backbone_loads(tmp_path):
 
 
 def test_broken_checkpoints_say_what_is_wrong(tmp_path):
-    with pytest.raises(UserError, match="no checkpoint"):
+    with pytest.raises(UserError, match="not a checkpoint"):
         LatentPolicy.from_pretrained(tmp_path / "nothing")
     policy = make_policy()
     policy.save_pretrained(tmp_path)

@@ -124,7 +124,7 @@ def test_batches_cover_every_text_once_an_epoch_and_hold_like_lengths():
     ("changes", "words"),
     [
         ({"vocabulary": 200}, "scratch.vocabulary: 200 is too small"),
-        ({"hidden_size": 30, "heads": 4}, "scratch.hidden_size: 30 is no multiple"),
+        ({"hidden_size": 30, "heads": 4}, "scratch.hidden_size: 30 must be a multiple"),
         ({"learning_rate": 1e30}, "diverged.*lower scratch.learning_rate"),
     ],
 )

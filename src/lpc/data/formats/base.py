@@ -74,7 +74,7 @@ class Split(Section):
     @model_validator(mode="after")
     def _groups_are_drawn(self):
         if self.by == "group" and self.own():
-            raise fault("by", "group draws validation and test; give numbers of rows, or split by prompt")
+            raise fault("by", "group draws validation and test; use numbers of rows, or split by prompt")
         return self
 
 

@@ -15,7 +15,7 @@ def parse_dialogue(text: str, name: str) -> list[dict]:
     """Return the messages of "\\n\\nHuman: …\\n\\nAssistant: …". Raises Malformed, which calls it `name`."""
     start, *turns = re.split(r"\n\n(Human|Assistant):", text)
     if start.strip() or not turns:
-        raise Malformed(f"{name} is no dialogue of Human and Assistant")
+        raise Malformed(f"{name} is not a dialogue of Human and Assistant")
     roles = {"Human": "user", "Assistant": "assistant"}
     return [
         {"role": roles[speaker], "content": content.strip()}

@@ -31,7 +31,7 @@ class World(Dataset):
     @model_validator(mode="after")
     def _rows_left_for_training(self):
         for name in self.split.own():
-            raise fault(f"split.{name}", "a generated world has no splits of its own; give a number of rows")
+            raise fault(f"split.{name}", "a generated world has no splits of its own; use a number of rows")
         held_out, rows = sum(self.split.sizes().values()), min(self.rows, self.split.limit or self.rows)
         if held_out >= rows:
             raise fault("split", f"validation and test take {held_out} of {rows} rows; leave some for training")
