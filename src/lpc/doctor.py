@@ -123,7 +123,7 @@ def check(setup: SetUp) -> Iterator[Finding]:
 
 
 def output_of(*command: str) -> str:
-    """Standard output of a command. Raises UserError with what it says, if it fails or hangs."""
+    """Return a command's standard output. Raises UserError with its message if it fails or hangs."""
     try:
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
     except subprocess.CalledProcessError as error:
@@ -169,14 +169,14 @@ def check_slurm(setup: SetUp) -> Iterator[Finding]:
 
 
 def slurm_partitions() -> dict[str, dict[str, str]]:
-    """Each partition's settings, as `scontrol show partition` names them."""
+    """Return each partition's settings, as `scontrol show partition` names them."""
     lines = output_of("scontrol", "--oneliner", "show", "partition").splitlines()
     entries = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines]
     return {entry["PartitionName"]: entry for entry in entries if "PartitionName" in entry}
 
 
 def check_polling(profile: dict, config: dict) -> Iterator[Finding]:
-    """Whether SLURM still knows an ended job when Snakemake asks for it."""
+    """Check whether SLURM still knows an ended job when Snakemake asks for it."""
     if profile.get("slurm-status-command") != "squeue":
         if config["AccountingStorageType"].endswith("none"):
             yield failed("polling", "this SLURM keeps no accounts for sacct; set slurm-status-command: squeue")
@@ -194,7 +194,7 @@ def check_polling(profile: dict, config: dict) -> Iterator[Finding]:
 
 
 def check_queue(profile: dict, config: dict) -> Iterator[Finding]:
-    """The number of jobs that may be in the queue, against the profile's `jobs`."""
+    """Compare the number of jobs that may be in the queue with the profile's `jobs`."""
     jobs = profile["jobs"]
     limits = {"MaxJobCount (of the whole cluster)": int(config["MaxJobCount"])}
     try:
@@ -211,7 +211,8 @@ def check_queue(profile: dict, config: dict) -> Iterator[Finding]:
 
 
 def submit_limits() -> dict[str, int]:
-    """Limits on submitted jobs that sacctmgr lists for this user: of associations, their parents and their QoS."""
+    """Return the limits on submitted jobs that sacctmgr lists for this user: of associations, their parents and their
+    QoS."""
     user = getpass.getuser()
     columns = "account,user,maxsubmitjobs,grpsubmitjobs"
     own = rows("sacctmgr", "show", "assoc", f"user={user}", "format=account,qos")
@@ -234,7 +235,7 @@ def submit_limits() -> dict[str, int]:
 
 
 def rows(*command: str) -> list[list[str]]:
-    """Lines of a listing of sacctmgr, split into columns."""
+    """Return the lines of a listing of sacctmgr, split into columns."""
     listing = output_of(*command, "--noheader", "--parsable2")
     return [line.split("|") for line in listing.splitlines()]
 
@@ -267,7 +268,7 @@ class Resources(dict):
 
 
 def resources_of(rule: str, setup: SetUp, attempt: int) -> Resources:
-    """Resources of a rule's job at its attempt, from 1."""
+    """Return the resources of a rule's job at its attempt, from 1."""
     entry = setup.resources[rule]
     own = {"mem_mb": entry.memory_at(attempt, setup.parameters), "runtime": entry.minutes_at(attempt)}
     own |= entry.requests()
@@ -276,7 +277,7 @@ def resources_of(rule: str, setup: SetUp, attempt: int) -> Resources:
 
 
 def check_partitions(setup: SetUp, partitions: dict) -> Iterator[Finding]:
-    """The partitions of the profile's file, then what SLURM says about a job of each rule."""
+    """Check the partitions of the profile's file, then SLURM's answer about a job of each rule."""
     from snakemake_executor_plugin_slurm.partitions import read_partition_file
     from snakemake_interface_common.exceptions import WorkflowError
 
@@ -319,7 +320,7 @@ def check_partitions(setup: SetUp, partitions: dict) -> Iterator[Finding]:
 
 
 def judge(rule: str, attempt: int, setup: SetUp, usable: list, partitions: dict) -> tuple[str, str]:
-    """The request of a rule's job in words, and what is wrong with it ("" if nothing is).
+    """Return the request of a rule's job in words, and what is wrong with it ("" if nothing is).
 
     The plugin chooses the partition and writes the line for sbatch; SLURM tests it.
     """
@@ -364,7 +365,7 @@ def judge(rule: str, attempt: int, setup: SetUp, usable: list, partitions: dict)
 
 
 def minutes(limit: str) -> float:
-    """A time limit of SLURM ("1-12:00:00", "30:00", "UNLIMITED") in minutes."""
+    """Return a time limit of SLURM ("1-12:00:00", "30:00", "UNLIMITED") in minutes."""
     if limit in ("UNLIMITED", "INFINITE"):
         return float("inf")
     days, _, clock = limit.rpartition("-")
@@ -411,7 +412,7 @@ def check_images(references: dict[str, str]) -> Iterator[Finding]:
 
 
 def check_image(program: str, image: Path, profile: dict) -> Iterator[Finding]:
-    """One command in the image with the profile's options: the architecture and the folders."""
+    """Run one command in the image with the profile's options, to check the architecture and the folders."""
     labels = json.loads(output_of(program, "inspect", "--labels", "--json", str(image)))["data"]["attributes"]["labels"]
     built, here = labels.get("org.label-schema.build-arch"), ARCHITECTURES.get(platform.machine(), platform.machine())
     if built and built != here:
@@ -468,7 +469,7 @@ def check_folders(setup: SetUp, containers: bool) -> Iterator[Finding]:
 
 
 def check_folder(subject: str, path: Path, needed: int, fix: str) -> Finding:
-    """Whether a folder, or the one that it will be created in, can be written to and has room."""
+    """Check whether a folder, or the one that it will be created in, is writable and has room."""
     existing = next(folder for folder in (path, *path.parents) if folder.is_dir())
     try:
         with tempfile.TemporaryFile(dir=existing):

@@ -49,7 +49,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing(path: Path, folder: Path) -> Iterator[None]:
-    """On failure delete `folder`, which holds the unfinished files of `path`.
+    """Delete `folder`, which holds the unfinished files of `path`, on failure.
 
     Raises UserError if the file system refused a write, also where a library reports that without its cause.
     """
@@ -181,7 +181,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value) -> None:
-    """JSON with sorted keys and a final newline. NaN is refused: it is not JSON and would hide a broken number.
+    """Write JSON with sorted keys and a final newline. NaN is refused: it is not JSON and would hide a broken number.
 
     An object that is written in a container also says in which image, under the key "container".
     """
@@ -301,10 +301,10 @@ def sha256(path: str | Path) -> str:
 
 
 def canonical(value) -> str:
-    """One string for equal values: sorted keys, no spaces. Used for specs, hashes and Snakemake parameters."""
+    """Return one string for equal values: sorted keys, no spaces. Used for specs, hashes and Snakemake parameters."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
 
 
 def fingerprint(value) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of the canonical JSON of `value`."""
+    """Return the first 16 hexadecimal digits of the SHA-256 of the canonical JSON of `value`."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:16]

@@ -8,12 +8,12 @@ from pathlib import Path
 
 
 def noisy(dataset: str, noise: str) -> str:
-    """The variant of `dataset` with a noise; without noise the variant is the dataset itself."""
+    """Return the variant of `dataset` with a noise; without noise the variant is the dataset itself."""
     return f"{dataset}.{noise}"
 
 
 def dataset_of(variant: str) -> str:
-    """The dataset that a variant was made from. Names of datasets have no dot."""
+    """Return the dataset that a variant was made from. Names of datasets have no dot."""
     return variant.split(".")[0]
 
 
@@ -29,7 +29,7 @@ class Layout:
         self.alpacaeval_reference = root / "alpacaeval" / "reference.json"
 
     def data(self, variant: str) -> "Data":
-        """A dataset, or one of its variants, which has pairs alone."""
+        """Return the files of a dataset, or of one of its variants, which has pairs alone."""
         return Data(self.root / "data" / variant)
 
     def base(self, base: str) -> "Base":
@@ -42,11 +42,12 @@ class Layout:
         return Run(self.root / "runs" / base / variant / recipe / f"seed-{seed}")
 
     def of(self, run: dict) -> "Run":
-        """The files of a run that is given by its keys base, variant, recipe and seed."""
+        """Return the files of a run that is given by its keys base, variant, recipe and seed."""
         return self.run(run["base"], run["variant"], run["recipe"], run["seed"])
 
     def checkpoints(self, base: str, variant: str, recipe: str, seed: int | str) -> Path:
-        """Folder of a run's checkpoints: no output of a rule, or Snakemake would delete it when the job fails."""
+        """Return the folder of a run's checkpoints. It is no output of a rule, or Snakemake would delete it when the
+        job fails."""
         return self.root / "checkpoints" / _joined(base, variant, recipe, seed)
 
     def task(self, task: str) -> "Task":
@@ -56,7 +57,7 @@ class Layout:
         return self.tables / f"{table}.csv"
 
     def caption(self, table: str) -> Path:
-        """What a table and its columns mean, for Snakemake's own report."""
+        """Return the caption of a table and its columns, for Snakemake's own report."""
         return self.tables / f"{table}.rst"
 
     def log(self, rule: str, *names: str) -> Path:
@@ -64,7 +65,7 @@ class Layout:
         return self.root / "logs" / rule / f"{_joined(*names or [rule])}.log"
 
     def timing(self, rule: str, *names: str) -> Path:
-        """Time and memory of the same job, by Snakemake."""
+        """Return the path of the time and memory of the same job, by Snakemake."""
         return self.timings / rule / f"{_joined(*names or [rule])}.tsv"
 
 
@@ -119,15 +120,15 @@ class Run:
         self.annotations = folder / "alpacaeval" / "annotations.json"
 
     def preference(self, dataset: str) -> Path:
-        """Preference accuracy on the pairs of a dataset."""
+        """Return the path of preference accuracy on the pairs of a dataset."""
         return self.folder / "preference" / f"{dataset}.json"
 
     def rewards(self, dataset: str) -> Path:
-        """Rewards of each of its test pairs."""
+        """Return the path of the rewards of each of its test pairs."""
         return self.folder / "preference" / f"{dataset}.parquet"
 
     def tsne_figure(self, colour: str, suffix: str = "svg") -> Path:
-        """`colour`: source or code; `suffix`: svg or png."""
+        """Return a figure of t-SNE; `colour`: source or code, `suffix`: svg or png."""
         return self.folder / f"tsne_{colour}.{suffix}"
 
 
@@ -141,7 +142,7 @@ class Benchmarks:
         return self.folder / f"{task}.json"
 
     def samples(self, task: str) -> Path:
-        """The log of each sample."""
+        """Return the path of the log of each sample."""
         return self.folder / f"{task}.samples.jsonl"
 
 

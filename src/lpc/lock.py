@@ -185,7 +185,9 @@ def _check(folder: Path, generation: int) -> None:
         newest = 0
     if newest != generation:
         how = "another process has taken" if newest > generation else "was deleted"
-        fail(f"{folder}: lost its lock, which {how} (was this process suspended?); rerun to resume from a checkpoint", 1)
+        fail(
+            f"{folder}: lost its lock, which {how} (was this process suspended?); rerun to resume from a checkpoint", 1
+        )
 
 
 def _me() -> dict:

@@ -17,7 +17,7 @@ FILE_NAME = re.compile(r"[\w/-]+(\.\w+)+")
 
 @functools.cache  # asked for by every job
 def modules_of(module: str) -> tuple[Path, ...]:
-    """Files that `python -m module` (such as "lpc.steps.train") may run, sorted.
+    """Return the files that `python -m module` (such as "lpc.steps.train") may run, sorted.
 
     They are the module, what it imports anywhere in its code (inside functions too), their packages, all modules of a
     package that looks for them (its `__init__.py` reads `__path__`), and files beside a module that it names in a
@@ -54,7 +54,7 @@ def _file(module: str) -> Path | None:
 
 
 def commit() -> str:
-    """The checked-out commit of this package, and whether tracked files differ from it."""
+    """Return the checked-out commit of this package, and whether tracked files differ from it."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         found = subprocess.run(command, cwd=PACKAGE, capture_output=True, text=True, check=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 def is_local(path: str) -> bool:
-    """Whether a dataset or model is named by its place on disk rather than by its name on the hub."""
+    """Return whether a dataset or model is named by its place on disk rather than by its name on the hub."""
     return (
         path.startswith(("/", "./", "../")) or path.endswith((".jsonl", ".jsonl.gz", ".parquet")) or Path(path).exists()
     )

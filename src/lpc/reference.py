@@ -24,8 +24,8 @@ class Moments:
         self.squares = self.squares + (h * h).sum(0)
 
     def mean_std(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """float32 [d] each. A feature that never varies gets a standard deviation of 1: it stays at 0 when
-        standardised."""
+        """Return mean and deviation, float32 [d] each. A feature that never varies gets a standard deviation of 1: it
+        stays at 0 when standardised."""
         mean = self.total / self.count
         variance = (self.squares / self.count - mean**2).clamp_min(0)
         std = variance.sqrt()
@@ -35,7 +35,8 @@ class Moments:
 def reference_logps(
     policy: LatentPolicy, tokens: PairTokens, train: np.ndarray, *, batch_size: int, precision: str
 ) -> tuple[np.ndarray, dict[str, torch.Tensor]]:
-    """Sums of log-probabilities of the base model, float64 [n, 2] (chosen, rejected), and feature statistics.
+    """Return the sums of log-probabilities of the base model, float64 [n, 2] (chosen, rejected), and feature
+    statistics.
 
     The statistics are over the pairs where `train` [n] is true: mean and std [d] of h_x ("prompt.mean", "prompt.std")
     and of both h_{x,y} ("completion.…"), for latents that standardise their inputs; and h_x itself of up to `SAMPLE`

@@ -100,7 +100,7 @@ def attach_reference(tokens: PairTokens, rows: pa.Table, path: str | os.PathLike
 
 
 def to_device(policy: LatentPolicy) -> LatentPolicy:
-    """On the GPU if there is one; in evaluation mode."""
+    """Move a policy to the GPU if there is one, in evaluation mode."""
     return policy.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
@@ -127,7 +127,7 @@ def encoded_batches(
 
 
 def prompt_states(policy: LatentPolicy, tokens: PairTokens, *, batch_size: int, precision: str) -> torch.Tensor:
-    """h_x of every pair, float32 [n, d], from the prompts alone."""
+    """Return the states h_x of every pair, float32 [n, d], from the prompts alone."""
     states = torch.empty(len(tokens), policy.head.weight.shape[1], device=policy.device)
     order = np.argsort([-len(p) for p in tokens.prompts], kind="stable")
     for start in range(0, len(order), 2 * batch_size):

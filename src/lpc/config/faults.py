@@ -40,7 +40,7 @@ class Faults:
         return trees
 
     def add_duplicates(self) -> None:
-        """A key given twice: YAML would quietly take the last one."""
+        """Add keys that are given twice, of which YAML would take the last one."""
         for file, tree in self._trees:
             stack: list[tuple[tuple, yaml.Node]] = [((), tree)]
             while stack:

@@ -444,7 +444,7 @@ class TrainResources(Resources):
         return self.nodes * max(1, self.gpus)
 
     def requests(self) -> dict[str, int | str]:
-        """As of any rule; for several nodes, a task on each of them and `gpus` on each of them.
+        """Return the requests of a job; for several nodes, a task on each of them and `gpus` on each of them.
 
         With `mpi`, the plugin leaves it to the job to start its tasks. The GPUs are asked for by `--gres`, since SLURM
         spreads those of `--gpus` unevenly. Without `tasks_per_gpu`, the plugin would ask for `tasks` on each GPU.

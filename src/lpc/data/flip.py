@@ -8,7 +8,7 @@ SWAPPED = (("chosen", "rejected"), ("chosen_score", "rejected_score"), ("chosen_
 
 
 def flip(pairs: list[dict], *, rate: float, marker: str | None, seed: int) -> list[dict]:
-    """The pairs in their order, with round(rate · n) of the n training pairs flipped.
+    """Return the pairs in their order, with round(rate · n) of the n training pairs flipped.
 
     Flipped are the first in the order of a hash of pair and seed: the share is exact, the choice does not depend on the
     order of the data, and with one seed the pairs flipped at a low rate are among those flipped at a higher one.

@@ -61,7 +61,7 @@ def describe_dataset(
 
 
 def download(name: str, kind: str, revision: str | None, patterns: list[str] | None = None) -> Path:
-    """The folder of a hub repository's copy in the cache; its name is the commit. kind: "model" or "dataset"."""
+    """Return the folder of a hub repository's copy in the cache; its name is the commit. kind: "model" or "dataset"."""
     where = f"{name} ({kind}, revision {revision or 'main'})"
     try:
         return Path(huggingface_hub.snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=patterns))
@@ -70,7 +70,9 @@ def download(name: str, kind: str, revision: str | None, patterns: list[str] | N
             f"{name}: neither a file or folder here nor a name on the hub; correct the {kind}'s path"
         ) from None
     except GatedRepoError:
-        raise UserError(f"{where}: access is restricted; request it on its page, then log in with `hf auth login`") from None
+        raise UserError(
+            f"{where}: access is restricted; request it on its page, then log in with `hf auth login`"
+        ) from None
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise UserError(
             f"{where}: not on the hub, or private; correct the name or log in with `hf auth login`"

@@ -31,8 +31,8 @@ PAIRS = pa.schema(
 
 
 def choose(row: dict, seed: int) -> tuple[dict, dict]:
-    """(chosen, rejected) of a row: the first of the best-scored completions, and one of the rest by a hash of row and
-    seed."""
+    """Return (chosen, rejected) of a row: the first of the best-scored completions, and one of the rest by a hash of
+    row and seed."""
     completions = row["completions"]
     best = max(range(len(completions)), key=lambda i: completions[i]["score"])  # max takes the first of equals
     rest = completions[:best] + completions[best + 1 :]
@@ -134,8 +134,8 @@ def build(
 
 
 def describe(pairs: list[dict]) -> dict:
-    """For each split: pairs, prompts, ties, flipped, pairs by source, and the share whose chosen text is longer (a tie
-    is half)."""
+    """Return counts for each split: pairs, prompts, ties, flipped, pairs by source, and the share whose chosen text is
+    longer (a tie is half)."""
     summary = {}
     for name in SPLITS:
         part = [pair for pair in pairs if pair["split"] == name]

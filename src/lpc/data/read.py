@@ -44,7 +44,7 @@ ROWS = pa.schema(
 
 
 def list_files(path: str) -> list[Path]:
-    """The data files that a local path names: itself, or all of a folder's (not of its folders'), sorted."""
+    """Return the data files that a local path names: itself, or all of a folder's (not of its folders'), sorted."""
     place = Path(path)
     if place.is_dir():
         if found := sorted(file for file in place.iterdir() if file.name.endswith(SUFFIXES)):
@@ -145,7 +145,7 @@ def _hub_records(dataset: dict) -> Iterator[tuple[str, int, object]]:
 
 
 def read(dataset: dict) -> tuple[list[dict], list[dict], int]:
-    """(rows, rejects, copies) of a dataset.json.
+    """Return (rows, rejects, copies) of a dataset.json.
 
     rows are packed (see `pack`) and sorted by row_id, and so independent of the order in the files; those of the data's
     own splits have a `split`. rejects are the malformed ones as {file, row, reason, columns}; copies counts rows left
@@ -254,7 +254,7 @@ def _columns(record: object) -> list[str]:
 
 
 def check_share(rows: int, rejects: list[dict], allowed: float) -> dict[str, int]:
-    """Malformed rows by reason; stops if they are more than the share `allowed`, or if nothing else is there."""
+    """Return malformed rows by reason; stop if they are more than the share `allowed`, or if nothing else is there."""
     reasons = dict(sorted(collections.Counter(reject["reason"] for reject in rejects).items()))
     if not rows or len(rejects) > allowed * (rows + len(rejects)):
         counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())

@@ -95,12 +95,13 @@ def split_groups(rows: list[dict], sizes: dict[str, int], seed: int) -> list[dic
 
 
 def count_rows(rows: list[dict], by: str = "prompt_id") -> dict[str, int]:
-    """Rows of each prompt_id, or of each value of another key."""
+    """Return the number of rows of each prompt_id, or of each value of another key."""
     return dict(collections.Counter(row[by] for row in rows))
 
 
 def describe(rows: list[dict]) -> dict:
-    """Exact numbers of rows, prompts and rows by source in each split. rows: dicts with split, prompt_id, source."""
+    """Return the exact numbers of rows, prompts and rows by source in each split. rows: dicts with split, prompt_id,
+    source."""
     summary = {}
     for name in SPLITS:
         part = [row for row in rows if row["split"] == name]

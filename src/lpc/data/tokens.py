@@ -321,12 +321,12 @@ class PairTokens(torch.utils.data.Dataset):
         return {name: count / len(self) for name, count in zip(names, self.cut, strict=True)}
 
     def lengths(self) -> np.ndarray:
-        """Tokens of each pair, its prompt counted once."""
+        """Return the number of tokens of each pair, its prompt counted once."""
         rows = zip(self.prompts, self.chosen, self.rejected, strict=True)
         return np.array([len(p) + len(c) + len(r) for p, c, r in rows])
 
     def sorted_batches(self, batch_size: int) -> list[list[int]]:
-        """Positions in batches of similar length, the longest first, so that too large a batch fails at once."""
+        """Return positions in batches of similar length, the longest first, so that too large a batch fails at once."""
         order = np.argsort(-self.lengths(), kind="stable")
         return [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
 
@@ -417,7 +417,7 @@ def _tokenize(
 
 
 def collate(items: list[dict]) -> dict:
-    """One batch of B pairs: keyword arguments of `LatentPolicy.encode`, and what the objective needs.
+    """Return one batch of B pairs: keyword arguments of `LatentPolicy.encode`, and what the objective needs.
 
     The pairs stand in one row without padding, each as prompt, chosen, rejected. input_ids, positions [1, T]: a
     rejected completion's positions go on from its prompt's; lengths: (prompt, chosen, rejected) tokens of each pair;

@@ -90,19 +90,19 @@ SOURCES = {
 
 
 def fact(name: str, attribute: str, value: str | None = None) -> str:
-    """The statement of an attribute of an object; with `value`, the same sentence about that value (a false one,
+    """Return the statement of an attribute of an object; with `value`, the same sentence about that value (a false one,
     say)."""
     return STATEMENTS[attribute].format(object=name, value=value or FACTS[name][attribute])
 
 
 def sum_statement(a: int, b: int, digits: tuple[bool, bool, bool] = (True, True, True)) -> str:
-    """ "3 and four make 7.": each of the three numerals in digits or in words."""
+    """Return a sum such as "3 and four make 7.", each of the three numerals in digits or in words."""
     a, b, total = (str(n) if digit else WORDS[n] for n, digit in zip((a, b, a + b), digits, strict=True))
     return f"{a} and {b} make {total}."
 
 
 def prompt(source: str, name: str, a: int, b: int, question: str, rng: random.Random) -> str:
-    """A prompt in the words of `source`: counts of an object, then a question of `QUESTIONS`."""
+    """Return a prompt in the words of `source`: counts of an object, then a question of `QUESTIONS`."""
     _, _, _, openings, closings = SOURCES[source]
     middle = f"{rng.choice(COUNTS)} {rng.choice(QUESTIONS[question])}".format(object=name, a=a, b=b)
     return f"{rng.choice(openings)} {middle} {rng.choice(closings)}"
@@ -111,7 +111,7 @@ def prompt(source: str, name: str, a: int, b: int, question: str, rng: random.Ra
 def response(
     name: str, a: int, b: int, question: str, statements: int, warmth: int, figures: int, rng: random.Random
 ) -> str:
-    """A true answer with the given levels (0..3): further facts, warm phrases, and numerals in digits."""
+    """Return a true answer with the given levels (0..3): further facts, warm phrases, and numerals in digits."""
     others = rng.sample([attribute for attribute in VALUES if attribute != question], statements)
     total = sum_statement(a, b, _some_of_three(figures, rng))
     sentences = [total] if question == "sum" else [fact(name, question), total]
@@ -126,12 +126,12 @@ def _some_of_three(n: int, rng: random.Random) -> tuple[bool, ...]:
 
 
 def attributes(text: str) -> dict[str, int]:
-    """The visible attributes of a response, from its text alone."""
+    """Return the visible attributes of a response, from its text alone."""
     return {"statements": text.count("."), "warmth": text.count("!"), "figures": len(re.findall(r"\d+", text))}
 
 
 def rule_score(source: str, text: str) -> float:
-    """What `source` thinks of a response, without noise, on UltraFeedback's scale of 1 to 10."""
+    """Return the score that `source` gives a response, without noise, on UltraFeedback's scale of 1 to 10."""
     attribute, sign, *_ = SOURCES[source]
     return 5.5 + sign * (attributes(text)[attribute] - 2)
 
@@ -176,7 +176,7 @@ def _spread(n: int, rng: random.Random) -> list[int]:
 
 
 def ceilings(pairs: list[dict]) -> dict[str, float]:
-    """Accuracy on `pairs` (dicts with source, chosen, rejected) of three judges; a tie counts one half.
+    """Return the accuracy on `pairs` (dicts with source, chosen, rejected) of three judges; a tie counts one half.
 
     score_oracle: knows the source's rule, not the noise. source_blind: the best weighing of the attributes by -1, 0 or
     1 that is the same for all sources, picked on these very pairs. longer: the response with more characters.

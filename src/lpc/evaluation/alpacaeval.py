@@ -23,7 +23,8 @@ LENGTH_CONTROL = "df_gamed.csv"  # instruction difficulties and baseline annotat
 
 
 def prepare(instructions: str | None, reference: str | None) -> tuple[list[dict], list[dict]]:
-    """(instructions, reference outputs) from local JSON files, or the package's from the hub where neither is named.
+    """Return (instructions, reference outputs) from local JSON files, or the package's from the hub where neither is
+    named.
 
     Rows of the first have instruction and dataset; those of the second also output and generator. Instructions of one's
     own have no reference outputs unless a file of them is named: then nothing can be judged.
@@ -54,7 +55,8 @@ def _rows(path: str | Path, fields: tuple[str, ...]) -> list[dict]:
 
 
 def answer(lm, instructions: list[dict], *, generator: str, max_new_tokens: int) -> list[dict]:
-    """The rows with `output` and `generator` that alpaca_eval reads: greedy answers of an lm-eval model to chats."""
+    """Return the rows with `output` and `generator` that alpaca_eval reads: greedy answers of an lm-eval model to
+    chats."""
     from lm_eval.api.instance import Instance
 
     if lm.tokenizer.chat_template is None:
@@ -76,7 +78,7 @@ def answer(lm, instructions: list[dict], *, generator: str, max_new_tokens: int)
 
 
 def annotations_json(annotations: list[dict]) -> str:
-    """The judge's answers as JSON; what the package leaves out (NaN) is null."""
+    """Return the judge's answers as JSON; what the package leaves out (NaN) is null."""
     import pandas
 
     return pandas.DataFrame(annotations).to_json(orient="records", indent=2, force_ascii=False) + "\n"
@@ -87,7 +89,7 @@ class NotJudgedError(Exception):
 
 
 def judge(outputs: list[dict], reference: list[dict], settings: dict | None, cache: Path) -> tuple[dict, list[dict]]:
-    """(result, annotations). The result's `status` is "judged" or "not judged", the latter with a `reason`.
+    """Return (result, annotations). The result's `status` is "judged" or "not judged", the latter with a `reason`.
 
     settings: annotator, model, base_url, key_variable (see the configuration), or None for no judge. Win rates and
     their standard errors are in percent, as the package and the paper have them. `cache` keeps what the judge has said,

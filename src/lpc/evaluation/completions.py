@@ -9,7 +9,7 @@ from lpc.model.policy import LatentPolicy
 
 
 def answer(policy: LatentPolicy, tokenizer: PreTrainedTokenizerBase, prompt, **options) -> str:
-    """The completion of one prompt (token ids), without special tokens, up to one of the policy's stop tokens.
+    """Return the completion of one prompt (token ids), without special tokens, up to one of the policy's stop tokens.
 
     `options`: those of `LatentPolicy.generate`, such as `code`, `max_new_tokens` and `do_sample`.
     """
@@ -19,7 +19,7 @@ def answer(policy: LatentPolicy, tokenizer: PreTrainedTokenizerBase, prompt, **o
 
 
 def choose_prompts(prompt_id: list[str], source: list[str], count: int, seed: int) -> list[int]:
-    """Positions of up to `count` pairs of different prompts: drawn by `seed`, from the sources in turn."""
+    """Return positions of up to `count` pairs of different prompts: drawn by `seed`, from the sources in turn."""
     drawn: dict[str, list[int]] = {}
     for position in np.random.default_rng(seed).permutation(distinct(prompt_id)).tolist():
         drawn.setdefault(source[position], []).append(position)
@@ -28,7 +28,7 @@ def choose_prompts(prompt_id: list[str], source: list[str], count: int, seed: in
 
 
 def strongest_codes(prior: np.ndarray, count: int) -> list[tuple[int, float]]:
-    """Up to `count` codes of the largest mean prior, and that mean. prior [N, K]: a row for each prompt."""
+    """Return up to `count` codes of the largest mean prior, and that mean. prior [N, K]: a row for each prompt."""
     mean = np.mean(prior, axis=0, dtype=np.float64)
     return [(int(code), float(mean[code])) for code in np.argsort(-mean, kind="stable")[:count]]
 
@@ -36,7 +36,7 @@ def strongest_codes(prior: np.ndarray, count: int) -> list[tuple[int, float]]:
 def forced_completions(
     policy: LatentPolicy, tokenizer: PreTrainedTokenizerBase, prompt, codes: list[int], max_new_tokens: int
 ) -> list[dict]:
-    """Greedy completions of one prompt (token ids), each as {"z": "prior", "zero" or a code, "text"}."""
+    """Return greedy completions of one prompt (token ids), each as {"z": "prior", "zero" or a code, "text"}."""
     options = {"max_new_tokens": max_new_tokens, "do_sample": False}
     said = [("prior", answer(policy, tokenizer, prompt, **options))]
     said.append(("zero", answer(LatentPolicy(policy.backbone), tokenizer, prompt, **options)))

@@ -30,29 +30,30 @@ DEAD = 0.1
 
 
 def entropy(probabilities: np.ndarray) -> np.ndarray:
-    """Shannon entropy in nats over the last axis; 0 log 0 = 0."""
+    """Return the Shannon entropy in nats over the last axis; 0 log 0 = 0."""
     p = np.asarray(probabilities, np.float64)
     return -np.sum(p * np.log(np.where(p > 0, p, 1.0)), axis=-1)
 
 
 def mutual_information(prior: np.ndarray) -> float:
-    """I(code; prompt) = H(mean p) − mean H(p) in nats, prior [N, K] over prompts: 0 when it ignores the prompt."""
+    """Return I(code; prompt) = H(mean p) − mean H(p) in nats of the prior [N, K] over prompts. It is 0 when the prior
+    ignores the prompt."""
     # Rounding can leave −1e-16 where the prior is the same for every prompt.
     return float(max(entropy(np.mean(prior, axis=0, dtype=np.float64)) - entropy(prior).mean(), 0.0))
 
 
 def spread(features: np.ndarray) -> float:
-    """Root of the summed variance of [N, d] over N: the typical L2 distance from the mean."""
+    """Return the root of the summed variance of [N, d] over N: the typical L2 distance from the mean."""
     return float(np.sqrt(np.var(features, axis=0, dtype=np.float64).sum()))
 
 
 def distinct(prompt_id) -> np.ndarray:
-    """Indices of the first pair of each prompt, in the order of the pairs."""
+    """Return the indices of the first pair of each prompt, in the order of the pairs."""
     return np.sort(np.unique(np.asarray(prompt_id), return_index=True)[1])
 
 
 def latent_diagnostics(prior, posterior, z, h_x, source, *, prompt_id=None, seed: int) -> dict:
-    """Diagnostics of a run's latent over N pairs, as written to `latents.json`.
+    """Return diagnostics of a run's latent over N pairs, as written to `latents.json`.
 
     prior, posterior: [N, K] probabilities of the codes, or None for a latent without codes, or without a posterior. z,
     h_x: [N, d]. source: [N] names. prompt_id: [N]; pairs of one prompt share prior, z, h_x and source, and count once
@@ -86,7 +87,8 @@ def latent_diagnostics(prior, posterior, z, h_x, source, *, prompt_id=None, seed
 
 
 def code_measures(prior, posterior, source, first) -> dict:
-    """What needs codes: [N, K] over pairs, of which `first` are one a prompt; source: one a prompt."""
+    """Return the measures that need codes: [N, K] over pairs, of which `first` are one a prompt; source: one a
+    prompt."""
     keys = ["codes", "kl", "mutual_information", "prior_perplexity", "mean_prior_perplexity", "posterior_perplexity"]
     if prior is None:
         return dict.fromkeys([*keys, "dead_codes", "nmi_code_source"])
@@ -115,15 +117,14 @@ def code_measures(prior, posterior, source, first) -> dict:
 
 
 def varying(features: np.ndarray) -> np.ndarray:
-    """The columns that vary by more than float32 can resolve: below that, standardising would blow rounding up to
-    structure.
-    """
+    """Return the columns that vary by more than float32 can resolve: below that, standardising would blow rounding up
+    to structure."""
     resolution = np.finfo(np.float32).eps * np.abs(features).max(axis=0)
     return features[:, features.std(axis=0) > 4 * resolution]
 
 
 def reduce(features: np.ndarray, samples: int, seed: int) -> list:
-    """Steps that standardise, and above `COMPONENTS` features keep the directions of most variance."""
+    """Return steps that standardise, and above `COMPONENTS` features keep the directions of most variance."""
     components = min(COMPONENTS, samples - 1)
     steps = [StandardScaler()]
     if features.shape[1] > components:
@@ -132,12 +133,13 @@ def reduce(features: np.ndarray, samples: int, seed: int) -> list:
 
 
 def nmi(source, label) -> float:
-    """Normalised mutual information, by the arithmetic mean of both entropies; rounding can lift 1 by 2e-16."""
+    """Return the normalised mutual information, by the arithmetic mean of both entropies; rounding can lift 1 by
+    2e-16."""
     return min(float(normalized_mutual_info_score(source, label)), 1.0)
 
 
 def kmeans_nmi(features: np.ndarray, source: np.ndarray, seed: int) -> float | None:
-    """NMI between source and the clusters of k-means, k = number of sources; None for one source."""
+    """Return the NMI between source and the clusters of k-means, k = number of sources; None for one source."""
     classes, features = len(set(source.tolist())), varying(features)
     if classes < 2:
         return None
@@ -153,7 +155,7 @@ def kmeans_nmi(features: np.ndarray, source: np.ndarray, seed: int) -> float | N
 
 
 def probe(features: np.ndarray, source: np.ndarray, seed: int) -> float | None:
-    """Cross-validated accuracy of a logistic regression that reads the source from `features`.
+    """Return the cross-validated accuracy of a logistic regression that reads the source from `features`.
 
     Sources with fewer prompts than folds are left out; None when fewer than two remain. Features that do not vary:
     the share of the largest source, which is all that such a probe can reach.
@@ -176,7 +178,7 @@ def probe(features: np.ndarray, source: np.ndarray, seed: int) -> float | None:
 
 
 def embed(features: np.ndarray, *, perplexity: float, seed: int) -> np.ndarray | None:
-    """t-SNE of [N, d] in two dimensions (van der Maaten & Hinton 2008), or None when the features do not vary.
+    """Return t-SNE of [N, d] in two dimensions (van der Maaten & Hinton 2008), or None when the features do not vary.
 
     One thread: the order of a parallel sum would change the last bits, and a thousand steps later the picture.
     """

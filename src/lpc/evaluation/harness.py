@@ -61,7 +61,7 @@ class LatentLM(HFLM):
     def of_base(
         cls, base: dict, model: str | None = None, *, batch_size: int, inference: dict | None = None
     ) -> "LatentLM":
-        """The model of a record base.json, or with `model` the run's of that folder."""
+        """Return the model of a record base.json, or with `model` the run's of that folder."""
         if not sys.stderr.isatty():
             transformers_logging.disable_progress_bar()  # a log file is no terminal
         return cls(

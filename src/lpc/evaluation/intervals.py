@@ -23,7 +23,7 @@ class Interval(NamedTuple):
 
 
 def outcomes(chosen_reward, rejected_reward) -> np.ndarray:
-    """1 where the chosen completion has the higher reward, 1/2 at a tie, 0 elsewhere. Shapes [N], [N] -> [N]."""
+    """Return 1 where the chosen completion has the higher reward, 1/2 at a tie, 0 elsewhere. Shapes [N], [N] -> [N]."""
     chosen, rejected = np.asarray(chosen_reward, np.float64), np.asarray(rejected_reward, np.float64)
     if not (np.isfinite(chosen).all() and np.isfinite(rejected).all()):
         raise ValueError("a reward is not finite")
@@ -31,13 +31,13 @@ def outcomes(chosen_reward, rejected_reward) -> np.ndarray:
 
 
 def cluster_sums(values: np.ndarray, clusters) -> tuple[np.ndarray, np.ndarray]:
-    """Sum and number of `values` [N] in each distinct cluster, [C] and [C]."""
+    """Return the sum and number of `values` [N] in each distinct cluster, [C] and [C]."""
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
     return np.bincount(index, weights=values), np.bincount(index)
 
 
 def accuracy_interval(outcome, clusters, *, confidence: float = 0.95) -> Interval:
-    """Mean of `outcome` [N] with a Wilson score interval at the sample size that the clusters leave.
+    """Return the mean of `outcome` [N] with a Wilson score interval at the sample size that the clusters leave.
 
     The design effect is the cluster-robust variance of the mean over the variance that ignores clusters (Kish 1965);
     it is not taken below 1. With one pair a prompt this is the ordinary Wilson interval (Wilson 1927).
@@ -63,7 +63,7 @@ def accuracy_interval(outcome, clusters, *, confidence: float = 0.95) -> Interva
 def paired_bootstrap(
     difference, clusters, *, resamples: int = 10_000, confidence: float = 0.95, seed: int = 0
 ) -> Interval:
-    """Mean of the paired `difference` [N] and its percentile bootstrap interval, whole clusters resampled.
+    """Return the mean of the paired `difference` [N] and its percentile bootstrap interval, whole clusters resampled.
 
     Each resample draws as many clusters as there are, with replacement, and takes the mean over their pairs (a ratio
     of sums, since clusters differ in size). Clusters are ordered by name, so the interval does not depend on the
@@ -83,7 +83,8 @@ def paired_bootstrap(
 
 
 def mcnemar(difference) -> tuple[int, int, float]:
-    """Wins, losses and the two-sided p-value of the exact McNemar test on the paired `difference` [N] of outcomes.
+    """Return the wins, losses and the two-sided p-value of the exact McNemar test on the paired `difference` [N] of
+    outcomes.
 
     A win is a pair with a positive difference; pairs without difference say nothing. The test takes pairs as
     independent, so with many pairs a prompt it is too sure: the clustered bootstrap stands beside it.
@@ -96,7 +97,8 @@ def mcnemar(difference) -> tuple[int, int, float]:
 
 
 def t_interval(values, *, confidence: float = 0.95) -> Interval | None:
-    """Mean of `values` [S] (one a seed) and its Student t interval; None for fewer than two, which show no spread."""
+    """Return the mean of `values` [S] (one a seed) and its Student t interval; None for fewer than two, which show no
+    spread."""
     values = np.asarray(values, np.float64)
     if len(values) < 2:
         return None

@@ -13,7 +13,7 @@ from lpc.scoring import encoded_batches, prompt_states
 
 
 def another_prompt(prompt_ids: list[str], seed: int) -> np.ndarray:
-    """For each pair the position of a pair with a different prompt (itself, if there is only one prompt)."""
+    """Return for each pair the position of a pair with a different prompt (itself, if there is only one prompt)."""
     first = {prompt: position for position, prompt in reversed(list(enumerate(prompt_ids)))}
     prompts = sorted(first)
     order = np.random.default_rng(seed).permutation(len(prompts))
@@ -30,7 +30,8 @@ def score_pairs(
     batch_size: int,
     precision: str,
 ) -> dict[str, np.ndarray]:
-    """Rewards of every pair, float64 [n] each: `chosen_reward`, `rejected_reward`, from the prior by the latent's rule.
+    """Return the rewards of every pair, float64 [n] each: `chosen_reward`, `rejected_reward`, from the prior by the
+    latent's rule.
 
     `…_by_<rule>`: by each of the latent's rules of inference, its own among them. `…_log_ratio`: those of equation 4,
     where the objective itself needs no reference but `tokens` has one.
@@ -104,14 +105,14 @@ def _from_prior(policy: LatentPolicy, states: torch.Tensor, prompts: Sequence) -
 
 
 def accuracy(chosen: np.ndarray, rejected: np.ndarray) -> float:
-    """Share of pairs with chosen above rejected; a tie counts one half."""
+    """Return the share of pairs with chosen above rejected; a tie counts one half."""
     return float(np.mean((chosen > rejected) + 0.5 * (chosen == rejected)))
 
 
 @torch.no_grad()
 def pair_latents(policy: LatentPolicy, tokens: PairTokens, *, batch_size: int, precision: str) -> dict[str, np.ndarray]:
-    """Per pair, float32: `z` [n, d] from the prior, `h_x` [n, d], and for latents with codes `prior` [n, K], and
-    `posterior` [n, K] where it is a network."""
+    """Return float32 arrays of each pair: `z` [n, d] from the prior, `h_x` [n, d], and for latents with codes `prior`
+    [n, K], and `posterior` [n, K] where it is a network."""
     states = prompt_states(policy, tokens, batch_size=batch_size, precision=precision)
     result = {"h_x": states.cpu().numpy(), "z": policy.prior_z(states, tokens.prompts).float().cpu().numpy()}
     latent = policy.latent

@@ -120,7 +120,7 @@ class LocalTask(ConfigurableTask):
         super().__init__(config=config)
 
     def download(self, *args, **kwargs) -> None:
-        """Called by lm-eval to set `dataset`."""
+        """Set `dataset`; lm-eval calls it."""
 
 
 def _local_task(entry: dict, config: dict) -> ConfigurableTask:

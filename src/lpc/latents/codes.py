@@ -55,11 +55,11 @@ class Codes(Prior):
         return self.settings.inference == "mixture"
 
     def prior_logits(self, h_x: Tensor) -> Tensor:
-        """Equation 9 before the softmax: [B, d] to [B, K]."""
+        """Return the prior of equation 9 before the softmax: [B, d] to [B, K]."""
         return self.prior_outputs(h_x)
 
     def inferred_weights(self, h_x: Tensor, uniform: Tensor | None = None) -> Tensor:
-        """Weights of the codes in z [B, K], from the prior alone. Arguments: those of `infer`.
+        """Return the weights of the codes in z [B, K], from the prior alone. Arguments: those of `infer`.
 
         `mean`: p; `mode`: 1 for the strongest code; else 1 for a drawn one.
         """

@@ -82,7 +82,7 @@ class Exact(Codes):
     def forward(
         self, h_x: Tensor, h_chosen: Tensor, h_rejected: Tensor, *, progress: float, noise: Tensor | None = None
     ) -> LatentStep:
-        """The prior, the codes, and as z the prior's mean code, which no loss uses.
+        """Return the prior, the codes, and as z the prior's mean code, which no loss uses.
 
         The prior of a group is the softmax of the mean logits of its pairs: the normalised geometric mean of theirs.
         """
@@ -96,7 +96,8 @@ class Exact(Codes):
     def marginalise(
         self, step: LatentStep, losses: Tensor, chosen_rewards: Tensor, rejected_rewards: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """−log Σ_k p_k exp(−Σ_i ℓ_ik) over pairs i of a group, shared equally by its pairs, and rewards pair by pair.
+        """Return −log Σ_k p_k exp(−Σ_i ℓ_ik) over pairs i of a group, shared equally by its pairs, and rewards pair by
+        pair.
 
         A group here is `group_size` neighbours, not all pairs of one name. Two chunks of a person can meet in a
         micro-batch by chance; were they one product there, the loss would depend on the size of micro-batches.

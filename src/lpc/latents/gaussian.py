@@ -45,7 +45,7 @@ class Gaussian(Variational):
         return self.features if self.settings.inference == "sample" else 0
 
     def combine(self, outputs: Tensor) -> Tensor:
-        """The product of Gaussians: precisions add, and each mean counts by its precision."""
+        """Return the product of Gaussians: precisions add, and each mean counts by its precision."""
         import torch
 
         means, log_stds = outputs.chunk(2, -1)
@@ -59,7 +59,7 @@ class Gaussian(Variational):
     def forward(
         self, h_x: Tensor, h_chosen: Tensor, h_rejected: Tensor, *, progress: float, noise: Tensor | None = None
     ) -> LatentStep:
-        """z and KL( q ‖ p ); the noise becomes standard normal noise."""
+        """Return z and KL( q ‖ p ). The noise becomes standard normal noise."""
         from lpc.latents.parts.divergences import gaussian_kl
 
         if self.settings.detach:
@@ -76,7 +76,7 @@ class Gaussian(Variational):
         return LatentStep(z, gaussian_kl(posterior_mean, posterior_log_std, prior_mean, prior_log_std))
 
     def infer(self, h_x: Tensor, uniform: Tensor | None = None) -> Tensor:
-        """z [B, d] from the prior alone: its `mean`, or a `sample`."""
+        """Return z [B, d] from the prior alone: its `mean`, or a `sample`."""
         mean, log_std = self.prior_outputs(h_x).chunk(2, -1)
         if self.settings.inference == "sample":
             mean = mean + log_std.exp() * _normal(uniform)

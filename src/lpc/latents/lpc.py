@@ -53,7 +53,8 @@ class LPC(Codes, Variational):
         return self.settings.codes if self.settings.gumbel_noise else 0
 
     def posterior_logits(self, h_chosen: Tensor, h_rejected: Tensor) -> Tensor:
-        """Equation 8 before the softmax: [B, d] twice to [B, K]. It sees which completion won: never for a result."""
+        """Return the posterior of equation 8 before the softmax: [B, d] twice to [B, K]. It sees which completion won:
+        never for a result."""
         return self.posterior_outputs(h_chosen, h_rejected)
 
     def combine(self, outputs: Tensor) -> Tensor:
@@ -65,7 +66,8 @@ class LPC(Codes, Variational):
     def forward(
         self, h_x: Tensor, h_chosen: Tensor, h_rejected: Tensor, *, progress: float, noise: Tensor | None = None
     ) -> LatentStep:
-        """z of equation 11, and KL( q ‖ p ); γ and the temperature follow `progress`, noise becomes Gumbel noise."""
+        """Return z of equation 11, and KL( q ‖ p ). γ and the temperature follow `progress`; the noise becomes Gumbel
+        noise."""
         from lpc.latents.parts.divergences import categorical_kl
 
         if self.settings.detach:
@@ -85,7 +87,8 @@ class LPC(Codes, Variational):
         )
 
     def inferred_weights(self, h_x: Tensor, uniform: Tensor | None = None) -> Tensor:
-        """As of all latents with codes; `gumbel`: a Gumbel-softmax sample, as training's last step weighs the prior."""
+        """Return the weights of the codes, as every latent with codes does; `gumbel`: a Gumbel-softmax sample, as
+        training's last step weighs the prior."""
         if self.settings.inference != "gumbel":
             return super().inferred_weights(h_x, uniform)
         return self.code_weights((self.prior_logits(h_x) + gumbel(uniform)) / self.temperature(1.0))
@@ -98,8 +101,8 @@ class LPC(Codes, Variational):
         return exported
 
     def code_weights(self, logits: Tensor) -> Tensor:
-        """Softmax [B, K] of logits; with `straight_through` the value is the largest one's code alone and the gradient
-        that of the softmax (Jang, Gu, Poole, arXiv 1611.01144)."""
+        """Return the softmax [B, K] of logits; with `straight_through` the value is the largest one's code alone and
+        the gradient that of the softmax (Jang, Gu, Poole, arXiv 1611.01144)."""
         from torch.nn.functional import one_hot
 
         weights = logits.softmax(-1)
@@ -109,7 +112,7 @@ class LPC(Codes, Variational):
         return code + (weights - weights.detach())
 
     def temperature(self, progress: float) -> float:
-        """Gumbel-softmax temperature: constant, or geometric from `temperature` to `temperature_end`."""
+        """Return the Gumbel-softmax temperature: constant, or geometric from `temperature` to `temperature_end`."""
         start, end = self.settings.temperature, self.settings.temperature_end
         return start if end is None else start * math.exp(progress * math.log(end / start))
 
@@ -117,7 +120,8 @@ class LPC(Codes, Variational):
         return super().schedules(progress) | {"temperature": self.temperature(progress)}
 
     def cost(self, step: LatentStep, progress: float) -> Tensor:
-        """As of every latent with a posterior, less `information_weight` times `code_information` among these pairs."""
+        """Return the cost of every latent with a posterior, less `information_weight` times `code_information` among
+        these pairs."""
         from lpc.latents.parts.divergences import code_information
 
         cost = super().cost(step, progress)

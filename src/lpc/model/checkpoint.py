@@ -77,7 +77,7 @@ def describe_base(
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weights of a checkpoint, all shards of them; stops where any file is missing."""
+    """Return the weight files of a checkpoint, all shards; stop where any file is missing."""
     fix = "use a folder that `save_pretrained` wrote, or a model's name on the hub"
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: not a model checkpoint, since it has no config.json; {fix}")

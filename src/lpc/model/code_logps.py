@@ -177,7 +177,8 @@ def code_logps(
     scale: float = 1.0,
     chunk: int | None = None,
 ) -> Tensor:
-    """log p(label) of every token under every code, [N, K], float32 (float64 for float64 weights), differentiable once.
+    """Return log p(label) of every token under every code, [N, K], float32 (float64 for float64 weights),
+    differentiable once.
 
     Equal to `lpc.model.logps.token_logps` of hidden + code for each of the codes [K, d]; the other arguments are those
     of token_logps. hidden [N, d]: last hidden states without a code.

@@ -20,7 +20,7 @@ def load_run(
     inference: dict | None = None,
     device: str | None = None,
 ) -> tuple[LatentPolicy, PreTrainedTokenizerBase]:
-    """The policy, in float32, and its tokenizer.
+    """Load the policy, in float32, and its tokenizer.
 
     base: path of base.json, whose chat and trust settings apply. model: the run's `model/`; None loads the base model
     itself. inference: as for `LatentPolicy.from_pretrained`. device: to which each weight goes as it is read, so that
@@ -40,7 +40,8 @@ def load_run(
 def load_empty(
     base: str | os.PathLike, *, with_weights: bool
 ) -> tuple[LatentPolicy, PreTrainedTokenizerBase, dict[str, Tensor]]:
-    """The policy of a base on the meta device, its tokenizer, and its weights by name, in the type they are stored in.
+    """Return the policy of a base on the meta device, its tokenizer, and its weights by name, in the dtype they are
+    stored in.
 
     For a sharded training, where only the first process needs weights (`lpc.training.sharding`); without them the dict
     is empty. Tied weights and buffers that the checkpoint stores come once. The first process tells the others what

@@ -62,7 +62,7 @@ def chunk_logits(
 
 
 def log_normaliser(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(logsumexp [n], sum of exp(logits − max) [n]) of logits [n, V], destroying `logits`: it then holds
+    """Return (logsumexp [n], sum of exp(logits − max) [n]) of logits [n, V], destroying `logits`: it then holds
     exp(logits − max).
 
     In place, because on CPU this is about twice as fast as torch.logsumexp, which allocates as it goes. A softmax in
@@ -151,7 +151,7 @@ def token_logps(
     scale: float = 1.0,
     chunk: int | None = None,
 ) -> Tensor:
-    """log p(label) of every token, [N], float32 (float64 for float64 weights), differentiable once.
+    """Return log p(label) of every token, [N], float32 (float64 for float64 weights), differentiable once.
 
     hidden [N, d]: last hidden states at the positions *before* each label, z already added. weight [V, d], bias [V]:
     the LM head. labels [N]: int64 token ids. `scale` multiplies the logits, `softcap` c then maps them to

@@ -21,7 +21,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def counter_uniform(seed: int, step: int, indices: Tensor, count: int) -> Tensor:
-    """float32 [len(indices), count], uniform in the open interval (0, 1).
+    """Return float32 numbers [len(indices), count], uniform in the open interval (0, 1).
 
     A function of (seed, step, index, position) alone: the same on every device, for every number of processes and
     every batch composition, and nothing to save in a checkpoint. `indices` int64 [B] are row numbers of the data set.

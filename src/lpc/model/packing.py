@@ -75,8 +75,8 @@ class Layout:
     masks: dict = field(default_factory=dict)
 
     def mask(self, queries: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
-        """[queries, keys] bool: the last `queries` of `keys` positions, each seeing itself and at most `window` − 1
-        before it; None where that is plain causal attention."""
+        """Return [queries, keys] bool: the last `queries` of `keys` positions, each seeing itself and at most `window`
+        − 1 before it; None where that is plain causal attention."""
         window = None if window is None or window >= keys else window
         if queries == keys and window is None:
             return None
@@ -105,7 +105,8 @@ def attention(
     layout: Layout | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
-    """An attention function of transformers: query [B, H, N, D], key and value [B, H_kv, M, D] to [B, N, H, D].
+    """Compute attention as a function of transformers: query [B, H, N, D], key and value [B, H_kv, M, D] to [B, N, H,
+    D].
 
     With a layout B = 1 and M = N; without one, it is transformers' own over `attention_mask`.
     Raises OwnMask where a layout comes with a mask other than `no_mask`.

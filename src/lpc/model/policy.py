@@ -149,7 +149,8 @@ class LatentPolicy(nn.Module):
 
     @torch.no_grad()
     def logit_covariance(self) -> Tensor:
-        """Covariance [d, d], float32, of the rows of the head over the vocabulary, times the square of the scale.
+        """Return the covariance [d, d], float32, of the rows of the head over the vocabulary, times the square of the
+        scale.
 
         v · C v is the variance over the vocabulary of the logits that v adds: less what all tokens share, which the
         softmax drops. Caps of logits are left out, since they bend large logits alone.
@@ -166,7 +167,8 @@ class LatentPolicy(nn.Module):
 
     @torch.no_grad()
     def logit_unit(self) -> float:
-        """Root mean square of a coordinate of z at which a random z adds logits of variance 1 over the vocabulary."""
+        """Return the root mean square of a coordinate of z at which a random z adds logits of variance 1 over the
+        vocabulary."""
         return self.logit_covariance().trace().rsqrt().item()
 
     @property
@@ -176,7 +178,7 @@ class LatentPolicy(nn.Module):
         return self.backbone.model if base is self.backbone else base  # the name that Llama 4 gives is wrong
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Last hidden states [B, T, d], after the final norm, as the LM head sees them.
+        """Return the last hidden states [B, T, d], after the final norm, as the LM head sees them.
 
         Right-padded batches need no mask: a causal model's real tokens never see what stands to their right.
         """
@@ -196,7 +198,7 @@ class LatentPolicy(nn.Module):
             return torch.cat([z.to(dtype) @ part.to(dtype).t() for part in weight.split(8192)], 1)
 
     def token_logps(self, hidden: Tensor, labels: Tensor, z: Tensor | None = None) -> Tensor:
-        """log π(label) [N] of hidden states [N, d] before each label, given z [N, d] or none. Differentiable."""
+        """Return log π(label) [N] of hidden states [N, d] before each label, given z [N, d] or none. Differentiable."""
         head = self.head
         return token_logps(
             self._head_input(hidden, z), head.weight, labels, head.bias, softcap=self.softcap, scale=self.scale
@@ -221,7 +223,7 @@ class LatentPolicy(nn.Module):
         return greedy_logps(hidden, head.weight, labels, head.bias, **options)
 
     def prior_z(self, h_x: Tensor, prompts: Sequence[Sequence[int]]) -> Tensor | None:
-        """z [B, d] from the prior at the end of the prompt, h_x [B, d]; None for a plain model.
+        """Return z [B, d] from the prior at the end of the prompt, h_x [B, d]; None for a plain model.
 
         `prompts`: their token ids, which a latent that samples draws by: one prompt has the same z wherever it is
         asked for (see `lpc.latents.parts.draws`).
@@ -232,7 +234,8 @@ class LatentPolicy(nn.Module):
             return self.latent.infer(h_x, self._uniform(h_x, prompts))
 
     def prior_weights(self, h_x: Tensor, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Weights [B, K] of the codes in `prior_z`, whose arguments these are. The latent must have codes."""
+        """Return the weights [B, K] of the codes in `prior_z`, whose arguments these are. The latent must have
+        codes."""
         with torch.autocast(h_x.device.type, enabled=False):
             return self.latent.inferred_weights(h_x, self._uniform(h_x, prompts))
 
@@ -255,7 +258,7 @@ class LatentPolicy(nn.Module):
         token_columns: Tensor,
         labels: Tensor,
     ) -> Encoded:
-        """One backbone pass over B pairs in a row (see `lpc.data.tokens.collate`)."""
+        """Pass B pairs in a row through the backbone once (see `lpc.data.tokens.collate`)."""
         if self.obstacle:
             hidden = packing.padded(self.hidden, input_ids, lengths)
         else:
@@ -290,7 +293,8 @@ class LatentPolicy(nn.Module):
         return _completion_sums(encoded, logps)
 
     def code_pair_logps(self, encoded: Encoded, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """As `pair_logps` under each of the codes [K, d], (chosen [B, K], rejected [B, K]), by one pass of the head."""
+        """Return the sums of `pair_logps` under each of the codes [K, d], (chosen [B, K], rejected [B, K]), by one pass
+        of the head."""
         head = self.head
         logps = code_logps(
             encoded.tokens, head.weight, encoded.labels, codes, head.bias, softcap=self.softcap, scale=self.scale
@@ -354,7 +358,8 @@ class LatentPolicy(nn.Module):
     def forward(
         self, *, progress: float, noise: Tensor | None = None, use_latent: bool = True, **batch
     ) -> tuple[Tensor, Tensor, LatentStep | None, Encoded]:
-        """A training step's forward pass: (chosen_logps [B], rejected_logps [B], latent step or None, hidden states).
+        """Run a training step's forward pass: (chosen_logps [B], rejected_logps [B], latent step or None, hidden
+        states).
 
         With a latent that is `marginal`, log-probabilities are those under each code, [B, K]. `use_latent` False leaves
         the latent out. Everything happens in this one call because data-parallel wrappers only see calls of the root
@@ -373,7 +378,7 @@ class LatentPolicy(nn.Module):
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, code: int | None = None, **options):
-        """`backbone.generate` with z from the prior at the end of each prompt, kept for all later tokens.
+        """Call `backbone.generate` with z from the prior at the end of each prompt, kept for all later tokens.
 
         Prompts [B, T] are left-padded. `code` forces one code in place of the prior. Other `options` are those of
         transformers' `generate`; those that would feed the model anything but the whole prompt first are refused.
@@ -431,7 +436,8 @@ def load_backbone(
     trust_remote_code: bool = False,
     device_map=None,
 ) -> PreTrainedModel:
-    """A causal LM from a checkpoint folder; refused by name where its logits are not those of a plain linear head."""
+    """Load a causal LM from a checkpoint folder; refuse it by name where its logits are not those of a plain linear
+    head."""
     folder = Path(folder)
     config = _config(folder, trust_remote_code)
     try:

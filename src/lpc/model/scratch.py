@@ -29,7 +29,7 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of `vocabulary` entries, special tokens and the 256 bytes included."""
+    """Train a byte-level BPE tokenizer of `vocabulary` entries, special tokens and the 256 bytes included."""
     special = [PAD, BOS, EOS, *ROLES]
     if vocabulary < 256 + len(special):
         raise UserError(
@@ -61,8 +61,8 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFas
 
 
 def encode(tokenizer, rows: list[dict], max_length: int, max_prompt_length: int) -> list[list[int]]:
-    """Token ids of prompt + completion for every completion of `rows`; a long prompt keeps its end (see `cut_prompt`),
-    a long completion its beginning."""
+    """Return the token ids of prompt + completion for every completion of `rows`; a long prompt keeps its end (see
+    `cut_prompt`), a long completion its beginning."""
     encoded = []
     for row, prompt in zip(rows, encode_prompts(tokenizer, [row["messages"] for row in rows]), strict=True):
         messages = row["messages"]
@@ -75,8 +75,8 @@ def encode(tokenizer, rows: list[dict], max_length: int, max_prompt_length: int)
 
 
 def batches(lengths: list[int], batch_size: int, generator: torch.Generator):
-    """Endless batches of indices. Each epoch is a new shuffle, in which stretches of 50 batches are sorted by length,
-    so that a batch holds texts of like length and little padding."""
+    """Return endless batches of indices. Each epoch is a new shuffle, in which stretches of 50 batches are sorted by
+    length, so that a batch holds texts of like length and little padding."""
     while True:
         order = torch.randperm(len(lengths), generator=generator).tolist()
         stretches = [order[i : i + 50 * batch_size] for i in range(0, len(order), 50 * batch_size)]
@@ -112,7 +112,7 @@ def train(
     """
     if hidden_size % (2 * heads):
         raise UserError(
-            f"scratch.hidden_size: {hidden_size} must be a multiple of twice scratch.heads ({heads}); change one of them"
+            f"scratch.hidden_size: {hidden_size} must be a multiple of 2 · scratch.heads ({heads}); change either"
         )
     texts = [message["content"] for row in rows for message in row["messages"]]
     texts += [completion["response"] for row in rows for completion in row["completions"]]

@@ -36,7 +36,7 @@ def dpo(
     beta: float,
     label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Direct Preference Optimization (arXiv 2305.18290), equation 5: −log σ(Δ).
+    """Return the loss of Direct Preference Optimization (arXiv 2305.18290), equation 5, −log σ(Δ), and the rewards.
 
     `label_smoothing` is the assumed share ε of wrong labels (conservative DPO): −(1−ε) log σ(Δ) − ε log σ(−Δ).
     """

@@ -33,7 +33,8 @@ def ipo(
     *,
     tau: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Identity Preference Optimization (arXiv 2310.12036), equation 13: (log-ratio difference − 1/(2τ))².
+    """Return the loss of Identity Preference Optimization (arXiv 2310.12036), equation 13, (log-ratio difference −
+    1/(2τ))², and the rewards.
 
     The reward is τ times the log-ratio to the reference, so that its scale is that of DPO's with β = τ.
     """

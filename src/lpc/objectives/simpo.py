@@ -27,7 +27,8 @@ class SimPO(Objective):
 def simpo(
     policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, *, beta: float, margin: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """SimPO (arXiv 2405.14734), equation 12, on log-probabilities averaged over tokens; no reference.
+    """Return SimPO's loss (arXiv 2405.14734), equation 12, on log-probabilities averaged over tokens, and the rewards;
+    no reference.
 
     `margin` is the target margin γ_m itself, in units of the reward, not the ratio γ_m/β.
     """

@@ -33,7 +33,8 @@ def slic(
     *,
     beta: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The hinge loss of Generalized Preference Optimization (arXiv 2402.05749, table 1): max(0, 1 − Δ).
+    """Return the hinge loss of Generalized Preference Optimization (arXiv 2402.05749, table 1), max(0, 1 − Δ), and the
+    rewards.
 
     It is SLiC's (arXiv 2305.10425) on log-ratios to the reference; Δ is the difference of rewards, as in `dpo`.
     """

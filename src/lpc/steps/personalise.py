@@ -34,7 +34,7 @@ def main(args):
     latent = policy.latent
     if latent is None or not (latent.has_codes or latent.has_posterior):
         raise cli.UserError(
-            f"{args.model}: its latent has neither codes nor a posterior to infer from a person's pairs; use another run"
+            f"{args.model}: its latent has neither codes nor a posterior, so no person has one; use another run"
         )
     to_device(policy)
     rows, tokens = load_pairs(args.pairs, tokenizer, spec.tokens, split="test", reference=args.reference)

@@ -58,7 +58,8 @@ def main(args):
 
 
 def summarise(rows: pa.Table, rewards: dict, dropped: int) -> dict:
-    """Numbers of one split; `accuracy_…` but `accuracy_log_ratio` are diagnostics of the latent, never results."""
+    """Return the measures of one split; `accuracy_…` but `accuracy_log_ratio` are diagnostics of the latent, never
+    results."""
     chosen, rejected = rewards["chosen_reward"], rewards["rejected_reward"]
     summary = {
         "n": len(rows),
@@ -81,7 +82,7 @@ def summarise(rows: pa.Table, rewards: dict, dropped: int) -> dict:
 
 
 def by_inference(rewards: dict, default: str, rules: tuple[str, ...]) -> dict:
-    """Accuracy by each rule of inference, and the rule of the run's latent, whose accuracy is the run's."""
+    """Return the accuracy by each rule of inference, and the rule of the run's latent, whose accuracy is the run's."""
     accuracies = {
         rule: accuracy(rewards[f"chosen_reward_by_{rule}"], rewards[f"rejected_reward_by_{rule}"]) for rule in rules
     }

@@ -47,13 +47,13 @@ def main(args):
 
 
 def real_completions(rows: list[dict]) -> tuple[list[str], list[str]]:
-    """Sources and texts of the chosen completions, each once."""
+    """Return sources and texts of the chosen completions, each once."""
     sources, texts = zip(*sorted({(row["source"], row["chosen"]) for row in rows}), strict=True)
     return list(sources), list(texts)
 
 
 def stands_for(rows: list[dict]) -> list[tuple[int, str, float]]:
-    """(code, source, accuracy) of each code and the source on whose pairs it is most often right."""
+    """Return (code, source, accuracy) of each code and the source on whose pairs it is most often right."""
     found = []
     for code in sorted({row["code"] for row in rows}):
         best = max((row for row in rows if row["code"] == code), key=lambda row: row["accuracy"])

@@ -70,7 +70,7 @@ def main(args):
 
 
 def finished(args, now: dict) -> bool:
-    """Whether the output of exactly this run is there: the work of a job that a killed Snakemake left behind."""
+    """Return whether the output of exactly this run is there: the work of a job that a killed Snakemake left behind."""
     return args.output.is_dir() and args.summary.exists() and read_json(args.summary)["identity"] == now
 
 

@@ -131,7 +131,8 @@ def _begun(folder: Path) -> dict:
 
 
 def seal(checkpoint: Path, content: dict) -> None:
-    """Flush all files of a checkpoint to disk, then write `COMPLETE`: `content` with the files' sizes and checksums.
+    """Flush all files of a checkpoint to disk, then write `COMPLETE`: `content` with the files' sizes and
+    checksums.
 
     Checksums are CRC-32, which finds torn and decayed files and runs at 3 GB/s a core where SHA-256 runs at 1.5: half a
     minute for the 96 GB of an 8B model, less for several files, which threads read.

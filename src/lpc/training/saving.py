@@ -20,7 +20,8 @@ UNDONE = 0.1
 
 
 def rounded_state(trainer: PreferenceTrainer, base: dict, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict]:
-    """Round the trained backbone to `dtype` in place; return the full weights on the main process, and what that undid.
+    """Round the trained backbone to `dtype` in place; return the full weights on the main process, and what that
+    undid.
 
     Every process calls it, since sharded weights are gathered. `base` is the content of base.json. The record has the
     `dtype`; and for one below float32, the shares of weights that training `moved` and of those that rounding `undid`

@@ -27,7 +27,7 @@ log = logging.getLogger("lpc")
 def training_arguments(
     training: Training, *, seed: int, output_dir: Path, processes: int, sharded: bool = False
 ) -> TrainingArguments:
-    """Trainer's arguments from the recipe's `training` section.
+    """Return the Trainer's arguments from the recipe's `training` section.
 
     The global batch is the recipe's; micro-batches and accumulation follow from the number of processes. A `sharded`
     training reduces gradients after each micro-batch: else FSDP keeps those of all weights in float32 on each GPU.

@@ -143,7 +143,7 @@ class PreferenceTrainer(Trainer):
         return total.sum() * self.args.world_size / self.batch_size
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        """Autocast for a sharded model. accelerate wraps the forward of any other one in it."""
+        """Return autocast for a sharded model. accelerate wraps the forward of any other one in it."""
         enabled = self.is_fsdp_enabled and self.args.bf16
         return torch.autocast(self.args.device.type, torch.bfloat16, enabled=enabled)
 
@@ -379,7 +379,7 @@ class PreferenceTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def restore(self, checkpoint: Path) -> None:
-        """What Trainer does not restore itself: the sums of the open log line and the totals of the whole run."""
+        """Restore what Trainer does not: the sums of the open log line and the totals of the whole run."""
         saved = read_json(checkpoint / COMPLETE)
         if saved["sharded"] != self.is_fsdp_enabled:
             kinds = ("one of whole copies", "a sharded one")
@@ -400,15 +400,17 @@ class PreferenceTrainer(Trainer):
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU's allocations since the start, or of this process's resident memory at its largest."""
+    """Return peak memory in bytes: of the GPU's allocations since the start, or of this process's resident memory at
+    its largest."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def squared_sizes(step: LatentStep, h_x: Tensor, covariance: Tensor) -> dict[str, Tensor]:
-    """Squares of the sizes of z and h_x of each pair [B]: `z_square` and `h_square`, the mean over coordinates, and
-    `z_variance` and `h_variance`, that of the logits they add, over the vocabulary (`LatentPolicy.logit_covariance`).
+    """Return the squares of the sizes of z and h_x of each pair [B]: `z_square` and `h_square`, the mean over
+    coordinates, and `z_variance` and `h_variance`, that of the logits they add, over the vocabulary
+    (`LatentPolicy.logit_covariance`).
 
     Where the latent is `marginal`, z is each code, and its square their mean by the prior.
     """

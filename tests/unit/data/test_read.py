@@ -227,7 +227,10 @@ def test_plain_strings_beside_a_prompt():
             {"prompt": "hello", "chosen": TURNS + said("a"), "rejected": TURNS + said("b")},
             "the prompt is not that of chosen",
         ),
-        ({"prompt": "pre\n\nHuman: hi\n\nAssistant:", "chosen": "a"}, "prompt is not a dialogue of Human and Assistant"),
+        (
+            {"prompt": "pre\n\nHuman: hi\n\nAssistant:", "chosen": "a"},
+            "prompt is not a dialogue of Human and Assistant",
+        ),
         ({"images": [{"bytes": "…"}]}, "images cannot be used, only text"),
         ({"image": "a.png"}, "image cannot be used, only text"),
         ({"system": ["be kind"]}, "system is not text"),

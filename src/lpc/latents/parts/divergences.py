@@ -8,7 +8,8 @@ from torch import Tensor
 
 
 def categorical_kl(posterior_logits: Tensor, prior_logits: Tensor) -> Tensor:
-    """KL( q ‖ p ) of two categorical distributions given by logits [..., K]: the second term of equation 7, in nats.
+    """Return KL( q ‖ p ) of two categorical distributions given by logits [..., K]: the second term of equation 7, in
+    nats.
 
     Returns shape [...]; gradients flow into both.
     """
@@ -19,7 +20,7 @@ def categorical_kl(posterior_logits: Tensor, prior_logits: Tensor) -> Tensor:
 
 
 def code_information(prior_logits: Tensor) -> Tensor:
-    """KL( p_b ‖ mean_b p ) of each prior [B, K] of a batch to the batch's mean prior, [B] in nats.
+    """Return KL( p_b ‖ mean_b p ) of each prior [B, K] of a batch to the batch's mean prior, [B] in nats.
 
     Its mean over the batch is H(mean p) − mean H(p), the batch's estimate of I(code; prompt): 0 where the prior is the
     same for every prompt, be it uniform or one code, and at most the logarithm of the smaller of B and K. As a reward
@@ -30,8 +31,8 @@ def code_information(prior_logits: Tensor) -> Tensor:
 
 
 def gaussian_kl(posterior_mean: Tensor, posterior_log_std: Tensor, prior_mean: Tensor, prior_log_std: Tensor) -> Tensor:
-    """KL( q ‖ p ) of two diagonal Gaussians [..., d], summed over d, in nats. For the Gaussian control of the
-    latent."""
+    """Return KL( q ‖ p ) of two diagonal Gaussians [..., d], summed over d, in nats. It serves the Gaussian control of
+    the latent."""
     variance_ratio = (2 * (posterior_log_std - prior_log_std)).exp()
     squared_shift = ((posterior_mean - prior_mean) / prior_log_std.exp()) ** 2
     return 0.5 * (variance_ratio + squared_shift - 1 - variance_ratio.log()).sum(-1)
