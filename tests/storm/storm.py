@@ -1,8 +1,9 @@
 """Kill a small workflow, and one of its trainings, at random moments; let each finish; compare all artefacts.
 
-Each round has a folder of its own. The workflow is rerun after each fault as README.md says. It must end with exit code
-0 and the artefacts of an undisturbed run (`compare.py`). After each fault, too, a file that has its final name must be
-complete: equal to the undisturbed run's. The rounds follow from the seed but for the speed of the machine.
+Each round has a folder of its own. The workflow is rerun after each fault as docs/howto/resume.md says. It must end
+with exit code 0 and the artefacts of an undisturbed run (`compare.py`). After each fault, too, a file that has its
+final name must be complete: equal to the undisturbed run's. The rounds follow from the seed but for the speed of the
+machine.
 """
 
 import argparse

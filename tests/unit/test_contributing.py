@@ -202,8 +202,8 @@ assert "lengths" in specs.readers(specs.models.Tokens, "max_length")
     assert json.loads(made.read_text()) == {"spec": {"max_length": 20}, "pairs": 2, "uncut": 1}
 
 
-def test_configuration_of_the_readme_plans_every_stage(checkout):
-    (text,) = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+def test_configuration_of_the_page_on_running_plans_every_stage(checkout):
+    (text,) = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "docs/howto/run.md").read_text(encoding="utf-8"), re.M | re.S)
     (checkout.folder / "my.yaml").write_text(text, encoding="utf-8")
     (checkout.folder / "mine.jsonl.gz").touch()
     planned = checkout.snakemake("all", "--dry-run", "--configfile", "my.yaml")
