@@ -19,7 +19,7 @@ SHELL := /bin/bash -euo pipefail
 # Rules run what is first on PATH.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-demo: .venv/run.stamp ## install, run the whole workflow on the embedded default, say where the report is
+demo: .venv/run.stamp ## install, run the whole workflow on the embedded default, print the report's path
 	@PYTHONPATH=src python -m lpc.unlock --configfile config/demo.yaml
 	snakemake all --cores $(CORES) --configfile config/demo.yaml $(LOGGER)
 	@echo "The report: $(CURDIR)/results/demo/report.html"

@@ -1,6 +1,6 @@
 """Check a cluster's set-up before the first job (`make doctor`): one line for each check, with the fix.
 
-It reads a Snakemake profile and the configuration, and asks SLURM, Apptainer and the file system. Nothing is submitted:
+It reads a Snakemake profile and the configuration, and queries SLURM, Apptainer and the files. Nothing is submitted:
 `sbatch --test-only` lets SLURM itself judge the line that each rule would send. Exit code 1 if a check failed.
 """
 
@@ -52,7 +52,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class SetUp:
-    """What is checked: a profile and what the configuration asks for."""
+    """The set-up to check: a profile and the requests of the configuration."""
 
     folder: Path
     """Of the profile."""

@@ -183,7 +183,7 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value) -> None:
     """Write JSON with sorted keys and a final newline. NaN is refused: it is not JSON and would hide a broken number.
 
-    An object that is written in a container also says in which image, under the key "container".
+    An object that is written in a container also names the image, under the key "container".
     """
     if isinstance(value, dict) and (image := current()):
         value = {**value, "container": image}

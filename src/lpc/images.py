@@ -1,6 +1,6 @@
 """Container images: their names, which change with their content, and which of them a step runs in.
 
-Imports nothing beyond the standard library, since the Snakefile asks it for names.
+Imports nothing beyond the standard library, since the Snakefile reads names from it.
 """
 
 import hashlib

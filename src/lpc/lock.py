@@ -81,7 +81,7 @@ def _generations(folder: Path) -> list[int]:
 
 
 def _newest(folder: Path) -> int:
-    """Return the highest generation; 0 if nobody ever held the lock."""
+    """Return the highest generation; 0 if the lock was never held."""
     return max(_generations(folder), default=0)
 
 

@@ -19,10 +19,11 @@ FILE_NAME = re.compile(r"[\w/-]+(\.\w+)+")
 def modules_of(module: str) -> tuple[Path, ...]:
     """Return the files that `python -m module` (such as "lpc.steps.train") may run, sorted.
 
-    They are the module, what it imports anywhere in its code (inside functions too), their packages, all modules of a
-    package that looks for them (its `__init__.py` reads `__path__`), and files beside a module that it names in a
-    string, such as a template. Left out are `lpc.config`, from which a step gets nothing but its tracked parameter, and
-    the modules that the packages `BY_KIND` find. Raises FileNotFoundError where `module` is none of ours.
+    They are the module, all modules that it imports (inside functions too), and their packages. A package that looks
+    for its modules (its `__init__.py` reads `__path__`) adds all of them. Files beside a module that it names in a
+    string, such as a template, count too. Left out are `lpc.config`, from which a step gets nothing but its tracked
+    parameter, and the modules that the packages `BY_KIND` find. Raises FileNotFoundError where `module` is none of
+    ours.
     """
     if _file(module) is None:
         raise FileNotFoundError(f"no module {module} under {PACKAGE}")

@@ -18,7 +18,7 @@ KEEP = "to keep models, give the changed recipe, base or dataset a new name, or 
 def replaced(summary: str) -> list[str]:
     """Return a line for each finished model that a run would delete, with the reason.
 
-    summary: Snakemake's `--summary`, tab-separated; it says of each output whether its job would run, and why.
+    summary: Snakemake's `--summary`, tab-separated; for each output it states whether its job would run, and why.
     """
     header = summary.index("output_file\t")
     rows = csv.DictReader(summary[header:].splitlines(), delimiter="\t")

@@ -22,6 +22,6 @@ def start_time(pid: int) -> str | None:
 
 
 def me() -> dict:
-    """Return what tells this process from every other one that is or was."""
+    """Return an identity that no other process has or had."""
     pid = os.getpid()
     return {"host": socket.gethostname(), "machine": machine(), "pid": pid, "start_time": start_time(pid)}

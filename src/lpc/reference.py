@@ -1,4 +1,4 @@
-"""What the base model says of each pair: log-probabilities, and statistics of its hidden states."""
+"""The base model's log-probabilities of each pair, and statistics of its hidden states."""
 
 import numpy as np
 import torch

@@ -1,7 +1,7 @@
 """Compare the files of a finished project with the digests that its records hold (`make verify`).
 
 Records are dataset.json, base.json, reference.parquet, train.json and the benchmarks' results. Prints one line for each
-difference and exits with code 1, or one line with the counts. Whether results are up to date, a dry run tells.
+difference and exits with code 1, or one line with the counts. A dry run shows whether results are up to date.
 """
 
 import argparse

@@ -1,1 +1,2 @@
-"""The configuration: `models` has every key, `load` reads and checks files, `runs` and `specs` say what follows."""
+"""The configuration: `models` has every key, `load` reads and checks files, `runs` and `specs` derive runs and
+parameters."""

@@ -39,7 +39,7 @@ class Named:
 
 
 def one_of(tag: str, kinds: dict[str, type[Section]], default: str | None = None) -> Any:
-    """Return the type of a section whose key `tag` says which of `kinds` it is.
+    """Return the type of a section of one of `kinds`, named by its key `tag`.
 
     The tags stand in pointed brackets, so that `lpc.config.faults` can tell them from keys in the path of a fault.
     """
@@ -402,7 +402,7 @@ class Resources(Section):
     gpus: Integer | None = key(None, "GPUs", role=Role.EXECUTION, ge=0)
 
     def requests(self) -> dict[str, int | str]:
-        """Return the resources by which Snakemake's SLURM plugin asks for GPUs and nodes."""
+        """Return the resources by which Snakemake's SLURM plugin requests GPUs and nodes."""
         return {"gpu": self.gpus}
 
     resumes: ClassVar[bool] = False

@@ -1,7 +1,7 @@
 """What each step reads of the configuration, as a type: the rule fills it in, `--help` prints it, the step gets it.
 
-A rule passes the keys on which results depend as its one tracked parameter (`--spec`), and those that say how the work
-is done as an untracked one (`--execution`): a change of the latter reruns nothing.
+A rule passes the keys on which results depend as its one tracked parameter (`--spec`). It passes execution keys as an
+untracked one (`--execution`), of which a change reruns nothing.
 """
 
 import json
@@ -44,7 +44,7 @@ class Spec(Section):
         return dump(self, *self.tracked_roles)
 
     def execution(self) -> dict:
-        """Return the keys that say how the work is done, or what tables show of it."""
+        """Return the keys of execution and display."""
         return dump(self, Role.EXECUTION, Role.DISPLAY)
 
     @classmethod

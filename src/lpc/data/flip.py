@@ -10,9 +10,9 @@ SWAPPED = (("chosen", "rejected"), ("chosen_score", "rejected_score"), ("chosen_
 def flip(pairs: list[dict], *, rate: float, marker: str | None, seed: int) -> list[dict]:
     """Return the pairs in their order, with round(rate · n) of the n training pairs flipped.
 
-    Flipped are the first in the order of a hash of pair and seed: the share is exact, the choice does not depend on the
-    order of the data, and with one seed the pairs flipped at a low rate are among those flipped at a higher one.
-    `marker` is appended to the last message of a flipped prompt. A flipped pair has a new pair_id, for its content is
+    The first pairs in the order of a hash of pair and seed are flipped. So the share is exact, and the choice does not
+    depend on the order of the data. With one seed, the pairs flipped at a low rate are among those of a higher rate.
+    `marker` is appended to the last message of a flipped prompt. A flipped pair has a new pair_id, since its content is
     new, and keeps its prompt_id.
     """
     train = [pair["pair_id"] for pair in pairs if pair["split"] == "train"]

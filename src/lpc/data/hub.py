@@ -1,6 +1,6 @@
 """Repositories of the hub brought into the cache of huggingface_hub, and the record of a dataset's files.
 
-The cache is where HF_HOME says. With HF_HUB_OFFLINE=1 only what it already holds is used.
+HF_HOME is the folder of the cache. With HF_HUB_OFFLINE=1 only what it already holds is used.
 """
 
 from pathlib import Path

@@ -111,7 +111,7 @@ def _parquet_records(path: str) -> Iterator[tuple[int, object]]:
 
 
 def _hub_records(dataset: dict) -> Iterator[tuple[str, int, object]]:
-    """Rows of the downloaded copy of a hub data set: `datasets` knows which of its files make which split."""
+    """Rows of the downloaded copy of a hub data set: `datasets` finds the files of each split."""
     import datasets  # with pandas a second: only for these
 
     folder, split = dataset["folder"], dataset["hub_split"]

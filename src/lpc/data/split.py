@@ -9,7 +9,7 @@ SPLITS = ("train", "validation", "test")
 
 
 def split_prompts(rows: dict[str, int], sizes: dict[str, int], seed: int, what: str = "prompts") -> dict[str, str]:
-    """Assign prompts, or whatever else `what` says that the rows are counted by, to splits.
+    """Assign prompts, or other groups of rows named by `what`, to splits.
 
     rows: prompt_id to its number of rows; sizes: wanted rows of validation, of test, or of both. Prompts are taken in
     the order of a salted hash, each that still fits; so a split misses its size by less than the rows of one prompt, if

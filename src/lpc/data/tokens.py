@@ -1,9 +1,9 @@
 """From preference pairs to token ids and batches.
 
 A pair is rendered as a conversation by the model's own chat template. The prompt is the text that the template renders
-for generation; the completion is the rest of the conversation, up to the token that ends the assistant's turn. Both are
-tokenised apart and their ids joined, so that the boundary is the same for both completions and for generation, whatever
-a byte-pair merge would have done across it.
+for generation; the completion is the rest of the conversation, up to the token that ends the assistant's turn. They are
+tokenised apart and their ids joined. So no byte-pair merge crosses the boundary, and it is the same for both
+completions and for generation.
 """
 
 import itertools
@@ -159,7 +159,7 @@ def encode_prompts(
     texts = [_numbered(number, tokenizer, prompt) for number, prompt in enumerate(prompts, first)]
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     bos = tokenizer.bos_token_id
-    # What the tokenizer itself puts before a text tells whether it uses BOS; having one defined does not (Qwen).
+    # A tokenizer uses BOS if it puts BOS before a text. A defined BOS alone does not show that (Qwen).
     if bos is not None and tokenizer("")["input_ids"][:1] == [bos]:
         ids = [row if row[:1] == [bos] else [bos, *row] for row in ids]
     return ids

@@ -1,8 +1,8 @@
 """The preference world: generated data in the UltraFeedback schema whose hidden preferences are known.
 
-Things. 25 objects, each with a colour, a material, a place and an owner. A prompt counts objects and asks one question;
-a response always states the sum and the answer, and every statement in it is true, so that a language model trained on
-these texts learns facts (`fact`) and sums (`sum_statement`) that can be asked back as benchmark questions.
+Things. 25 objects, each with a colour, a material, a place and an owner. A prompt counts objects and asks one question.
+A response always states the sum and the answer, and every statement in it is true. So a language model trained on these
+texts learns facts (`fact`) and sums (`sum_statement`), which benchmark questions can test.
 
 Attributes. Responses to one prompt differ in three visible attributes, each a count that `attributes` reads from the
 text: statements (full stops), warmth (exclamation marks), figures (numerals in digits; the others are in words). The
@@ -11,19 +11,19 @@ away.
 
 Sources. Six kinds of people ask, and each judges by one attribute alone; they conflict in pairs:
 
-    statements: library wants many,   courier few
-    warmth:     nursery wants much,   court none
-    figures:    bank wants digits,    poet words
+    statements: library prefers many,   courier few
+    warmth:     nursery prefers much,   court none
+    figures:    bank prefers digits,    poet words
 
 A source shows in the prompt's wording alone: an opening and a closing, out of three each, whose words other sources use
-as well. A base model learns the sources by itself, since an opening tells something about the closing. Sources of the
+as well. A base model learns the sources by itself, since an opening is correlated with the closing. Sources of the
 left column are a little more frequent, so a judge blind to the source can be right slightly above chance.
 
 People. With `people`, each row is by one of so many people, of whom each judges by the rule of one source. The wording
-of their prompts is that of sources drawn at random, so a prompt says nothing of who asks. A judge who does not know the
-person is right half of the time.
+of their prompts is that of sources drawn at random, so a prompt does not identify the person. A judge who does not know
+the person is right half of the time.
 
-Scores are `rule_score` plus normal noise. `ceilings` says what is reachable on given pairs.
+Scores are `rule_score` plus normal noise. `ceilings` returns the reachable accuracy on given pairs.
 """
 
 import itertools

@@ -129,7 +129,8 @@ def judge(outputs: list[dict], reference: list[dict], settings: dict | None, cac
 
 
 def _annotate(outputs: list[dict], reference: list[dict], settings: dict | None, cache: Path) -> tuple[list[dict], str]:
-    """(annotations in the reference's order, name of the annotator); NotJudgedError says why where there are none."""
+    """(annotations in the reference's order, name of the annotator); raises NotJudgedError with the reason where there
+    are none."""
     if not settings:
         raise NotJudgedError("no judge is configured")
     key = os.environ.get(settings["key_variable"])

@@ -1,4 +1,4 @@
-"""What a policy says: with z from its prior, without its latent, and with single codes forced."""
+"""Completions of a policy: with z from its prior, without its latent, and with single codes forced."""
 
 import numpy as np
 import torch

@@ -56,9 +56,9 @@ def latent_diagnostics(prior, posterior, z, h_x, source, *, prompt_id=None, seed
     """Return diagnostics of a run's latent over N pairs, as written to `latents.json`.
 
     prior, posterior: [N, K] probabilities of the codes, or None for a latent without codes, or without a posterior. z,
-    h_x: [N, d]. source: [N] names. prompt_id: [N]; pairs of one prompt share prior, z, h_x and source, and count once
-    in all but `kl` and the posterior's perplexity (a prompt in both halves of a cross-validated probe would be read
-    from memory). None: every pair is a prompt of its own. Entropies in nats. A measure that does not exist for the
+    h_x: [N, d]. source: [N] names. prompt_id: [N]; None: every pair is a prompt of its own. Pairs of one prompt share
+    prior, z, h_x and source. They count once in all but `kl` and the posterior's perplexity, since a probe would
+    memorise a prompt in both halves of its cross-validation. Entropies in nats. A measure that does not exist for the
     input (no codes, one source) is None.
     """
     z, h_x, source = np.asarray(z, np.float64), np.asarray(h_x, np.float64), np.asarray(source)

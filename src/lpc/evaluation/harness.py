@@ -1,9 +1,9 @@
 """The model class `lpc` of the Language Model Evaluation Harness, for plain and latent checkpoints.
 
-It is lm-eval's own `hf` class with two changes: z from the prior at the end of the context reaches every scored or
-generated token, and log-likelihoods meet the LM head at the continuation's tokens alone, so that logits of shape
-[batch, length, vocabulary] never exist. Tokenisation, truncation, batching by length, stop strings and the text that
-comes back are `hf`'s; without a latent, or with a codebook of zeros, its results are `hf`'s too.
+It is lm-eval's own `hf` class with two changes. First, z from the prior at the end of the context is added at every
+scored or generated token. Second, the LM head is applied at the continuation's tokens alone, so that logits of shape
+[batch, length, vocabulary] never exist. Tokenisation, truncation, batching by length, stop strings and returned text
+are those of `hf`. Without a latent, or with a codebook of zeros, its results are those of `hf`, too.
 """
 
 import sys

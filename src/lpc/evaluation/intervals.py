@@ -86,7 +86,7 @@ def mcnemar(difference) -> tuple[int, int, float]:
     """Return the wins, losses and the two-sided p-value of the exact McNemar test on the paired `difference` [N] of
     outcomes.
 
-    A win is a pair with a positive difference; pairs without difference say nothing. The test takes pairs as
+    A win is a pair with a positive difference; pairs without difference are not counted. The test takes pairs as
     independent, so with many pairs a prompt it is too sure: the clustered bootstrap stands beside it.
     """
     difference = np.asarray(difference)

@@ -36,9 +36,9 @@ def score_pairs(
     `…_by_<rule>`: by each of the latent's rules of inference, its own among them. `…_log_ratio`: those of equation 4,
     where the objective itself needs no reference but `tokens` has one.
 
-    For latent policies also diagnostics that are never results: `…_zero` (z = 0), `…_shuffled` (z, or the prior over
-    codes, of another prompt), and, where there is a posterior, `…_posterior` (z from the posterior, which sees who won)
-    and `…_posterior_swapped` (from the posterior shown the completions the wrong way round).
+    Latent policies have diagnostics, too, which are never results: `…_zero` (z = 0) and `…_shuffled` (z, or the prior
+    over codes, of another prompt). With a posterior there are `…_posterior` (z from the posterior, which sees who won)
+    and `…_posterior_swapped` (z from the posterior of swapped completions).
 
     prompt_ids: which pairs have the same prompt; None: the policy's own rewards alone.
     """

@@ -1,4 +1,4 @@
-"""Does a forced code write as its source does? A classifier of sources, fitted on real completions, tells."""
+"""Test whether completions under a forced code read like its source, by a classifier fitted on real completions."""
 
 from collections.abc import Iterator, Sequence
 

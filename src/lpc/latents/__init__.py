@@ -17,7 +17,7 @@ def kind(name: str) -> type[Latent]:
 
 
 def parse(settings: dict) -> LatentSettings:
-    """Return the settings of a recipe's section `latent`, in which `kind` says which one; defaults are filled in.
+    """Return the settings of a recipe's section `latent`, by its `kind`; defaults are filled in.
 
     Raises UserError for an unknown kind or a faulty setting.
     """

@@ -150,12 +150,12 @@ class Latent:
 
     @property
     def noise_size(self) -> int:
-        """Uniform numbers per pair and network that `forward` wants; 0 where training is without noise."""
+        """Uniform numbers per pair and network that `forward` takes; 0 where training is without noise."""
         return 0
 
     @property
     def draw_size(self) -> int:
-        """Uniform numbers per prompt that `infer` wants; 0 unless it samples."""
+        """Uniform numbers per prompt that `infer` takes; 0 unless it samples."""
         return 0
 
     @property
@@ -179,8 +179,8 @@ class Latent:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return `(losses, chosen_rewards, rejected_rewards)` [B] of those under each code [B, K]; where `marginal`.
 
-        Each `settings.pairs_together` neighbours are of one group. Also sets what `step` then knows: the posterior of
-        the codes, and its KL to the prior.
+        Each `settings.pairs_together` neighbours are of one group. Also sets in `step` the posterior of the
+        codes and its KL to the prior.
         """
         raise NotImplementedError
 

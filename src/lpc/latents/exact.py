@@ -1,11 +1,11 @@
 """Equation 6 itself: the loss of every code, weighed by the prior. No posterior, no sample, no bound.
 
 −log Σ_k p(k|x) σ(Δ_k) has K terms, and one product with the LM head gives the log-probabilities under all codes. The
-gradient weighs each code by its responsibility r_k ∝ p(k|x) σ(Δ_k), which is the true posterior, and moves p towards r,
-as the gate of a mixture of experts learns. So nothing that approximates a posterior has a setting here.
+gradient weighs each code by its responsibility r_k ∝ p(k|x) σ(Δ_k), which is the true posterior. It moves p towards r,
+as in the gate of a mixture of experts. So there are no settings of an approximate posterior.
 
 Pairs that share a person can share the code, −log Σ_k p_k Π_i σ(Δ_ik) over pairs i of the person (`group_size`). One
-pair a person does not tell persons apart (arXiv 2510.15716): it is the product that does.
+pair a person cannot separate persons (arXiv 2510.15716); the product can.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ class GaussianSettings(VariationalSettings):
 
 
 class Gaussian(Variational):
-    """γ mixes samples of prior and posterior. The networks speak in units of `scale`, so that z starts as small as the
-    codebook's would."""
+    """γ mixes samples of prior and posterior. The networks' outputs are in units of `scale`, so that z starts as small
+    as the codebook's would."""
 
     title: ClassVar[str] = "Gaussian"
     Settings: ClassVar[type[GaussianSettings]] = GaussianSettings

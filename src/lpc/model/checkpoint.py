@@ -40,7 +40,7 @@ def describe_base(
 ) -> dict:
     """Return the content of base.json: where the model is, what it is, and how its chats are written.
 
-    `system` says whether the chat template takes a system turn. Raises UserError where the model could not be used
+    `system`: whether the chat template takes a system turn. Raises UserError where the model could not be used
     later: weights missing, not finite or of another shape, no tokenizer, or a chat template that does not fit.
     """
     if is_local(model):

@@ -15,7 +15,7 @@ def kind(name: str) -> type[Objective]:
 
 
 def parse(settings: dict) -> Objective:
-    """Return the objective of a recipe's section `objective`, in which `name` says which one; defaults are filled in.
+    """Return the objective of a recipe's section `objective`, by its `name`; defaults are filled in.
 
     Raises UserError for an unknown name or a faulty setting.
     """

@@ -1,7 +1,7 @@
 """What a preference objective is: settings, and from them a loss of log-probabilities.
 
 An objective is a file of this package with one subclass of `Objective` and the formula as a pure function of tensors,
-which knows no configuration, model or device. It takes log-probabilities of whole completions, one per pair (shape
+without configuration, model or device. It takes log-probabilities of whole completions, one per pair (shape
 [batch]), and returns per-pair values, unreduced: `(losses, chosen_rewards, rejected_rewards)`. Rewards are detached:
 they are for reading, not for training. With a latent, the policy's log-probabilities are those given z; the reference
 never takes z. Equation numbers are those of Latent Preference Coding (arXiv 2505.04993).
@@ -25,8 +25,8 @@ Reduction = Literal["sum", "mean"]
 class Objective(Section):
     """One objective. A subclass declares its settings as keys, of which `name` is a Literal of one value.
 
-    It also says `reduction`: whether its log-probabilities are sums over the tokens of a completion, or means. That is
-    a ClassVar, or a key where the choice is the configuration's.
+    `reduction` is `sum` or `mean` of log-probabilities over the tokens of a completion. It is a ClassVar, or a key
+    where the configuration chooses.
     """
 
     name: str

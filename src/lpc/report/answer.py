@@ -36,7 +36,7 @@ def answer(results: Results) -> Answer:
 def seed_spread(rows: list[dict]) -> tuple[str, int, float] | None:
     """Return recipe, number of seeds and range in points of the plain recipe whose seeds differ most; None without any.
 
-    rows: accuracy over seeds, as `Results.accuracy` returns it. The range says what training noise alone can do.
+    rows: accuracy over seeds, as `Results.accuracy` returns it. The range is a measure of training noise alone.
     """
     found = [
         (row["recipe"], len(row["seeds"]), max(row["seeds"]) - min(row["seeds"]))

@@ -10,7 +10,7 @@ from lpc.report.svg import BLUE, COLOURS, DASHES, INK, MARKERS, MUTED, ORANGE, P
 def scatter_panel(axes, points: np.ndarray | None, label: list[str], order: list[str], title: str) -> None:
     """Draw points [N, 2] in the colour and marker of their label; `order` names the labels, the rest is drawn in grey.
 
-    With None for points, the panel says that there is nothing to draw.
+    With None for points, the panel states that there is nothing to draw.
     """
     axes.set_title(title, fontsize=9.5)
     axes.grid(False)

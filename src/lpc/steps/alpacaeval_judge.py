@@ -1,6 +1,6 @@
 """Have the package alpaca_eval judge one model's answers against the reference outputs.
 
-Without package, key or network the result says "not judged" and why, and the step succeeds.
+Without package, key or network the result is "not judged" with a reason, and the step succeeds.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Prior, posterior and z of the test pairs of a run, and the diagnostics that tell whether the latent is used."""
+"""Prior, posterior and z of the test pairs of a run, and the diagnostics of whether the latent is used."""
 
 import pyarrow as pa
 

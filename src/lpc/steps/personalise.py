@@ -1,4 +1,4 @@
-"""Accuracy of a run on test pairs of people of whom it knows some labelled pairs, from which it infers their latent."""
+"""Accuracy of a run on test pairs of people whose latent it infers from some of their labelled pairs."""
 
 from lpc import cli
 from lpc.config import specs

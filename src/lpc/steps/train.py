@@ -130,7 +130,7 @@ def run(args, now: dict, changed: list[str], main_process: bool) -> None:
     if merge is not None:
         merge()
     base = read_json(args.base)
-    # As large as the base unless the recipe says otherwise: for a 7B model half of what float32 would take.
+    # As large as the base unless the recipe sets it: for a 7B model half of what float32 would take.
     dtype = getattr(torch, spec.training.save_dtype or base["dtype"])
     state_dict, saved = rounded_state(trainer, base, dtype)
     pairs = len(tokens)

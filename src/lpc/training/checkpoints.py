@@ -64,7 +64,7 @@ class Checkpointing(TrainerCallback):
             reason = reason or "the end of the job's time"
         save = reason is not None or now - self.last_save > self.save_seconds
         if args.world_size > 1:
-            # All processes must do the same, and each has its own clock: the first to want it decides.
+            # All processes must do the same, and each has its own clock: the first request counts.
             wishes = torch.tensor([float(save), float(reason is not None)], device=args.device)
             wishes = self.trainer.accelerator.reduce(wishes, "sum").tolist()
             save, reason = wishes[0] > 0, reason or ("another process" if wishes[1] > 0 else None)

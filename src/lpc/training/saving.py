@@ -24,8 +24,8 @@ def rounded_state(trainer: PreferenceTrainer, base: dict, dtype: torch.dtype) ->
     undid.
 
     Every process calls it, since sharded weights are gathered. `base` is the content of base.json. The record has the
-    `dtype`; and for one below float32, the shares of weights that training `moved` and of those that rounding `undid`
-    (they equal the base's again), and the mean `margin` of `pairs` training pairs without z, before and after.
+    `dtype`. Below float32 it also has the share of weights that training `moved`, and the share of those that rounding
+    `undid` (they equal the base's again). `margin` is the mean over `pairs` training pairs without z, before and after.
     """
     policy, record = trainer.policy, {"dtype": str(dtype).removeprefix("torch.")}
     main, rounds = trainer.is_world_process_zero(), dtype != torch.float32

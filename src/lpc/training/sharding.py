@@ -14,7 +14,7 @@ from lpc.model.policy import LatentPolicy
 
 
 def launched() -> bool:
-    """Return whether the launch file asks for FSDP, as accelerate decides it."""
+    """Return whether the launch file requests FSDP, by accelerate's own rule."""
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 

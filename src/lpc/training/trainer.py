@@ -44,7 +44,7 @@ and 0.03 in bfloat16, with either sign, so that the mean over a completion is sm
 reference of another base model or chat template differs by 0.1 to 10.
 """
 LARGEST_Z = 1.0
-"""Of `z_to_logits`, in any line of the log, before a warning: above, z says more of the next token than its context."""
+"""Of `z_to_logits`, in any line of the log, before a warning: above, z outweighs the context of the next token."""
 SMALLEST_Z = 2**-8
 """Of `z_to_logits`, in the last line, before a warning: below, z is less than the rounding of a logit in bfloat16."""
 LARGE_Z = 0.1

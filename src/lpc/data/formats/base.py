@@ -192,7 +192,7 @@ def make_row(record: object, default_source: str, messages: list[dict], completi
 
 
 def preferred(chosen: str, rejected: str) -> list[dict]:
-    """Return the completions of a row that says only which one is better: chosen first with score 1, rejected 0."""
+    """Return the completions of a row without scores: chosen first with score 1, rejected 0."""
     return [
         {"model": None, "response": response, "score": score, "aspects": None}
         for response, score in ((chosen, 1.0), (rejected, 0.0))

@@ -39,7 +39,7 @@ def pair_row(record: object, default_source: str) -> dict:
 
 
 def _scores(record: dict) -> tuple[float, float]:
-    """The scores of chosen and rejected completion; 1 and 0 where the row says only which one is better."""
+    """The scores of chosen and rejected completion; 1 and 0 where the row has no scores."""
     names = ("chosen_score", "rejected_score")
     if all(record.get(name) is None for name in names):
         return 1.0, 0.0
@@ -71,7 +71,7 @@ def _whole(record: object, name: str) -> list:
 
 
 def _agree(prompt: object, messages: list[dict]) -> bool:
-    """Whether a column `prompt` says what the messages before the completion say, or one of the user's turns."""
+    """Whether a column `prompt` equals the messages before the completion, or one of the user's turns."""
     turns = prompt_messages(prompt)
     if isinstance(prompt, str) and not is_dialogue(prompt):
         users = [message["content"] for message in messages if message["role"] == "user"]

@@ -15,7 +15,7 @@ def categorical_kl(posterior_logits: Tensor, prior_logits: Tensor) -> Tensor:
     """
     log_q = F.log_softmax(posterior_logits, dim=-1)
     log_p = F.log_softmax(prior_logits, dim=-1)
-    # A code of probability 0 under q adds 0, whatever p says; 0 * (-inf) would make that nan.
+    # A code of probability 0 under q adds 0, whatever p is; 0 * (-inf) would make that nan.
     return torch.where(log_q == -torch.inf, 0.0, log_q.exp() * (log_q - log_p)).sum(-1)
 
 

@@ -15,8 +15,8 @@ def marginal_loss(log_prior: Tensor, losses: Tensor) -> Tensor:
 def mixture_rewards(log_prior: Tensor, chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Tensor]:
     """Return `(chosen_rewards, rejected_rewards)` [...] of a mixture from those under each code, [..., K].
 
-    Their difference is the log-odds of Σ_k p_k σ(Δ_k), with which the mixture prefers the chosen completion (equation 2
-    under each code), and their sum is that of the codes' mean rewards.
+    Their difference is the log-odds of Σ_k p_k σ(Δ_k), the probability that the mixture prefers the chosen completion
+    (equation 2 under each code). Their sum is that of the codes' mean rewards.
     """
     margins = chosen - rejected
     log_odds = (log_prior + logsigmoid(margins)).logsumexp(-1) - (log_prior + logsigmoid(-margins)).logsumexp(-1)

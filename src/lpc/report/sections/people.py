@@ -19,7 +19,7 @@ def section(results: Results) -> Section | None:
     if not by_size:
         return None
     lead = Text(
-        "Some labelled pairs of a test person are known. They tell which latent the person has, and the person's other "
+        "Some labelled pairs of a test person are known. They determine the person's latent, and the person's other "
         "pairs are scored with it. All sizes are measured on the same pairs, and no test person was in training."
     )
     curves = defaultdict(dict)
