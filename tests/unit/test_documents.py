@@ -20,9 +20,12 @@ def text(name: str) -> str:
     return (DOCS / name).read_text(encoding="utf-8")
 
 
-@pytest.mark.skipif(
-    not importlib.util.find_spec("material"), reason="MkDocs is not installed: pip install --editable '.[docs]'"
-)
+MISSING = [
+    name for name in ("latex2mathml", "material", "mkdocs", "mkdocstrings") if not importlib.util.find_spec(name)
+]
+
+
+@pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}; pip install --editable '.[docs]'")
 def test_the_site_builds_without_a_warning(tmp_path):
     """Broken links and anchors, pages that the site leaves out, and names of the API that do not exist are warnings."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path]
