@@ -36,7 +36,7 @@ def tutorial(tmp_path_factory):
 def test_every_command_ends_well_and_the_report_is_there(tutorial):
     checkout, printed = tutorial
     results = checkout.folder / "results/mine"
-    assert len(printed) == 7
+    assert len(printed) == 6
     assert "One seed: accuracy with LPC minus without is" in (results / "report.html").read_text(encoding="utf-8")
     splits = files.read_json(results / "data/mine/pairs.json")["splits"]
     assert {name: split["pairs"] for name, split in splits.items()} == {"test": 20, "train": 32, "validation": 8}
@@ -50,11 +50,11 @@ def test_every_command_ends_well_and_the_report_is_there(tutorial):
 
 def test_a_changed_setting_reruns_what_it_affects(tutorial):
     _, printed = tutorial
-    planned = re.findall(r"^(?:local)?rule (\w+):", printed[5], re.MULTILINE)
+    planned = re.findall(r"^(?:local)?rule (\w+):", printed[4], re.MULTILINE)
     assert planned.count("train") == 1 and not {"split", "pretrain", "reference"} & set(planned)
 
 
 def test_the_model_of_the_hub_plans_a_download_and_six_trainings(tutorial):
     _, printed = tutorial
-    planned = re.findall(r"^(?:local)?rule (\w+):", printed[6], re.MULTILINE)
+    planned = re.findall(r"^(?:local)?rule (\w+):", printed[5], re.MULTILINE)
     assert planned.count("download_base") == 1 and planned.count("train") == 6
