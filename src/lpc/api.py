@@ -50,8 +50,11 @@ def train(
             `messages` a list of {role, content}; or the path of a pairs.parquet, whose split `train` is read.
         base: folder or hub name of the model to start from, the path of its base.json, or a section of `bases`.
         folder: of the run: model/, train.json, train.jsonl, base.json, and the inputs that are made here.
-        objective, latent, training, tokens: sections of a recipe and of the configuration. A text is the objective's
-            name or the latent's kind.
+        objective: section of a recipe, or the objective's name.
+        latent: section of a recipe, or the latent's kind; None: the plain objective.
+        training: section of the configuration.
+        tokens: section of the configuration.
+        seed: of the training.
         reference: what `make_reference` made of these pairs and this base; None: made in `folder` if it is needed.
 
     Raises:

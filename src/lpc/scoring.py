@@ -105,7 +105,7 @@ def to_device(policy: LatentPolicy) -> LatentPolicy:
 
 
 def autocast(policy: LatentPolicy, precision: str) -> contextlib.AbstractContextManager:
-    """The arithmetic of training: `precision` is float32 or bfloat16 (autocast over float32 weights).
+    """Return the context of training's arithmetic: `precision` is float32 or bfloat16 (autocast over float32 weights).
 
     Without gradients, W·z alone is more exact (`LatentPolicy.greedy_logps`).
     """

@@ -106,7 +106,7 @@ class Policy:
         return self.infer_codes([prompt], pairs)[0]
 
     def infer_codes(self, prompts: list[Prompt], pairs: Iterable[dict]) -> torch.Tensor:
-        """As `infer_code` for several prompts of one person, [N, K]; the pairs are scored once."""
+        """Return `infer_code` of several prompts of one person, [N, K]; the pairs are scored once."""
         objective, context = self.settings.objective, context_of(pairs)
         reference = self.reference if objective.needs_reference else None
         limits = dict(self.settings.tokens)

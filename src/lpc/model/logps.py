@@ -175,7 +175,7 @@ def greedy_logps(
     chunk: int | None = None,
     added: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `token_logps`, without gradient, and with [N] bool: is the label the most likely token (greedy decoding)?
+    """Return `token_logps` without gradient, and [N] bool: whether the label is the most likely token (greedy).
 
     `added`: as of `chunk_logits`.
     """

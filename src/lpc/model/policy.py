@@ -208,7 +208,7 @@ class LatentPolicy(nn.Module):
     def greedy_logps(
         self, hidden: Tensor, labels: Tensor, z: Tensor | None = None, rows: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """As `token_logps` without gradient, and [N] bool: is the label the most likely token?
+        """Return `token_logps` without gradient, and [N] bool: whether the label is the most likely token.
 
         z [B, d], and rows [N], which of them each token has. Where the head's products are in less than float32, h + z
         would be rounded to their type, and most of a small z lost. There W·z is computed in float32, once for each z,
@@ -282,7 +282,7 @@ class LatentPolicy(nn.Module):
         )
 
     def pair_logps(self, encoded: Encoded, z: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Sums over completion tokens of log π(y | x, z), (chosen [B], rejected [B]), given z [B, d] or none."""
+        """Return sums over completion tokens of log π(y | x, z), (chosen [B], rejected [B]), given z [B, d] or none."""
         if z is None:
             return _completion_sums(encoded, self.token_logps(encoded.tokens, encoded.labels))
         rows = encoded.token_rows % len(encoded.h_x)
