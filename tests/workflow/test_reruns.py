@@ -336,7 +336,7 @@ def test_every_rule_is_covered():
     """A rule that is added must be added here, too; those that the demo does not run are tested with local data."""
     covered = {job.split()[0] for _, expected in CASES.values() for job in expected}
     covered |= {job.split()[0] for expected in MODULES.values() for job in expected}
-    local = {"flip", "personalise", "style", "download_dataset", "download_base", "download_task"}
+    local = {"flip", "personalise", "style", "cards", "download_dataset", "download_base", "download_task"}
     local |= {"alpacaeval_download", "alpacaeval_generate", "alpacaeval_judge"}
     listed = Checkout.rules(ROOT)
     assert covered | local == listed
