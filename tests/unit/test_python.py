@@ -116,7 +116,8 @@ def test_extras_hold_what_is_imported():
         assert names(extra) >= names("workflow")
     make = (ROOT / "Makefile").read_text()
     for stamp, extras in re.findall(r"^\.venv/(\w+)\.stamp: EXTRAS := \[(.*)\]$", make, re.MULTILINE):
-        assert set.union(*map(names, extras.split(","))) >= names("workflow"), stamp
+        # The documents are built from text alone.
+        assert stamp == "docs" or set.union(*map(names, extras.split(","))) >= names("workflow"), stamp
     assert set(re.findall(r"\.venv/(\w+)\.stamp", make)) == set(re.findall(r"^\.venv/(\w+)\.stamp: EXTRAS", make, re.M))
 
 
