@@ -1,5 +1,6 @@
 """Submissions that SLURM refuses for the moment."""
 
+import json
 import os
 import re
 import signal
@@ -29,11 +30,10 @@ def test_full_queue_delays_a_run_and_loses_none(cluster):
     """One job at a time may be in the queue; two stages that need nothing of each other are both done."""
     cluster.command("sacctmgr", "-iQ", "modify", "user", "root", "set", "MaxSubmitJobs=1")
     try:
-        targets = [f"results/cluster/data/{name}/world.jsonl.gz" for name in ("world", "other")]
+        targets = [f"results/cluster/data/{name}/world.jsonl.gz" for name in ("one", "other")]
         config = cluster.checkout / "queue.json"
-        config.write_text(
-            '{"datasets": {"other": {"kind": "world", "rows": 600, "split": {"validation": 50, "test": 150}}}}'
-        )
+        dataset = {"kind": "world", "rows": 600, "split": {"validation": 50, "test": 150}}
+        config.write_text(json.dumps({"datasets": {"one": dataset, "other": dataset}}))  # new ones: both are due
         code, output = cluster.snakemake(*targets, config=(config.name,))
     finally:
         cluster.command("sacctmgr", "-iQ", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
