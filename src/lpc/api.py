@@ -42,8 +42,8 @@ def train(
 ) -> Policy:
     """Train one run and return its policy; a run that is finished in `folder` is loaded.
 
-    What is not given has the default of config/README.md. An interrupt (Ctrl-C) saves a checkpoint and raises
-    `lpc.Stopped`; the same call goes on from there. For several processes, use the workflow.
+    Settings that are not given have the defaults of config/README.md. An interrupt (Ctrl-C) saves a checkpoint and
+    raises `lpc.Stopped`; the same call goes on from there. For several processes, use the workflow.
 
     Args:
         pairs: dicts {prompt or messages, chosen, rejected, group or none}, where `prompt` is the user's text and

@@ -209,7 +209,7 @@ def unpack(row: dict) -> dict:
 
 
 def with_names(record: object, columns: dict[str, str]) -> object:
-    """Return a record with its columns under the names that its kind reads; what is no object is returned as it is.
+    """Return a record with its columns under the names that its kind reads; unchanged if it is not an object.
 
     columns: the file's column by our name. A row without that column has none of our name, either.
     """

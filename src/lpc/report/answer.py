@@ -113,7 +113,7 @@ def people(results: Results) -> str:
     ]
     for (_, _, recipe), curve in curves.items():
         least, most = (number(percent(curve[size]["accuracy"])) for size in (min(curve), max(curve)))
-        known = f"{min(curve)} to {max(curve)} of a new person's pairs known"
+        known = f"{min(curve)} to {max(curve)} pairs of a person known"
         found.append(f"{recipe} {least} to {most} % with {known} (seed {curve[min(curve)]['seed']})")
     return f"Of people who disagree: {'; '.join(found)}."
 

@@ -91,8 +91,8 @@ def test_the_noise_of_training_stands_beside_differences_of_one_seed():
 
 def test_what_knowing_a_person_is_worth(results_of_people):
     assert answer.people(results_of_people) == (
-        "Of people who disagree: dpo ranks 50.2 % of their pairs right; dpo-exact 51.0 to 81.0 % with 0 to 8 of a new "
-        "person's pairs known (seed 0)."
+        "Of people who disagree: dpo ranks 50.2 % of their pairs right; dpo-exact 51.0 to 81.0 % with 0 to 8 pairs of "
+        "a person known (seed 0)."
     )
 
 

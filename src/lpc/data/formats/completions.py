@@ -6,7 +6,7 @@ from lpc.data.formats.base import Malformed, check_text
 
 
 def completion(response: object, score: object, model: object = None, aspects: dict | None = None) -> dict:
-    """Return a completion of a row. model: its author's name, left out where it is no text. Raises Malformed."""
+    """Return a completion of a row. model: the name of its model; null if not text. Raises Malformed."""
     return {
         "model": check_text(model, "model") if isinstance(model, str) and model.strip() else None,
         "response": check_text(response, "response"),

@@ -16,7 +16,7 @@ class ImplicitPrompt(Rows):
     @staticmethod
     def row(record: object, default_source: str) -> dict:
         chosen, rejected = (check_text(field(record, name), name) for name in ("chosen", "rejected"))
-        # Up to a word's end, since "bl" is no part of a prompt for "blue" and "black".
+        # Cut at the end of a word: "blue" and "black" share "bl", which is not part of the prompt.
         same = itertools.takewhile(lambda letters: letters[0] == letters[1], zip(chosen, rejected, strict=False))
         prompt = re.sub(r"\S*\Z", "", "".join(letter for letter, _ in same))
         if not prompt.strip():

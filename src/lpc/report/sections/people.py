@@ -20,7 +20,7 @@ def section(results: Results) -> Section | None:
         return None
     lead = Text(
         "Some labelled pairs of a test person are known. They determine the person's latent, and the person's other "
-        "pairs are scored with it. All sizes are measured on the same pairs, and no test person was in training."
+        "pairs are scored with it. All sizes are measured on the same pairs, none of which is ever a known one."
     )
     curves = defaultdict(dict)
     for (base, variant, recipe, known), rows in by_size.items():
