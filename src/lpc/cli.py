@@ -19,6 +19,9 @@ from lpc.images import current
 
 log = logging.getLogger("lpc")
 
+WORKFLOW_STDERR = "LPC_STDERR"
+"""Environment variable: path of the standard error that a job had before its log took the place."""
+
 REMEDIES = {
     errno.ENOSPC: "free space there",
     errno.EDQUOT: "delete your files there, or ask for a larger quota",
@@ -121,9 +124,12 @@ def run(parser: argparse.ArgumentParser, main) -> None:
 
 
 def fail(message: str, code: int) -> None:
-    # The log may be on the full disk, too. The exit code must still be right.
-    with contextlib.suppress(OSError):
-        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    line = f"error: {' '.join(message.split())}"
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:  # the log is on the full disk, too: the exit code must still be right, and the reason must be seen
+        with contextlib.suppress(OSError), open(os.environ.get(WORKFLOW_STDERR, os.devnull), "a") as stream:
+            print(line, file=stream)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     # Not sys.exit: threads of a library (data loaders, telemetry) must not keep a failed job alive.

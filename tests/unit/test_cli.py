@@ -54,9 +54,12 @@ def test_our_own_bug_shows_its_traceback(tmp_path):
 
 
 @pytest.mark.parametrize(("body", "code"), [("raise cli.Stopped('saved')", 85), ("raise KeyboardInterrupt", 130)])
-def test_exit_code_is_right_where_the_log_is_on_the_full_disk(tmp_path, body, code):
+def test_code_and_reason_are_seen_where_the_log_is_on_the_full_disk(tmp_path, monkeypatch, body, code):
     with open("/dev/full", "w") as full:
         assert run(tmp_path, body, stdout=full, stderr=full).returncode == code
+        monkeypatch.setenv("LPC_STDERR", str(tmp_path / "seen"))
+        assert run(tmp_path, body, stdout=full, stderr=full).returncode == code
+    assert (tmp_path / "seen").read_text().startswith("error: ")
 
 
 @pytest.mark.parametrize(

@@ -111,10 +111,10 @@ def test_rejected_rows_below_the_share_are_counted(checkout):
     assert len(rejects) == 1
 
 
-def mounted(checkout, options: str, *arguments) -> subprocess.CompletedProcess:
-    """Snakemake with a small file system of its own under results/."""
-    (checkout.folder / "results").mkdir()
-    script = f'mount -t tmpfs -o {options} none results && shift && exec "$@"'
+def mounted(checkout, options: str, *arguments, place="results", then="true") -> subprocess.CompletedProcess:
+    """Snakemake with a small file system of its own at `place`, after the shell command `then`."""
+    (checkout.folder / place).mkdir(parents=True)
+    script = f'mount -t tmpfs -o {options} none {place} && {then} && shift && exec "$@"'
     return subprocess.run(
         ["unshare", "--mount", "sh", "-c", script, "sh", "-", sys.executable, "-m", "snakemake", *map(str, arguments)],
         cwd=checkout.folder,
@@ -141,6 +141,18 @@ def test_full_disk(checkout):
     output = result.stdout + result.stderr
     assert result.returncode == 1
     assert "No space left on device; its file system has " in output
+
+
+@needs_mount
+def test_reason_is_seen_where_the_log_is_on_the_full_disk(checkout):
+    logs = "results/small/logs/split"
+    config = checkout.write(with_data(checkout, b"not gzip at all"))
+    arguments = (SPLIT, "--cores", "1", "--configfile", config)
+    result = mounted(checkout, "size=4k", *arguments, place=logs, then=f"head -c 4096 /dev/zero > {logs}/full")
+    output = result.stdout + result.stderr
+    assert result.returncode == 1
+    assert "mine.log: empty file" in output
+    assert [line for line in output.splitlines() if line.startswith("error: ") and "mine.jsonl.gz" in line], output
 
 
 @needs_mount

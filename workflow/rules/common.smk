@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from lpc import environment, images, jobs, latents, objectives, plan, unlock
 from lpc.attempts import memory_shares
-from lpc.cli import UserError
+from lpc.cli import WORKFLOW_STDERR, UserError
 from lpc.config import models, specs
 from lpc.config.keys import Role
 from lpc.config.load import ConfigError, resolve
@@ -68,7 +68,7 @@ class shell(shell):
 
 
 shell.prefix(
-    "set -euo pipefail; export "
+    f"set -euo pipefail; exec 9>&2; export {WORKFLOW_STDERR}=/proc/$$/fd/9 "
     + " ".join(f"{name}={value}" for name, value in environment.VARIABLES.items())
     + f" PYTHONPATH={shlex.quote(str(ROOT / 'src'))}"
     + f" {images.VARIABLE}={shlex.quote(' '.join(SETTINGS.images.references().values()))}; "
