@@ -12,6 +12,9 @@ VARIABLES = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    # On H100s PyTorch would prefer cuDNN's attention, which makes a plan for each length that it meets. Packed pairs
+    # have thousands of lengths; FlashAttention needs no plan.
+    "TORCH_CUDNN_SDPA_DEPRIORITIZED": "1",
     # Idle threads spin for about 50 µs before sleeping. Sleeping at once costs about 10 % on dedicated cores; never
     # sleeping slows other jobs on shared cores. docs/benchmarks.md has the figures of this and the next.
     "GOMP_SPINCOUNT": "3000",

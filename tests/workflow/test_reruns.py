@@ -160,6 +160,8 @@ def execution_keys(section, path=()):
         elif role_of(type(section), name) is Role.EXECUTION:
             if name == "launch":
                 yield (*path, name), "config/accelerate/single.yaml"
+            elif name == "attention":
+                yield (*path, name), "flex"
             else:
                 yield (*path, name), other_than(value)
 
@@ -170,6 +172,7 @@ EXECUTION = {"/".join(path): value for path, value in execution_keys(Settings.mo
 def test_execution_keys_are_those_of_training_evaluation_and_resources():
     assert set(EXECUTION) >= {
         "training/micro_batch_size",
+        "training/attention",
         "training/gradient_checkpointing",
         "training/logging_steps",
         "training/save_minutes",

@@ -177,6 +177,12 @@ class Training(Section):
     lora: Lora | None = key(
         None, "train low-rank adapters and the latent, and merge them into the weights at the end; null: all weights"
     )
+    attention: Literal["loop", "varlen", "flex"] = key(
+        "loop",
+        "attention of packed pairs: `loop`: two calls a pair; one call for all, not measured yet, by `varlen` "
+        "(FlashAttention; CUDA, bfloat16) or `flex` (FlexAttention; CUDA, a C compiler)",
+        role=Role.EXECUTION,
+    )
     gradient_checkpointing: bool = key(False, "less memory for more time", role=Role.EXECUTION)
     logging_steps: Integer = key(10, "steps between two lines of train.jsonl", role=Role.EXECUTION, ge=1)
     save_minutes: float = key(

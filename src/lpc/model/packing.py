@@ -8,16 +8,15 @@ Padded, the model reads those two sequences, with its own attention: for archite
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from lpc.model.attention import Flex, Lengths, Loop, Varlen, sdpa
 
 NAME = "lpc_packed_pairs"
 """Of this attention among those of transformers."""
@@ -49,11 +48,11 @@ def obstacle(backbone: PreTrainedModel) -> str | None:
     return None
 
 
-def padded(hidden: Callable[[Tensor], Tensor], input_ids: Tensor, lengths: list[tuple[int, int, int]]) -> Tensor:
+def padded(hidden: Callable[[Tensor], Tensor], input_ids: Tensor, lengths: Lengths) -> Tensor:
     """Return hidden states [T, d] of a packed row `input_ids` [1, T], computed as two sequences a pair, right-padded.
 
     hidden: from token ids [2B, L] of a causal model to states [2B, L, d]; no token sees the padding to its right.
-    lengths: as in `Layout`. The prompt's states are those before the chosen completion.
+    The prompt's states are those before the chosen completion.
     """
     pieces = iter(input_ids[0].split([part for pair in lengths for part in pair]))
     sequences = []
@@ -64,26 +63,6 @@ def padded(hidden: Callable[[Tensor], Tensor], input_ids: Tensor, lengths: list[
     for (first, second), (prompt, chosen, rejected) in zip(states, lengths, strict=True):
         parts += [first[: prompt + chosen], second[prompt : prompt + rejected]]
     return torch.cat(parts)
-
-
-@dataclass
-class Layout:
-    """`lengths`: (prompt, chosen, rejected) tokens of each pair, in the order of the row. `masks` fills up in use: all
-    layers share it."""
-
-    lengths: list[tuple[int, int, int]]
-    masks: dict = field(default_factory=dict)
-
-    def mask(self, queries: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
-        """Return [queries, keys] bool: the last `queries` of `keys` positions, each seeing itself and at most `window`
-        − 1 before it; None where that is plain causal attention."""
-        window = None if window is None or window >= keys else window
-        if queries == keys and window is None:
-            return None
-        if (queries, keys, window) not in self.masks:
-            behind = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
-            self.masks[queries, keys, window] = (behind >= 0) & (behind < (window or keys))
-        return self.masks[queries, keys, window]
 
 
 def no_mask(device: torch.device) -> Tensor:
@@ -102,7 +81,7 @@ def attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    layout: Layout | None = None,
+    layout: Loop | Varlen | Flex | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
     """Compute attention as a function of transformers: query [B, H, N, D], key and value [B, H_kv, M, D] to [B, N, H,
@@ -113,41 +92,14 @@ def attention(
     """
     if layout is None and softcap is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    attend = F.scaled_dot_product_attention if softcap is None else partial(_softcapped, softcap=softcap)
-    options = {"dropout_p": dropout, "scale": scaling}
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1 and softcap is None and query.device.type == "cpu":
-        options["enable_gqa"] = True  # a GPU's fast kernels with a mask take no groups of heads
-    elif groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     if layout is None:
         causal = attention_mask is None and query.shape[2] > 1
-        return attend(query, key, value, attn_mask=attention_mask, is_causal=causal, **options).transpose(1, 2), None
+        options = {"causal": causal, "dropout": dropout, "scale": scaling, "softcap": softcap}
+        return sdpa(query, key, value, attention_mask, **options).transpose(1, 2), None
     if attention_mask is not None and attention_mask.numel() > 1:
         raise OwnMask
-    pieces = [n for prompt, chosen, rejected in layout.lengths for n in (prompt + chosen, rejected)]
-    queries, keys, values = (tensor.split(pieces, 2) for tensor in (query, key, value))
-    outputs = []
-    for i, (prompt, _, _) in enumerate(layout.lengths):
-        first, second = 2 * i, 2 * i + 1
-        for piece, k, v in (
-            (first, keys[first], values[first]),
-            (second, *(torch.cat([t[first][:, :, :prompt], t[second]], 2) for t in (keys, values))),
-        ):
-            mask = layout.mask(pieces[piece], k.shape[2], sliding_window, query.device)
-            outputs.append(attend(queries[piece], k, v, attn_mask=mask, is_causal=mask is None, **options))
-    return torch.cat(outputs, 2).transpose(1, 2).contiguous(), None
-
-
-def _softcapped(query, key, value, *, attn_mask, is_causal, dropout_p, scale, softcap) -> Tensor:
-    """Attention whose scores s become softcap·tanh(s / softcap) (Gemma 2), which no fused kernel of PyTorch has."""
-    scores = softcap * (query @ key.transpose(2, 3) * scale / softcap).tanh()
-    if is_causal:
-        attn_mask = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
-    if attn_mask is not None:
-        # Not −∞: padding on the left sees nothing, and its NaN would reach the tokens that give it a weight of 0.
-        scores = scores.masked_fill(~attn_mask, torch.finfo(scores.dtype).min)
-    return F.dropout(scores.softmax(-1, dtype=torch.float32).to(query.dtype), dropout_p) @ value
+    options = {"dropout": dropout, "scale": scaling, "window": sliding_window, "softcap": softcap}
+    return layout.attend(query, key, value, **options), None
 
 
 AttentionInterface.register(NAME, attention)

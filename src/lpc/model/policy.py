@@ -27,6 +27,7 @@ from lpc.latents.base import Latent, LatentStep
 from lpc.latents.parts.draws import prompt_uniform
 from lpc.latents.parts.mixture import infer_code
 from lpc.model import packing
+from lpc.model.attention import LAYOUTS
 from lpc.model.code_logps import code_logps
 from lpc.model.logps import greedy_logps, product_dtype, token_logps
 
@@ -74,6 +75,9 @@ class LatentPolicy(nn.Module):
         self.scale /= float(getattr(text_config, "logits_scaling", None) or 1.0)  # Granite
         self.obstacle = packing.obstacle(backbone)
         """Why pairs are not packed; None where they are."""
+        self.attention = "loop"
+        """How attention over packed pairs is computed: a key of `lpc.model.attention.LAYOUTS`."""
+        self.windows = {None, getattr(text_config, "sliding_window", None)}
 
     # ---- loading and saving
 
@@ -267,7 +271,7 @@ class LatentPolicy(nn.Module):
                 position_ids=positions,
                 attention_mask=packing.no_mask(input_ids.device),
                 use_cache=False,
-                layout=packing.Layout(lengths),
+                layout=LAYOUTS[self.attention](lengths, input_ids.device, self.windows),
             ).last_hidden_state[0]
         h_chosen, h_rejected = hidden[ends].chunk(2)
         return Encoded(

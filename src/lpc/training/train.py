@@ -98,6 +98,28 @@ def pairs_in_groups(pairs: PairTokens, size: int) -> int:
     return int((sizes // size).sum()) * size
 
 
+def compiler() -> str | None:
+    """Return the C compiler that torch.compile finds for kernels of a GPU."""
+    return shutil.which(os.environ.get("CC", "gcc")) or shutil.which("clang")
+
+
+def check_attention(training: Training, policy: LatentPolicy, device: torch.device) -> None:
+    """Raise UserError where `training.attention` is for another device, precision or architecture."""
+    name, fault = training.attention, None
+    if name == "loop":
+        return
+    if policy.obstacle:
+        fault = f"is for packed pairs, but those of {policy.config.model_type} are padded, since {policy.obstacle}"
+    elif device.type != "cuda":
+        fault = f"needs a CUDA GPU, but this training runs on {device.type}"
+    elif name == "varlen" and training.precision != "bfloat16":
+        fault = f"needs training.precision bfloat16, not {training.precision}"
+    elif name == "flex" and not compiler():
+        fault = "needs a C compiler for torch.compile; install gcc, or set $CC"
+    if fault:
+        raise UserError(f"training.attention: {name} {fault}; or set it to loop")
+
+
 def train(
     policy: LatentPolicy,
     pairs: PairTokens,
@@ -128,6 +150,9 @@ def train(
             f"{processes} processes were asked for, {args.world_size} with {args.n_gpu} GPUs each run; launch with "
             "torchrun or `accelerate launch`, one process per GPU"
         )
+    check_attention(training, policy, args.device)
+    policy.attention = training.attention
+    log.info("attention of packed pairs: %s, on %s", training.attention, args.device.type)
     usable, what = len(pairs), "training pairs"
     together = 1 if policy.latent is None else policy.latent.settings.pairs_together
     if together > 1:

@@ -29,6 +29,7 @@ OURS = {
     "training.save_dtype": None,
     "training.deterministic": False,
     "training.lora": None,
+    "training.attention": "loop",
     "training.gradient_checkpointing": False,
     "training.logging_steps": 10,
     "training.save_minutes": 10.0,

@@ -56,7 +56,7 @@ def test_rules_that_a_key_reruns(section, name, readers):
 def test_execution_and_display_keys_are_in_no_tracked_parameter():
     spec = specs.Train.parse({"objective": {"name": "dpo"}}, {"training": {"micro_batch_size": 4}})
     assert "micro_batch_size" not in spec.tracked()["training"]
-    own = {"micro_batch_size": 4, "micro_batch_tokens": None, "gradient_checkpointing": False}
+    own = {"micro_batch_size": 4, "micro_batch_tokens": None, "attention": "loop", "gradient_checkpointing": False}
     assert spec.execution() == {"training": {**own, "logging_steps": 10, "save_minutes": 10.0}}
     benchmark = specs.Benchmark.parse({"name": "x", "task": "arc_easy"}, {"metric": "acc", "batch_size": 3})
     assert benchmark.execution() == {"metric": "acc", "batch_size": 3}

@@ -10,6 +10,7 @@ from tiny import make_backbone
 
 from lpc.data.tokens import MODEL_INPUTS, collate
 from lpc.model import packing
+from lpc.model.attention import Loop
 from lpc.model.policy import LatentPolicy
 
 VOCABULARY = 384
@@ -104,7 +105,7 @@ def test_attention_against_its_definition(lengths, window, softcap, groups, seed
         scaling=0.7,
         sliding_window=window,
         softcap=softcap,
-        layout=packing.Layout(lengths),
+        layout=Loop(lengths, query.device),
     )
     start = 0
     for prompt, chosen, rejected in lengths:

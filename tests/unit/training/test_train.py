@@ -14,10 +14,11 @@ from lpc import objectives
 from lpc.cli import UserError
 from lpc.config.models import Training
 from lpc.data.tokens import PairTokens, tokenize_pairs
+from lpc.model.attention import LAYOUTS, Loop
 from lpc.model.policy import LatentPolicy
 from lpc.reference import reference_logps
 from lpc.scoring import attach_reference
-from lpc.training.train import train
+from lpc.training.train import check_attention, train
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,40 @@ def test_more_processes_than_started_are_refused(tmp_path):
             log_file=tmp_path / "l",
             processes=2,
         )
+
+
+@pytest.mark.parametrize(
+    "training,device,kind,message",
+    [
+        ({"attention": "varlen"}, "cpu", "llama", "varlen needs a CUDA GPU, but this training runs on cpu; "),
+        ({"attention": "varlen"}, "cuda", "llama", "varlen needs training.precision bfloat16, not float32; "),
+        ({"attention": "flex"}, "cuda", "mamba", "flex is for packed pairs, but those of mamba are padded, since "),
+        ({"attention": "flex"}, "cuda", "llama", "flex needs a C compiler for torch.compile; "),
+    ],
+)
+def test_attention_is_refused_where_it_cannot_run(monkeypatch, training, device, kind, message):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=f"^training.attention: {message}.*set it to loop$"):
+        check_attention(Training(**TRAINING | training), LatentPolicy(make_backbone(kind)), torch.device(device))
+
+
+def test_the_attention_of_the_settings_is_used(tmp_path, monkeypatch, caplog):
+    """A layout that counts its calls, under another name: two layers, three steps of two micro-batches, one check."""
+    calls = []
+
+    class Counting(Loop):
+        def attend(self, *tensors, **options):
+            calls.append(1)
+            return super().attend(*tensors, **options)
+
+    caplog.set_level("INFO", "lpc")
+    monkeypatch.setitem(LAYOUTS, "varlen", Counting)
+    monkeypatch.setattr("lpc.training.train.check_attention", lambda *settings: None)
+    _, lines = run(tmp_path / "a", epochs=1, attention="varlen")
+    assert len(calls) == 2 * 3 * 2 and "attention of packed pairs: varlen, on cpu" in caplog.text
+    _, plain = run(tmp_path / "b", epochs=1)
+    assert len(calls) == 2 * 3 * 2 and "attention of packed pairs: loop, on cpu" in caplog.text
+    assert [line["loss"] for line in lines] == [line["loss"] for line in plain]
 
 
 def test_padded_pairs_train(tmp_path):
