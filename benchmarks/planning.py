@@ -47,6 +47,11 @@ class Shape:
     def parameters(self) -> int:
         return self.layers * self.layer + self.root
 
+    @property
+    def linear(self) -> int:
+        """Parameters of the decoder's linear layers."""
+        return self.layers * (self.layer - 2 * self.hidden)
+
     def latent(self, codes: int = 64) -> int:
         """Parameters of LPC's latent: prior and posterior networks as wide as the model, and the codebook."""
         return 3 * self.hidden**2 + 2 * self.hidden + 2 * (self.hidden + 1) * codes + codes * self.hidden
@@ -79,9 +84,25 @@ UTILISATION = 0.4
 """Share of the card's rate that a training reaches (assumed)."""
 
 
-def states(parameters: int) -> dict[str, int]:
-    """Return the bytes that stay from step to step: all in float32, whatever `training.precision`."""
-    return {"weights": 4 * parameters, "gradients": 4 * parameters, "optimizer": 8 * parameters}
+EIGHT_BITS = 2 * (1 + 4 / 256)
+"""Bytes of two moments in 8 bits, with a float32 scale for each block of 256 numbers."""
+OPTIMIZERS = {
+    "adamw": ((4, 4, 8), (4, 4, 8)),
+    "adamw_split": ((2, 4, 8 + 2), (4, 4, 8)),
+    "adamw_8bit": ((4, 4, EIGHT_BITS), (4, 4, EIGHT_BITS)),
+    "adamw_8bit_bfloat16": ((2, 4, EIGHT_BITS), (4, 4, EIGHT_BITS)),
+}
+"""By `training.optimizer`: bytes of weight, gradient and optimizer state, of each parameter of the decoder's linear
+layers and of each other one."""
+
+
+def states(others: int, linear: int = 0, optimizer: str = "adamw") -> dict[str, int]:
+    """Return the bytes that stay from step to step, whatever `training.precision`.
+
+    linear: parameters of the decoder's linear layers; others: all others. For AdamW they need not be told apart.
+    """
+    parts = zip(("weights", "gradients", "optimizer"), *OPTIMIZERS[optimizer], strict=True)
+    return {name: round(low * linear + high * others) for name, low, high in parts}
 
 
 def layer_activations(shape: Shape, prompts: int, completions: int, *, repeated: bool = True) -> int:
@@ -120,26 +141,28 @@ def activations(shape: Shape, micro: int) -> int:
     return max(head, layer)
 
 
-def gathered(shape: Shape, gpus: int) -> int:
+def gathered(shape: Shape, gpus: int, optimizer: str = "adamw") -> int:
     """Return the bytes of whole weights and gradients that a GPU holds for a while.
 
     Sharded: in bfloat16 the root's weights and the head's gradient through the backward pass, and the weights of two
     layers and gradient of one; in float32 the gradients of two layers that are being reduced. Or, before and after
     the layers, the head's gradient in float32, or those of the root that are being reduced. On one GPU: autocast's
-    copies, and the head's gradient.
+    copies, of the head alone where the others are in bfloat16 already, and the head's gradient.
     """
     if gpus == 1:
-        return 2 * shape.parameters + 4 * shape.embedding
+        low = OPTIMIZERS[optimizer][0][0] == 2
+        return 2 * (shape.embedding if low else shape.parameters) + 4 * shape.embedding
     layers = 2 * shape.embedding + (2 * 2 + 2 + 4 * 2) * shape.layer
     head = (2 + 4) * shape.embedding
     end = (2 + 4) * shape.root
     return 2 * shape.root + max(layers, head, end)
 
 
-def gpu(shape: Shape, gpus: int, micro: int) -> float:
+def gpu(shape: Shape, gpus: int, micro: int, optimizer: str = "adamw") -> float:
     """Return the bytes of GPU memory that a training with LPC's latent needs on each GPU."""
-    own = sum(states(shape.parameters + shape.latent()).values()) / gpus
-    return CUDA + WASTE * (own + gathered(shape, gpus) + activations(shape, micro))
+    others = shape.parameters + shape.latent() - shape.linear
+    own = sum(states(others, shape.linear, optimizer).values()) / gpus
+    return CUDA + WASTE * (own + gathered(shape, gpus, optimizer) + activations(shape, micro))
 
 
 def host(shape: Shape, gpus: int) -> float:
@@ -178,11 +201,29 @@ def table() -> str:
     return "\n".join(rows) + "\n"
 
 
+def one_card() -> str:
+    """Return the table of optimizers for one GPU, as Markdown."""
+    rows = ["| model | optimizer | bytes a parameter | GB, micro 1 | micro 4 | 40 GB | 80 GB | 141 GB |"]
+    rows.append("|---|---|---|---|---|---|---|---|")
+    for shape in SHAPES[:2]:
+        for name, (low, _) in OPTIMIZERS.items():
+            sizes = [gpu(shape, 1, micro, name) for micro in (1, 4)]
+            cells = [shape.name, f"`{name}`", f"{sum(low) + 2 * (low[0] == 4):.0f}"]
+            cells += [f"{size / 1e9:.0f}" for size in sizes]
+            largest = [next((m for m in MICRO if gpu(shape, 1, m, name) <= size * 1e9), None) for size in CARDS]
+            cells += ["no" if micro is None else f"micro {micro}" for micro in largest]
+            rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
 def with_table(text: str) -> str:
-    """Return `text`, docs/planning.md, with its table made anew between the two comments."""
-    return re.sub(r"(<!-- plan -->\n).*?(<!-- end -->)", lambda found: found[1] + table() + found[2], text, flags=re.S)
+    """Return `text`, docs/planning.md, with its tables made anew between their comments."""
+    for name, made in (("plan", table()), ("one card", one_card())):
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+        text = re.sub(pattern, lambda found: found[1] + made + found[2], text, flags=re.S)  # noqa: B023
+    return text
 
 
 if __name__ == "__main__":
     DOCS.write_text(with_table(DOCS.read_text(encoding="utf-8")), encoding="utf-8")
-    sys.stdout.write(table())
+    sys.stdout.write(table() + "\n" + one_card())

@@ -15,6 +15,7 @@ from lpc.data.tokens import MODEL_INPUTS, collate
 from lpc.model.logps import CHUNK_LOGITS
 from lpc.model.policy import LatentPolicy
 from lpc.objectives import parse
+from lpc.training.optimizers import make_optimizer
 
 spec = importlib.util.spec_from_file_location("planning", Path(__file__).parents[2] / "benchmarks/planning.py")
 planning = importlib.util.module_from_spec(spec)
@@ -27,7 +28,7 @@ SHAPE = planning.Shape("one layer of Llama-3-8B", 1, 4096, 14336, 32, 8)
 def test_the_table_is_that_of_the_formulas():
     text = planning.DOCS.read_text(encoding="utf-8")
     assert planning.with_table(text) == text, "run python benchmarks/planning.py"
-    assert planning.table() in text
+    assert planning.table() in text and planning.one_card() in text
     assert planning.CHUNK == CHUNK_LOGITS
 
 
@@ -101,3 +102,37 @@ def test_formulas_give_the_bytes_of_a_step(layers, checkpointing):
         expected += planning.layer_activations(shape, prompts, completions, repeated=False)
         assert found["copies"] == 2 * (shape.layer - 2 * shape.hidden)
     assert math.isclose(found["saved"], expected, rel_tol=0.02), found["saved"] / expected
+
+
+@pytest.mark.parametrize("name", planning.OPTIMIZERS)
+def test_optimizers_have_the_bytes_of_their_formulas(name):
+    """A real step of a small model. Moments in 8 bits come with a table of 1 KiB each, and norms have none."""
+    torch.compiler.set_stance("force_eager")  # torchao compiles its step
+    shape = planning.Shape("", 2, 256, 512, 4, 2, vocabulary=512, head=64)
+    config = LlamaConfig(
+        **{"vocab_size": shape.vocabulary, "hidden_size": shape.hidden, "num_hidden_layers": shape.layers},
+        **{"intermediate_size": shape.intermediate, "num_attention_heads": shape.heads, "num_key_value_heads": 2},
+    )
+    policy = LatentPolicy(LlamaForCausalLM._from_config(config, dtype=torch.float32))
+    weights = list(policy.parameters())
+    options = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}
+    optimizer = make_optimizer(name, policy, [{"params": weights}], torch.optim.AdamW, options)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = policy.backbone(torch.arange(8)[None]).logits
+    logits.logsumexp(-1).sum().backward()
+    optimizer.step()
+    torch.compiler.set_stance("default")
+
+    def nested(tensor: torch.Tensor) -> int:
+        parts = getattr(tensor, "tensor_attrs", None)
+        return sum(nested(getattr(tensor, part)) for part in parts) if parts else size(tensor)
+
+    moments = [t for state in optimizer.state.values() for key, t in state.items() if key not in ("step", "ties")]
+    found = {"weights": size(*weights), "gradients": size(*(weight.grad for weight in weights))}
+    found["optimizer"] = sum(map(nested, moments))
+    expected = planning.states(shape.parameters - shape.linear, shape.linear, name)
+    extra = 0
+    if "8bit" in name:
+        norms = (2 * shape.layers + 1) * shape.hidden
+        extra = round(norms * (8 - planning.EIGHT_BITS)) + 2 * 1024 * (7 * shape.layers + 2)
+    assert found == expected | {"optimizer": expected["optimizer"] + extra}

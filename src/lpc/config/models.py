@@ -152,6 +152,10 @@ class Lora(Section):
     )
 
 
+LOW_WEIGHTS = ("adamw_split", "adamw_8bit_bfloat16")
+"""Optimizers that keep the weights of linear layers in bfloat16."""
+
+
 class Training(Section):
     epochs: Integer = key(1, "passes over the training pairs", ge=1)
     batch_size: Integer = key(
@@ -169,6 +173,11 @@ class Training(Section):
     warmup_ratio: float = key(0.1, "share of the steps in which the rate rises; then it falls to 0", ge=0, lt=1)
     weight_decay: float = key(0.0, "of AdamW", ge=0)
     max_grad_norm: float = key(1.0, "longer gradients are cut to this length", gt=0)
+    optimizer: Literal["adamw", "adamw_split", "adamw_8bit", "adamw_8bit_bfloat16"] = key(
+        "adamw",
+        "AdamW in float32; on one GPU, in less memory, `adamw_split`: the same numbers; `adamw_8bit`: moments in 8 "
+        "bits; `adamw_8bit_bfloat16`: and linear layers' weights in bfloat16, rounded at random",
+    )
     precision: Literal["float32", "bfloat16"] = key("bfloat16", "`bfloat16` (mixed precision) or `float32`")
     save_dtype: Dtype | None = key(None, "dtype in which the trained weights are saved; null: that of the base")
     deterministic: bool = key(
@@ -188,6 +197,16 @@ class Training(Section):
     save_minutes: float = key(
         10.0, "minutes between two checkpoints, from which an interrupted training goes on", role=Role.EXECUTION, gt=0
     )
+
+    @model_validator(mode="after")
+    def _optimizer_of_all_weights(self):
+        if self.optimizer in LOW_WEIGHTS and self.precision != "bfloat16":
+            raise fault("optimizer", f"{self.optimizer} requires precision: bfloat16; change one of them")
+        if self.optimizer != "adamw" and self.lora is not None:
+            raise fault(
+                "optimizer", f"{self.optimizer} requires lora: null, since adapters have few states; change one of them"
+            )
+        return self
 
 
 def _partial(section: type[Section]) -> type[Section]:

@@ -1,5 +1,6 @@
 """What the weights of a run depend on, so that a training never goes on from, or accepts, the work of another one."""
 
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from lpc.config.specs import Train
 from lpc.files import read_json, sha256
 from lpc.modules import PACKAGE, modules_of
 from lpc.training.adapters import load_peft
+from lpc.training.optimizers import load_torchao
 
 MAY_CHANGE = ("modules", "versions", "reference", "statistics")
 """Parts of an identity across which a user may resume on purpose. Across the others, it would be another run."""
@@ -25,6 +27,9 @@ def identity(
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     if spec.training.lora is not None:
         versions["peft"] = load_peft().__version__
+    if spec.training.optimizer.startswith("adamw_8bit"):
+        load_torchao()
+        versions["torchao"] = version("torchao")
     return {
         "spec": spec.tracked(),
         "base": record["sha256"],

@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,13 @@ from torch import Tensor
 from transformers import PrinterCallback, TrainingArguments
 
 from lpc.cli import UserError
-from lpc.config.models import Training
+from lpc.config.models import LOW_WEIGHTS, Training
 from lpc.data.tokens import PairTokens, collate
 from lpc.model.policy import LatentPolicy
 from lpc.objectives.base import Objective
 from lpc.training.checkpoints import Checkpointing, latest
 from lpc.training.micro_batches import MicroBatches
+from lpc.training.optimizers import load_torchao, restore_weights
 from lpc.training.trainer import PreferenceTrainer
 
 log = logging.getLogger("lpc")
@@ -114,10 +116,37 @@ def check_attention(training: Training, policy: LatentPolicy, device: torch.devi
         fault = f"needs a CUDA GPU, but this training runs on {device.type}"
     elif name == "varlen" and training.precision != "bfloat16":
         fault = f"needs training.precision bfloat16, not {training.precision}"
+    elif name == "varlen" and find_spec("torch.nn.attention.varlen") is None:
+        fault = f"needs torch.nn.attention.varlen, which PyTorch {torch.__version__} does not have; install a newer one"
     elif name == "flex" and not compiler():
         fault = "needs a C compiler for torch.compile; install gcc, or set $CC"
     if fault:
         raise UserError(f"training.attention: {name} {fault}; or set it to loop")
+
+
+def check_optimizer(training: Training, processes: int, *, sharded: bool) -> None:
+    """Raise UserError where `training.optimizer` cannot run: it is tested in one process alone."""
+    name = training.optimizer
+    if name == "adamw":
+        return
+    if sharded or processes > 1:
+        how = "FSDP" if sharded else f"{processes} processes"
+        raise UserError(
+            f"training.optimizer: {name} is for one GPU, not for {how}; set resources.train to one GPU without "
+            "`launch`, or training.optimizer to adamw"
+        )
+    if name in LOW_WEIGHTS and not hasattr(torch.Tensor, "grad_dtype"):
+        raise UserError(
+            f"training.optimizer: {name} needs Tensor.grad_dtype, which PyTorch {torch.__version__} does not have; "
+            "install a newer one, or set the optimizer to adamw"
+        )
+    if name.startswith("adamw_8bit"):
+        load_torchao()
+        if not compiler():
+            raise UserError(
+                f"training.optimizer: {name} needs a C compiler for torch.compile; install gcc, or set $CC; or set the "
+                "optimizer to adamw or adamw_split"
+            )
 
 
 def train(
@@ -150,6 +179,7 @@ def train(
             f"{processes} processes were asked for, {args.world_size} with {args.n_gpu} GPUs each run; launch with "
             "torchrun or `accelerate launch`, one process per GPU"
         )
+    check_optimizer(training, processes, sharded=weights is not None)
     check_attention(training, policy, args.device)
     policy.attention = training.attention
     log.info("attention of packed pairs: %s, on %s", training.attention, args.device.type)
@@ -177,7 +207,7 @@ def train(
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(curves)  # the one way to tell Trainer
     tokens = training.micro_batch_tokens
     collator = collate if tokens is None else MicroBatches(tokens, together)
-    trainer = PreferenceTrainer(policy, args, pairs, objective, log_file, weights, collator)
+    trainer = PreferenceTrainer(policy, args, pairs, objective, log_file, weights, collator, training.optimizer)
     saving = Checkpointing(trainer, training.save_minutes)
     trainer.add_callback(saving)
     trainer.remove_callback(PrinterCallback)
@@ -188,4 +218,6 @@ def train(
     if saving.stop_reason is not None:
         log.info("stopped at step %d on %s", trainer.state.global_step, saving.stop_reason)
         return None
+    if training.optimizer in LOW_WEIGHTS:
+        restore_weights(trainer.optimizer.optimizer)
     return trainer

@@ -29,7 +29,7 @@ from lpc.model.noise import counter_uniform
 from lpc.model.policy import LatentPolicy
 from lpc.objectives.base import Objective
 from lpc.training.checkpoints import COMPLETE, complete_checkpoints, seal
-from lpc.training.optimizers import parameter_groups
+from lpc.training.optimizers import make_optimizer, parameter_groups
 from lpc.training.sampler import EpochSampler, GroupSampler
 from lpc.training.sharding import shard
 
@@ -68,13 +68,16 @@ class PreferenceTrainer(Trainer):
         log_file: Path,
         weights: dict[str, Tensor] | None = None,
         collator: Callable[[list[dict]], dict | list[dict]] = collate,
+        optimizer: str = "adamw",
     ):
         """Prepare the training of `policy`.
 
         weights: those that a sharded one starts from (see `sharding.shard`). collator: makes one micro-batch of pairs,
-        or a list of micro-batches, which then are a device's part of the global batch.
+        or a list of micro-batches, which then are a device's part of the global batch. optimizer: its name, as in
+        `training.optimizer`.
         """
         self.objective, self.log_file, self.sharded = objective, log_file, weights is not None
+        self.optimizer_name = optimizer
         # Sums over pairs since the last log line; kept on the device, since reading them would stall a GPU every step.
         self.sums: dict[str, Tensor] = {}
         self.totals = {"tokens": 0, "seconds": 0.0, "first_loss": None, "last_loss": None, "resumed_from": []}
@@ -226,7 +229,7 @@ class PreferenceTrainer(Trainer):
             learning_rate=self.args.learning_rate,
             weight_decay=self.args.weight_decay,
         )
-        self.optimizer = optimizer_class(groups, **options)
+        self.optimizer = make_optimizer(self.optimizer_name, policy, groups, optimizer_class, options)
         self._optimized = [list(group["params"]) for group in self.optimizer.param_groups]
         return self.optimizer
 

@@ -25,6 +25,7 @@ OURS = {
     "training.micro_batch_tokens": None,
     "training.weight_decay": 0.0,
     "training.max_grad_norm": 1.0,
+    "training.optimizer": "adamw",
     "training.precision": "bfloat16",
     "training.save_dtype": None,
     "training.deterministic": False,

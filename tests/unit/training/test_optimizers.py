@@ -1,11 +1,33 @@
-"""Parameter groups of the optimizer."""
+"""Parameter groups, and optimizers in less memory against AdamW in float32."""
 
-from small import LATENT
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+from pydantic import ValidationError
+from small import LATENT, TRAINING, make_base, run, tokenised, train_step
 from tiny import make_backbone
 
 from lpc import latents
+from lpc.cli import UserError
+from lpc.config.models import Training
+from lpc.files import read_json
 from lpc.model.policy import LatentPolicy
-from lpc.training.optimizers import parameter_groups
+from lpc.training.checkpoints import Checkpointing
+from lpc.training.optimizers import SplitAdamW, join, low_weights, parameter_groups, split
+from lpc.training.train import check_optimizer
+
+LOW = ["adamw_split", "adamw_8bit", "adamw_8bit_bfloat16"]
+BFLOAT16 = {"precision": "bfloat16", "learning_rate": 1e-3, "weight_decay": 0.1, "max_grad_norm": 0.5}
+
+
+@pytest.fixture(autouse=True)
+def uncompiled():
+    """torchao compiles its step, which takes a CPU a minute for a small model."""
+    torch.compiler.set_stance("force_eager")
+    yield
+    torch.compiler.set_stance("default")
 
 
 def test_parameter_groups():
@@ -22,3 +44,114 @@ def test_parameter_groups():
     assert found["latent.codebook"] == (3e-3, 0.0) and found["latent.prior.0.weight"] == (2e-3, 0.0)
     assert found["backbone.model.layers.0.mlp.up_proj.weight"] == (1e-3, 0.1)
     assert found["backbone.model.norm.weight"] == (1e-3, 0.0)
+
+
+def test_split_numbers_are_joined_bit_for_bit():
+    """All kinds of lower halves, ties among them, over odd and even upper halves of both signs, and subnormal ones."""
+    lower = torch.tensor([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF])
+    upper = torch.cat([torch.arange(5), torch.arange(0x3F80, 0x3F85), torch.arange(0x7F70, 0x7F7F)])
+    upper = torch.cat([upper, upper - 0x8000])
+    bits = ((upper[:, None] << 16) | lower).int()
+    whole = bits.view(torch.float32)
+    high, (low, ties) = whole.bfloat16(), split(whole)
+    assert torch.equal(join(high, low, ties).view(torch.int32), bits)
+    assert low.dtype == torch.int16 and len(ties) == (upper % 2).sum()  # halves are rounded to even
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """AdamW in float32, in two micro-batches a step, with gradients that are cut."""
+    return run(tmp_path_factory.mktemp("plain"), latent=LATENT, tokens=tokenised("bfloat16"), **BFLOAT16)
+
+
+def test_split_adamw_is_adamw_bit_for_bit(tmp_path, plain):
+    trainer, lines = run(tmp_path, latent=LATENT, tokens=tokenised("bfloat16"), optimizer="adamw_split", **BFLOAT16)
+    assert isinstance(trainer.optimizer.optimizer, SplitAdamW)
+    for name in ("loss", "grad_norm", "margin", "kl"):
+        assert [line[name] for line in lines] == [line[name] for line in plain[1]], name
+    found, expected = (dict(each.policy.named_parameters()) for each in (trainer, plain[0]))
+    for name, weight in expected.items():
+        assert found[name].dtype == torch.float32 and torch.equal(found[name], weight), name
+
+
+@pytest.mark.parametrize("name", ["adamw_8bit", "adamw_8bit_bfloat16"])
+def test_8bit_optimizers_follow_adamw(tmp_path, plain, name):
+    """The losses fall as those of AdamW do; the weights have moved as far, in nearly the same direction."""
+    trainer, lines = run(tmp_path, latent=LATENT, tokens=tokenised("bfloat16"), optimizer=name, **BFLOAT16)
+    losses, expected = ([line["loss"] for line in each] for each in (lines, plain[1]))
+    assert losses[0] == pytest.approx(expected[0], rel=1e-3) and losses[-1] < 0.9 * losses[0]
+    assert losses == pytest.approx(expected, rel=0.1)
+    base = dict(make_base().named_parameters())
+    moved, wanted = (
+        torch.cat([(weight - base[name]).flatten() for name, weight in each.policy.backbone.named_parameters()])
+        for each in (trainer, plain[0])
+    )
+    assert torch.cosine_similarity(moved, wanted, 0) > 0.8
+    assert moved.norm().item() == pytest.approx(wanted.norm().item(), rel=0.2)
+
+
+@pytest.mark.parametrize("name", LOW)
+def test_interrupted_trainings_resume_bit_equal(tmp_path, monkeypatch, name):
+    settings = {"latent": LATENT, "tokens": tokenised("bfloat16"), "optimizer": name, **BFLOAT16}
+    whole, lines = run(tmp_path / "a", **settings)
+    end_of_step = Checkpointing.on_step_end
+
+    def interrupt(self, args, state, control, **rest):
+        if state.global_step == 3:
+            self._on_signal(signal.SIGTERM, None)
+        return end_of_step(self, args, state, control, **rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpointing, "on_step_end", interrupt)
+        stopped, _ = run(tmp_path / "b", **settings)
+    torch.manual_seed(123)  # the state of random numbers is the checkpoint's
+    resumed, again = run(tmp_path / "b", **settings)
+    assert stopped is None and resumed.totals["resumed_from"] == [3]
+    assert [line["loss"] for line in again] == [line["loss"] for line in lines]
+    for (name, weight), expected in zip(resumed.policy.named_parameters(), whole.policy.parameters(), strict=True):
+        assert torch.equal(weight, expected), name
+
+
+def test_the_step_saves_the_same_model(inputs, tmp_path):
+    """Files of the model, and what rounding them undid: of the whole weights, not of those in bfloat16."""
+    found = []
+    for name in ("adamw", "adamw_split"):
+        settings = BFLOAT16 | {"learning_rate": 1e-5, "epochs": 1, "save_dtype": "bfloat16", "save_minutes": 60}
+        train_step(inputs, tmp_path / name, optimizer=name, **settings)
+        found.append(read_json(tmp_path / name / "train.json"))
+    assert 0 < found[0]["saved"]["undone"] < 1
+    for key in ("files", "saved", "last_loss"):
+        assert found[0][key] == found[1][key], key
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_that_products_alone_read_are_low(tied):
+    policy = LatentPolicy(make_backbone(tie_word_embeddings=tied))
+    names = {id(parameter): name for name, parameter in policy.backbone.named_parameters()}
+    low = [names[id(weight)] for weight in low_weights(policy)]
+    assert len(low) == 2 * 7 and all(name.endswith("_proj.weight") for name in low)
+
+
+@pytest.mark.parametrize("name", LOW)
+def test_untested_combinations_are_refused(monkeypatch, name):
+    training = Training(**TRAINING | {"optimizer": name, "precision": "bfloat16"})
+    for processes, sharded, how in ((1, True, "FSDP"), (2, True, "FSDP"), (2, False, "2 processes")):
+        with pytest.raises(UserError, match=f"^training.optimizer: {name} is for one GPU, not for {how}; [^\n]*$"):
+            check_optimizer(training, processes, sharded=sharded)
+    if name != "adamw_8bit":
+        with monkeypatch.context() as older:
+            older.setattr("lpc.training.train.torch", SimpleNamespace(Tensor=object, __version__="2.6.0"))
+            with pytest.raises(UserError, match=r"needs Tensor.grad_dtype, which PyTorch 2\.6\.0 does not have"):
+                check_optimizer(training, 1, sharded=False)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    if name == "adamw_split":
+        check_optimizer(training, 1, sharded=False)
+    else:
+        with pytest.raises(UserError, match=f"^training.optimizer: {name} needs a C compiler [^\n]*$"):
+            check_optimizer(training, 1, sharded=False)
+    with pytest.raises(ValidationError, match="requires lora: null"):
+        Training(optimizer=name, lora={"rank": 2})
+    if name != "adamw_8bit":
+        with pytest.raises(ValidationError, match="requires precision: bfloat16"):
+            Training(optimizer=name, precision="float32")

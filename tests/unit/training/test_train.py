@@ -52,12 +52,15 @@ def test_more_processes_than_started_are_refused(tmp_path):
     [
         ({"attention": "varlen"}, "cpu", "llama", "varlen needs a CUDA GPU, but this training runs on cpu; "),
         ({"attention": "varlen"}, "cuda", "llama", "varlen needs training.precision bfloat16, not float32; "),
+        ({"attention": "varlen", "precision": "bfloat16"}, "cuda", "llama", "varlen needs torch.nn.attention.varlen, "),
         ({"attention": "flex"}, "cuda", "mamba", "flex is for packed pairs, but those of mamba are padded, since "),
         ({"attention": "flex"}, "cuda", "llama", "flex needs a C compiler for torch.compile; "),
     ],
 )
 def test_attention_is_refused_where_it_cannot_run(monkeypatch, training, device, kind, message):
     monkeypatch.setenv("PATH", "")
+    if training.get("precision") == "bfloat16":
+        monkeypatch.setattr("lpc.training.train.find_spec", lambda name: None)
     with pytest.raises(UserError, match=f"^training.attention: {message}.*set it to loop$"):
         check_attention(Training(**TRAINING | training), LatentPolicy(make_backbone(kind)), torch.device(device))
 
