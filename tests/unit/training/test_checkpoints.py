@@ -183,6 +183,7 @@ def test_identity_covers_all_that_weights_depend_on_and_nothing_else(tmp_path, i
     assert "training/trainer.py" in now["modules"] and "report/page.py" not in now["modules"]
     assert "objectives/dpo.py" in now["modules"] and not {"objectives/ipo.py", "latents/lpc.py"} & set(now["modules"])
     execution = {"micro_batch_size": 2, "save_minutes": 3.0, "logging_steps": 3, "gradient_checkpointing": True}
+    execution["attention"] = "flex"
     assert identity(spec(**execution), **files) == now
     assert changes(now, identity(spec(epochs=3), **files)) == ["spec.training.epochs"]
     record = json.loads((inputs / "base.json").read_text())

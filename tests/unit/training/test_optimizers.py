@@ -1,6 +1,8 @@
 """Parameter groups, and optimizers in less memory against AdamW in float32."""
 
 import signal
+import sys
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -12,22 +14,27 @@ from tiny import make_backbone
 from lpc import latents
 from lpc.cli import UserError
 from lpc.config.models import Training
+from lpc.config.specs import Train
 from lpc.files import read_json
 from lpc.model.policy import LatentPolicy
 from lpc.training.checkpoints import Checkpointing
+from lpc.training.identity import identity
 from lpc.training.optimizers import SplitAdamW, join, low_weights, parameter_groups, split
 from lpc.training.train import check_optimizer
 
-LOW = ["adamw_split", "adamw_8bit", "adamw_8bit_bfloat16"]
+needs_torchao = pytest.mark.skipif(
+    find_spec("torchao") is None, reason="torchao is not installed: pip install -e '.[optimizers]'"
+)
+EIGHT_BITS = [pytest.param(name, marks=needs_torchao) for name in ("adamw_8bit", "adamw_8bit_bfloat16")]
+LOW = ["adamw_split", *EIGHT_BITS]
 BFLOAT16 = {"precision": "bfloat16", "learning_rate": 1e-3, "weight_decay": 0.1, "max_grad_norm": 0.5}
 
 
 @pytest.fixture(autouse=True)
 def uncompiled():
     """torchao compiles its step, which takes a CPU a minute for a small model."""
-    torch.compiler.set_stance("force_eager")
-    yield
-    torch.compiler.set_stance("default")
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def test_parameter_groups():
@@ -74,7 +81,7 @@ def test_split_adamw_is_adamw_bit_for_bit(tmp_path, plain):
         assert found[name].dtype == torch.float32 and torch.equal(found[name], weight), name
 
 
-@pytest.mark.parametrize("name", ["adamw_8bit", "adamw_8bit_bfloat16"])
+@pytest.mark.parametrize("name", EIGHT_BITS)
 def test_8bit_optimizers_follow_adamw(tmp_path, plain, name):
     """The losses fall as those of AdamW do; the weights have moved as far, in nearly the same direction."""
     trainer, lines = run(tmp_path, latent=LATENT, tokens=tokenised("bfloat16"), optimizer=name, **BFLOAT16)
@@ -155,3 +162,17 @@ def test_untested_combinations_are_refused(monkeypatch, name):
     if name != "adamw_8bit":
         with pytest.raises(ValidationError, match="requires precision: bfloat16"):
             Training(optimizer=name, precision="float32")
+
+
+def test_without_torchao_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao.optim", None)
+    with pytest.raises(UserError, match=r"need torchao, .* pip install 'lpc\[optimizers\]'"):
+        check_optimizer(Training(optimizer="adamw_8bit"), 1, sharded=False)
+
+
+@needs_torchao
+def test_the_version_of_torchao_is_part_of_the_identity(inputs):
+    files = {"base": inputs / "base.json", "pairs": inputs / "pairs.parquet", "reference": None, "statistics": None}
+    for name in ("adamw_split", "adamw_8bit"):
+        spec = Train.parse({"objective": {"name": "simpo"}, "training": {"optimizer": name}}, {})
+        assert ("torchao" in identity(spec, **files)["versions"]) == (name == "adamw_8bit")
