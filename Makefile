@@ -14,7 +14,7 @@ LOGGER = $$([ -t 2 ] && echo --logger rich)
 
 SHELL := /bin/bash -euo pipefail
 .DEFAULT_GOAL := help
-.PHONY: demo status plan verify test lint format docs bench storm images doctor report clean help
+.PHONY: demo status plan verify crate test lint format docs bench storm images doctor report clean help
 
 # Rules run what is first on PATH.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -32,6 +32,9 @@ plan: .venv/run.stamp ## list the finished models that a run of CONFIG would del
 
 verify: .venv/run.stamp ## compare the finished results of CONFIG with the digests in their records
 	@PYTHONPATH=src python -m lpc.verify --configfile $(CONFIG)
+
+crate: .venv/crate.stamp ## describe the finished results of CONFIG as an RO-Crate
+	@PYTHONPATH=src python -m lpc.crate --configfile $(CONFIG) $(ARGUMENTS)
 
 test: .venv/test.stamp ## install and run the tests
 	pytest -n 2 --dist loadfile $(ARGUMENTS)
@@ -92,6 +95,7 @@ help: ## list the targets
 
 .venv/run.stamp: EXTRAS := [terminal]
 .venv/test.stamp: EXTRAS := [test,lint,slurm,images]
+.venv/crate.stamp: EXTRAS := [crate]
 .venv/bench.stamp: EXTRAS := [bench]
 .venv/docs.stamp: EXTRAS := [docs]
 # What a login node needs: the build of the images, and the submission of jobs.

@@ -24,6 +24,8 @@ class Layout:
         self.root = root = Path(root)
         self.tables = root / "tables"
         self.report = root / "report.html"
+        self.configuration = root / "configuration.json"
+        self.crate = root / "ro-crate-metadata.json"
         self.timings = root / "timing"
         self.alpacaeval_instructions = root / "alpacaeval" / "instructions.json"
         self.alpacaeval_reference = root / "alpacaeval" / "reference.json"

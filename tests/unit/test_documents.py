@@ -53,7 +53,14 @@ def test_the_page_of_files_lists_those_of_the_layout():
     dataset, base = layout.data("<dataset>"), layout.base("<base>")
     reference, task = layout.reference("<base>", "<dataset>"), layout.task("<task>")
     run = layout.run("<base>", "<dataset>", "<recipe>", "<seed>")
-    paths = {layout.report, layout.table("<table>"), layout.caption("<table>"), Path("checkpoints/<run>")}
+    paths = {
+        layout.report,
+        layout.configuration,
+        layout.crate,
+        layout.table("<table>"),
+        layout.caption("<table>"),
+        Path("checkpoints/<run>"),
+    }
     assert layout.checkpoints(*"1234").parent == Path("checkpoints")
     paths |= {layout.alpacaeval_instructions, layout.alpacaeval_reference}
     for folder in (dataset, reference, task):

@@ -6,11 +6,19 @@ import gzip
 import itertools
 import json
 import os
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
+import torch
+import transformers
+import yaml
 from checkout import ROOT, SECRETS, SMALL, Checkout
 
-from lpc import verify
+from lpc import crate, files, modules, verify
+from lpc.cli import UserError
+from lpc.config.load import load
 
 REAL = ROOT.parent / "shared" / "data"
 SWEPT = "dpo-lpc+training.learning_rate=0.01"
@@ -176,6 +184,92 @@ def test_verify_names_a_file_of_which_a_byte_changed(world, monkeypatch, capsys,
     for line in lines[:-1]:
         assert line.startswith(f"{named.relative_to(checkout.folder)}: not the file that was used (its digest is ")
         assert line.endswith("and rerun") or line.endswith(verify.MAKE_AGAIN)
+
+
+@pytest.mark.skipif(not find_spec("rocrate"), reason="not installed: rocrate; pip install 'lpc[crate]'")
+def test_the_crate_describes_the_results(world, monkeypatch, capsys, tmp_path):
+    """Read by rocrate: what the specification requires, each file as it is, and the same again but for the date."""
+    from rocrate.rocrate import ROCrate
+
+    checkout, config, results = world
+    monkeypatch.chdir(checkout.folder)
+    words = ["--configfile", str(checkout.write(config))]
+    crate.main(crate.parser().parse_args(words))
+    graph = files.read_json(results / "ro-crate-metadata.json")["@graph"]
+    found = ROCrate(results)
+    assert found.metadata.get("conformsTo") == "https://w3id.org/ro/crate/1.1"
+    root = found.root_dataset
+    assert root["name"] == "Results of project small" and root.datePublished.tzinfo and len(root["description"]) > 20
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert [entity.id for entity in root["license"]] == [f"https://spdx.org/licenses/{cited['license']}"]
+    assert [entity["name"] for entity in root["author"]] == [author["name"] for author in cited["authors"]]
+
+    ids = {entity["@id"] for entity in graph}
+    pointed = {value["@id"] for entity in graph for values in entity.values() for value in _references(values)}
+    assert len(ids) == len(graph) and pointed - ids == {"https://w3id.org/ro/crate/1.1"}
+    named = {unquote(entity.id): entity for entity in root["hasPart"]}
+    assert named.keys() >= {"report.html", "configuration.json", "tables/preference_accuracy.csv"}
+    assert sum(name.endswith("/model/model.safetensors") for name in named) == 5
+    digests = 0
+    for name, entity in named.items():
+        path = results / name
+        assert path.is_dir() if name.endswith("/") else path.stat().st_size == int(entity["contentSize"]), name
+        if digest := entity.get("sha256"):
+            assert files.sha256(path) == digest
+            digests += 1
+    assert digests > 30
+    model = named[f"runs/tiny/world/{SWEPT}/seed-0/model/"]
+    assert {Path(unquote(part.id)).name for part in model["hasPart"]} == {
+        path.name for path in (results / unquote(model.id)).iterdir() if not path.name.startswith(".snakemake")
+    }
+    (run,) = root["mentions"]
+    workflow = run["instrument"]
+    assert (
+        run.type == "CreateAction"
+        and model in run["result"]
+        and [part.id for part in run["object"]] == ["configuration.json"]
+    )
+    assert workflow["identifier"] == modules.commit() and workflow["license"] == root["license"]
+    assert {entity["name"]: entity["version"] for entity in workflow["softwareRequirements"]} == {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    assert load(results / "configuration.json") == load(words[1])
+
+    (tmp_path / "mine.cff").write_text(
+        "title: Mine\nlicense: CC-BY-4.0\nauthors: [{family-names: Doe, given-names: Jo, orcid: 'https://orcid.org/0'}]\n"
+    )
+    crate.main(crate.parser().parse_args([*words, "--citation", str(tmp_path / "mine.cff")]))
+    mine = ROCrate(results).root_dataset
+    (author,) = mine["author"]
+    assert (author.id, author.type, author["name"]) == ("https://orcid.org/0", "Person", "Jo Doe")
+    assert mine["license"][0]["name"] == "CC-BY-4.0" and mine["mentions"][0]["instrument"]["license"] == root["license"]
+
+    crate.main(crate.parser().parse_args(words))
+    again = files.read_json(results / "ro-crate-metadata.json")["@graph"]
+    for entities in (graph, again):
+        assert [entity.pop("datePublished") for entity in entities if entity["@id"] == "./"]
+    assert again == graph
+
+
+def _references(values) -> list[dict]:
+    return [value for value in (values if isinstance(values, list) else [values]) if isinstance(value, dict)]
+
+
+def test_a_crate_of_an_unfinished_project_or_without_licence_is_refused(world, monkeypatch, tmp_path):
+    pytest.importorskip("rocrate", reason="not installed: rocrate; pip install 'lpc[crate]'")
+    checkout, config, _ = world
+    monkeypatch.chdir(checkout.folder)
+    larger = copy.deepcopy(config)
+    larger["experiments"]["main"]["seeds"] = [0, 1]
+    with pytest.raises(UserError, match=r"results/small: \d+ of \d+ jobs have no results, train first; finish"):
+        crate.main(crate.parser().parse_args(["--configfile", str(checkout.write(larger))]))
+    words = ["--configfile", str(checkout.write(config)), "--citation"]
+    (tmp_path / "none.cff").write_text("title: Mine\nauthors: [{name: Us}]\n")
+    with pytest.raises(
+        UserError, match=r"none\.cff: cannot be read \(KeyError: 'license'\); it must be in the Citation"
+    ):
+        crate.main(crate.parser().parse_args([*words, str(tmp_path / "none.cff")]))
 
 
 def test_verify_names_a_file_that_is_gone(world, monkeypatch, capsys):
