@@ -9,8 +9,9 @@ from pathlib import Path
 
 from lpc import latents
 from lpc.config.load import Config
-from lpc.config.models import CLEAN, ScratchBase
+from lpc.config.models import CLEAN, ScratchBase, has_groups, members_of
 from lpc.config.runs import Run
+from lpc.data.formats.mix import Mix
 from lpc.data.formats.world import World
 from lpc.layout import Layout
 from lpc.report.tables import TABLES
@@ -44,7 +45,7 @@ def results_of(config: Config, layout: Layout, runs: Iterable[Run]) -> list[Job]
         if evaluation.completions and has_codes:
             found.append(Job("completions", names, (of_run.completions,)))
         personal = has_codes or (latent and latent.pairs_together > 1)
-        if evaluation.personalise and personal and config.settings.datasets[run.dataset].has_groups:
+        if evaluation.personalise and personal and has_groups(config.settings.datasets, run.dataset):
             found.append(Job("personalise", names, (of_run.person,)))
             if evaluation.style and has_codes:
                 found.append(Job("style", names, (of_run.style,)))
@@ -67,15 +68,18 @@ def _inputs(config: Config, layout: Layout) -> Iterator[Job]:
     held_out = settings.evaluation.preference.datasets
     bases = {run.base: settings.bases[run.base] for run in runs}
     paired = dict.fromkeys([*(run.dataset for run in runs), *held_out])
+    members = dict.fromkeys(member for name in paired for member in members_of(settings.datasets, name))
     scratch = [base.scratch.dataset for base in bases.values() if isinstance(base, ScratchBase)]
-    for name in dict.fromkeys([*paired, *scratch]):
+    for name in dict.fromkeys([*members, *scratch]):
         data = layout.data(name)
         if isinstance(settings.datasets[name], World):
             yield Job("world", (name,), (data.world, data.record))
         else:
             yield Job("download_dataset", (name,), (data.record,))
         yield Job("split", (name,), (data.rows,))
-    yield from (Job("pairs", (name,), (layout.data(name).pairs,)) for name in paired)
+    for name in dict.fromkeys([*members, *paired]):
+        rule = "mix" if isinstance(settings.datasets[name], Mix) else "pairs"
+        yield Job(rule, (name,), (layout.data(name).pairs,))
     for run in runs:
         if run.noise != CLEAN:
             yield Job("flip", (run.dataset, run.noise), (layout.data(run.variant).pairs,))

@@ -78,16 +78,18 @@ class Checkout:
         assert code == "0\n", output
         return output
 
-    def planned(self, config: Path) -> set[str]:
-        """The jobs that a dry run would start, each as its rule and wildcards: "benchmark dpo world_easy"."""
+    def planned(self, config: Path, names: tuple[str, ...] = ("recipe", "noise", "seed", "task")) -> set[str]:
+        """The jobs that a dry run would start, each as its rule and wildcards: "benchmark dpo world_easy".
+
+        names: the wildcards that tell the jobs of one rule apart here; the rest is the same in all of them.
+        """
         output = self.forked("all", "--dry-run", "--configfile", config)
         jobs = set()
         for block in re.split(r"\n(?=(?:local)?rule \w+:)", output)[1:]:
             rule = re.match(r"(?:local)?rule (\w+):", block)[1]
             wildcards = re.search(r"^    wildcards: (.*)$", block, re.MULTILINE)
             values = dict(pair.split("=", 1) for pair in wildcards[1].split(", ")) if wildcards else {}
-            # What tells the jobs of one rule apart here; the rest is the same in all of them.
-            jobs.add(" ".join([rule, *(values[key] for key in ("recipe", "noise", "seed", "task") if key in values)]))
+            jobs.add(" ".join([rule, *(values[key] for key in names if key in values)]))
         jobs.discard("all")
         return jobs
 

@@ -339,7 +339,7 @@ def test_every_rule_is_covered():
     """A rule that is added must be added here, too; those that the demo does not run are tested with local data."""
     covered = {job.split()[0] for _, expected in CASES.values() for job in expected}
     covered |= {job.split()[0] for expected in MODULES.values() for job in expected}
-    local = {"flip", "personalise", "style", "cards", "download_dataset", "download_base", "download_task"}
+    local = {"mix", "flip", "personalise", "style", "cards", "download_dataset", "download_base", "download_task"}
     local |= {"alpacaeval_download", "alpacaeval_generate", "alpacaeval_judge"}
     listed = Checkout.rules(ROOT)
     assert covered | local == listed
@@ -429,6 +429,38 @@ def test_changed_key_of_a_project_on_local_files(local, path, value, expected):
         place = place[parent]
     place[last] = value
     assert local.planned(local.write(config)) == expected
+
+
+def test_a_mixture_and_its_members(tmp_path):
+    """A run is trained on a mixture of two datasets, and scored on a third one, which is for testing alone."""
+    checkout = Checkout(tmp_path)
+    rows = {"kind": "pairs", "path": "pairs.jsonl", "split": {"validation": 1, "test": 1}}
+    for name in ("base/config.json", "base/model.safetensors", "pairs.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}\n")
+    config = {
+        "project": "mixed",
+        "datasets": {"one": rows, "two": copy.deepcopy(rows), "unseen": {**rows, "split": {"test": "all"}}},
+        "bases": {"own": {"model": "./base"}},
+        "recipes": {"dpo": {"objective": {"name": "dpo"}}},
+        "experiments": {"main": {"bases": ["own"], "datasets": ["both"], "recipes": ["dpo"]}},
+        "evaluation": {"preference": {"datasets": ["unseen"]}},
+    }
+    config["datasets"]["both"] = {"kind": "mix", "mix": {"one": 1.0, "two": 0.5}}
+    checkout.pretend_finished(checkout.write(config))
+    mixed = {"mix both", "reference both", "train both", "preference both", "preference unseen"} | END
+    unseen = {"split unseen", "pairs unseen", "reference unseen", "preference unseen"} | END
+    for path, value, expected in [
+        ("datasets/two/pairs/ties", "drop", {"pairs two"} | mixed),
+        ("datasets/two/split/seed", 1, {"split two", "pairs two"} | mixed),
+        ("datasets/both/mix/two", 0.25, mixed),
+        ("datasets/both/seed", 1, mixed),
+        ("datasets/unseen/split/limit", 9, unseen),
+        ("datasets/both", {"mix": {"two": 0.5, "one": 1}, "kind": "mix"}, set()),
+    ]:
+        found = checkout.planned(checkout.write(changed(path, value, config)), ("dataset", "variant"))
+        # A run is named by the variant that it is trained on; `preference` by what it is scored on, too.
+        assert {job.removesuffix(" both") if job.count(" ") == 2 else job for job in found} == expected, path
 
 
 def test_people_are_asked_for_where_they_and_codes_are(local):

@@ -24,6 +24,7 @@ from lpc.cli import WORKFLOW_STDERR, UserError
 from lpc.config import models, specs
 from lpc.config.keys import Role
 from lpc.config.load import ConfigError, resolve
+from lpc.data.formats.mix import Mix
 from lpc.data.formats.world import World
 from lpc.files import canonical
 from lpc.layout import Layout, dataset_of, noisy
@@ -41,6 +42,7 @@ except ConfigError as error:
 SETTINGS = CONFIG.settings
 EVALUATION = SETTINGS.evaluation
 TASKS = EVALUATION.benchmarks.tasks
+MIXTURES = [name for name, entry in SETTINGS.datasets.items() if isinstance(entry, Mix)]
 WORLDS = [name for name, entry in SETTINGS.datasets.items() if isinstance(entry, World)]
 SCRATCH = [name for name, entry in SETTINGS.bases.items() if isinstance(entry, models.ScratchBase)]
 
@@ -238,6 +240,14 @@ def split_spec(wildcards):
 
 def pairs_spec(wildcards):
     return specs.Pairs(**dict(dataset(wildcards).pairs))
+
+
+def members(wildcards):
+    return [RESULTS.data(name).pairs for name in models.members_of(SETTINGS.datasets, wildcards.dataset)]
+
+
+def mix_spec(wildcards):
+    return specs.Mix(**pick(dataset(wildcards), *specs.Mix.model_fields))
 
 
 def flip_spec(wildcards):

@@ -42,7 +42,7 @@ rule download_dataset:
     benchmark:
         RESULTS.timing("download_dataset", "{dataset}")
     wildcard_constraints:
-        dataset=one_of(name for name in SETTINGS.datasets if name not in WORLDS),
+        dataset=one_of(name for name in SETTINGS.datasets if name not in [*WORLDS, *MIXTURES]),
     localrule: True
     container:
         image("training")
@@ -112,6 +112,8 @@ rule pairs:
         RESULTS.log("pairs", "{dataset}"),
     benchmark:
         RESULTS.timing("pairs", "{dataset}")
+    wildcard_constraints:
+        dataset=one_of(name for name in SETTINGS.datasets if name not in MIXTURES),
     container:
         image("training")
     threads: resource("pairs", "threads")
@@ -122,6 +124,32 @@ rule pairs:
         spec=tracked(pairs_spec),
     shell:
         "python -m lpc.steps.pairs --spec {params.spec:q} --rows {input.rows:q}"
+        " --output {output.pairs:q} --summary {output.summary:q} > {log:q} 2>&1"
+
+
+rule mix:
+    input:
+        pairs=members,
+        modules=modules("mix"),
+    output:
+        pairs=DATASET.pairs,
+        summary=DATASET.pairs_summary,
+    log:
+        RESULTS.log("mix", "{dataset}"),
+    benchmark:
+        RESULTS.timing("mix", "{dataset}")
+    wildcard_constraints:
+        dataset=one_of(MIXTURES),
+    container:
+        image("training")
+    threads: resource("pairs", "threads")
+    resources:
+        mem_mb=memory("pairs", rule="mix"),
+        runtime=runtime("pairs"),
+    params:
+        spec=tracked(mix_spec),
+    shell:
+        "python -m lpc.steps.mix --spec {params.spec:q} --pairs {input.pairs:q}"
         " --output {output.pairs:q} --summary {output.summary:q} > {log:q} 2>&1"
 
 

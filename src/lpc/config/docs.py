@@ -207,7 +207,8 @@ def _union(annotation: Any) -> list[Any]:
     origin = typing.get_origin(annotation)
     if origin in (types.UnionType, typing.Union):
         return [part for member in typing.get_args(annotation) for part in _union(member)]
-    return [_inner(annotation)]
+    inner = _inner(annotation)
+    return [inner] if inner is annotation else _union(inner)
 
 
 def _optional(annotation: Any) -> bool:

@@ -15,8 +15,9 @@ from lpc.cli import UserError
 from lpc.config import specs
 from lpc.config.faults import Faults, closest, explain_all, kind, one_line, one_of
 from lpc.config.keys import Name
-from lpc.config.models import CLEAN, Recipe, Settings, Training
+from lpc.config.models import CLEAN, Recipe, Settings, Training, has_groups, members_of
 from lpc.config.runs import Run, runs_of
+from lpc.data.formats.mix import Mix
 from lpc.paths import is_local
 
 ROOT = Path(__file__).parents[3]
@@ -71,6 +72,7 @@ def resolve(config: dict, files: tuple[str | Path, ...] | list[str | Path] = ())
     _check_names(raw, faults)
     _check_files(sound, faults)
     _check_references(sound, raw, faults)
+    _check_training_data(sound, faults)
     recipes = _recipes(sound, faults)
     experiments = {}
     for name, experiment in sound["experiments"].items():
@@ -226,15 +228,43 @@ def _check_references(sound: dict, raw: dict, faults: Faults) -> None:
     if sound["evaluation"]:
         for index, entry in enumerate(sound["evaluation"].preference.datasets):
             wanted.append((("evaluation", "preference", "datasets", index), entry, "datasets"))
-    for name, base in sound["bases"].items():
-        if scratch := getattr(base, "scratch", None):
-            wanted.append((("bases", name, "scratch", "dataset"), scratch.dataset, "datasets"))
+    wanted += [(path, name, "datasets") for path, name in _sources_of_rows(sound)]
     for path, name, section in wanted:
         # The names as written: an entry with a fault of its own is still defined.
         defined = raw.get(section)
         names = [CLEAN] * (section == "noise") + (list(defined) if isinstance(defined, dict) else [])
         if name not in names:
             faults.add(path, f"{name} is not defined under {section}{closest(name, names)} (defined: {one_of(names)})")
+
+
+def _sources_of_rows(sound: dict) -> list[tuple[tuple, str]]:
+    """Path and name of each dataset that a mixture takes pairs of, or a base model's training takes rows of."""
+    bases = {name: getattr(base, "scratch", None) for name, base in sound["bases"].items()}
+    found = [(("bases", name, "scratch", "dataset"), scratch.dataset) for name, scratch in bases.items() if scratch]
+    for name, dataset in sound["datasets"].items():
+        found += [(("datasets", name, "mix", member), member) for member in getattr(dataset, "mix", ())]
+    return found
+
+
+def _check_training_data(sound: dict, faults: Faults) -> None:
+    """Datasets that something is trained on: a mixture has no rows, and a dataset for testing no training pairs."""
+    rows = _sources_of_rows(sound)
+    for path, name in rows:
+        if isinstance(sound["datasets"].get(name), Mix):
+            faults.add(path, f"{name} is a mixture, which has no rows of its own; name its datasets instead")
+    trained = [
+        (("experiments", name, "datasets", index), dataset)
+        for name, experiment in sound["experiments"].items()
+        for index, dataset in enumerate(experiment.datasets)
+    ]
+    for path, name in [*rows, *trained]:
+        split = getattr(sound["datasets"].get(name), "split", None)
+        if split is not None and split.is_test_alone:
+            faults.add(
+                path,
+                f"{name} has `test: {split.test}`, so it has no training pairs; change its split, or name it under"
+                " evaluation.preference.datasets",
+            )
 
 
 def _recipes(sound: dict, faults: Faults) -> dict[str, Recipe]:
@@ -262,10 +292,10 @@ def _check_groups(sound: dict, recipes: dict[str, Recipe], experiments: dict[str
     """Datasets of recipes whose pairs share a code."""
     for name, runs in experiments.items():
         for dataset, recipe in dict.fromkeys((run.dataset, run.recipe) for run in runs):
-            entry, latent = sound["datasets"].get(dataset), recipes[recipe].latent
-            if entry is None or latent is None or latent.pairs_together == 1:
+            latent, members = recipes[recipe].latent, members_of(sound["datasets"], dataset)
+            if latent is None or latent.pairs_together == 1 or not sound["datasets"].keys() >= set(members):
                 continue
-            if not entry.has_groups:
+            if not has_groups(sound["datasets"], dataset):
                 faults.add(
                     ("experiments", name, "datasets"),
                     f"recipe {recipe} has latent.group_size {latent.pairs_together}, but dataset {dataset} has no"

@@ -23,6 +23,7 @@ from pydantic_core import PydanticCustomError
 from lpc import images, latents, objectives
 from lpc.config.keys import REQUIRED, Integer, Name, Role, Section, Seed, Share, Text, Unique, fault, key
 from lpc.data import formats
+from lpc.data.formats.mix import Mix
 
 CLEAN = "clean"
 """How an experiment names a dataset without noise."""
@@ -63,6 +64,16 @@ def one_of(tag: str, kinds: dict[str, type[Section]], default: str | None = None
 
 
 Dataset = one_of("kind", formats.KINDS)
+
+
+def members_of(datasets: dict[str, Any], name: str) -> list[str]:
+    """Return the datasets that a dataset's pairs are of: those of a mixture, or itself."""
+    return sorted(datasets[name].mix) if isinstance(datasets.get(name), Mix) else [name]
+
+
+def has_groups(datasets: dict[str, Any], name: str) -> bool:
+    """Return whether all pairs of a dataset belong to groups."""
+    return all(datasets[member].has_groups for member in members_of(datasets, name))
 
 
 class Noise(Section):
@@ -484,7 +495,7 @@ class AllResources(Section):
     default: Resources = key(Resources(), "of every rule without an own entry", role=Role.EXECUTION)
     world: Resources = key(Resources(), "of rule world", role=Role.EXECUTION)
     split: Resources = key(Resources(), "of rule split", role=Role.EXECUTION)
-    pairs: Resources = key(Resources(), "of rule pairs", role=Role.EXECUTION)
+    pairs: Resources = key(Resources(), "of rules pairs and mix", role=Role.EXECUTION)
     flip: Resources = key(Resources(), "of rule flip", role=Role.EXECUTION)
     pretrain: Resources = key(Resources(), "of rule pretrain", role=Role.EXECUTION)
     reference: Resources = key(Resources(), "of rule reference", role=Role.EXECUTION)

@@ -14,7 +14,7 @@ from lpc.config.faults import explain_all, sections
 from lpc.config.keys import REQUIRED, Role, Section, Seed, key, role_of
 from lpc.config.models import dump
 from lpc.data import formats
-from lpc.data.formats import populations, world
+from lpc.data.formats import mix, populations, world
 
 
 def of(section: type[Section], name: str) -> Any:
@@ -108,7 +108,7 @@ class DownloadDataset(Spec):
 
 class Split(Spec):
     split: formats.base.Split = key(REQUIRED, "sizes of the splits")
-    max_rejected_rows: of(formats.base.Dataset, "max_rejected_rows")
+    max_rejected_rows: of(formats.base.OwnRows, "max_rejected_rows")
     annotators: populations.Annotators | None = key(None, "annotators to draw; null: rows are judged already")
 
 
@@ -118,6 +118,11 @@ class Pairs(Spec):
     score: of(formats.base.Pairs, "score")
     seed: of(formats.base.Pairs, "seed")
     drop_sources: of(formats.base.Pairs, "drop_sources")
+
+
+class Mix(Spec):
+    mix: of(mix.Mix, "mix")
+    seed: of(mix.Mix, "seed")
 
 
 class Flip(Spec):
@@ -307,6 +312,7 @@ RULES: dict[str, type[Spec]] = {
     "download_dataset": DownloadDataset,
     "split": Split,
     "pairs": Pairs,
+    "mix": Mix,
     "flip": Flip,
     "download_base": DownloadBase,
     "pretrain": Pretrain,

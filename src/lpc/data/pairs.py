@@ -99,10 +99,11 @@ def build(
     that has no rating gives no pair. By the overall score, a row with a misread one (see `is_misread`) gives none. A
     pair of identical texts is always left out: nothing can be learned from it or measured on it.
     """
-    pairs, unknown = [], set(drop_sources)
+    pairs, unknown, splits = [], set(drop_sources), set()
     dropped = dict.fromkeys(("source", "unrated", "misread", "identical", "tie", "margin"), 0)
     for row in rows:
         unknown.discard(row["source"])
+        splits.add(row["split"])
         if row["source"] in drop_sources:
             dropped["source"] += 1
             continue
@@ -126,7 +127,7 @@ def build(
     if unknown:
         raise UserError(f"pairs.drop_sources: no row is from {', '.join(sorted(unknown))}; correct or remove it")
     pairs.sort(key=lambda pair: pair["pair_id"])
-    if empty := [name for name in SPLITS if all(pair["split"] != name for pair in pairs)]:
+    if empty := [name for name in SPLITS if name in splits and all(pair["split"] != name for pair in pairs)]:
         raise UserError(
             f"no pairs are left in {', '.join(empty)} ({dropped} dropped); change `pairs` or `split` of this dataset"
         )
@@ -135,7 +136,7 @@ def build(
 
 def describe(pairs: list[dict]) -> dict:
     """Return counts for each split: pairs, prompts, ties, flipped, pairs by source, and the share whose chosen text is
-    longer (a tie is half)."""
+    longer (a tie is half; None without pairs)."""
     summary = {}
     for name in SPLITS:
         part = [pair for pair in pairs if pair["split"] == name]
@@ -145,7 +146,7 @@ def describe(pairs: list[dict]) -> dict:
             "prompts": len({pair["prompt_id"] for pair in part}),
             "ties": sum(pair["chosen_score"] == pair["rejected_score"] for pair in part),
             "flipped": sum(pair["flipped"] for pair in part),
-            "longer_chosen": sum((d > 0) + 0.5 * (d == 0) for d in longer) / len(part),
+            "longer_chosen": sum((d > 0) + 0.5 * (d == 0) for d in longer) / len(part) if part else None,
             "sources": dict(sorted(collections.Counter(pair["source"] for pair in part).items())),
         }
     return summary

@@ -6,7 +6,7 @@ from lpc import cli
 from lpc.config import specs
 from lpc.evaluation.intervals import accuracy_interval, outcomes
 from lpc.evaluation.preference import accuracy, score_pairs
-from lpc.files import write_json, write_parquet
+from lpc.files import read_parquet, write_json, write_parquet
 from lpc.model.loading import load_run
 from lpc.scoring import load_pairs, to_device
 
@@ -33,8 +33,11 @@ def main(args):
     to_device(policy)
     rules = () if policy.latent is None else policy.latent.inference_rules()
     summary = {}
+    splits = set(read_parquet(args.pairs, ["split"])["split"].to_pylist())
     # Validation is for choosing hyperparameters; the test pairs are for the report alone.
     for split in ("validation", "test"):
+        if split not in splits:
+            continue  # a dataset all of whose pairs are for testing
         rows, tokens = load_pairs(args.pairs, tokenizer, spec.tokens, split=split, reference=args.reference)
         rewards = score_pairs(
             policy,

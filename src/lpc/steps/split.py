@@ -28,7 +28,9 @@ def main(args):
     dropped, found = found - len(rows), len(rows)
     rows = split.limited(rows, settings.limit)
     beyond_limit, found = found - len(rows), len(rows)
-    if settings.by == "group":
+    if settings.is_test_alone:
+        rows = [{**row, "split": "test"} for row in rows]
+    elif settings.by == "group":
         rows = split.split_groups(rows, settings.sizes(), settings.seed)
         dropped += found - len(rows)
     else:

@@ -78,6 +78,7 @@ def test_specs_survive_their_own_command_line(rule, spec):
         "path": "x.jsonl", "model": "m", "kind": "easy" if rule == "questions" else "pairs", "name": "n", "task": "t",
         "metric": "acc", "rate": 0.5, "split": {"validation": 1, "test": 2}, "scratch": {"dataset": "d"},
         "objective": {"name": "dpo"}, "runs": [], "recipes": {}, "tasks": [], "datasets": [], "sweeps": {},
+        "mix": {"a": 0.5},
         "settings": {
             "project": "p", "datasets": {"d": {"kind": "world", "split": {"validation": 1, "test": 2}}},
             "bases": {"b": {"model": "m"}}, "recipes": {"r": {"objective": {"name": "dpo"}}},

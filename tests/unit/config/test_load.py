@@ -117,6 +117,47 @@ HUB = {"kind": "pairs", "path": "org/prefs", "split": {"validation": 5, "test": 
             },
             ["mine.hub_config: only a dataset of the hub has it", "mine.split.test: no.jsonl: no such file"],
         ),
+        ({"datasets__world__split": {"test": 5}}, ["world.split.validation: is missing; give a number of rows"]),
+        (
+            {"datasets__world__split": {"validation": 5, "test": "all"}},
+            ["world.split.validation: test: all leaves no rows for validation"],
+        ),
+        (
+            {"datasets__world__split": {"test": "all"}},
+            [
+                "2 faults",
+                "experiments.main.datasets[0]: world has `test: all`, so it has no training pairs",
+                "bases.tiny.scratch.dataset: world has `test: all`",
+            ],
+        ),
+        (
+            {"datasets__both": {"kind": "mix", "mix": {"world": 0.0, "wold": 1.0}}},
+            ["1 fault", "datasets.both.mix.world: 0.0 is out of range, must be more than 0"],
+        ),
+        (
+            {"datasets__both": {"kind": "mix", "mix": {"world": 1.5}}, "datasets__more": {"kind": "mix", "mix": {}}},
+            [
+                "both.mix.world: 1.5 is out of range, must be at most 1",
+                "more.mix: {} is out of range, needs at least 1",
+            ],
+        ),
+        (
+            {"datasets__both": {"kind": "mix", "mix": {"wold": 1.0}, "split": {}}},
+            ["datasets.both.split: unknown key"],
+        ),
+        (
+            {
+                "datasets__both": {"kind": "mix", "mix": {"wold": 1, "all": 1}},
+                "datasets__all": {"kind": "mix", "mix": {"world": 1}},
+                "bases__tiny__scratch__dataset": "all",
+            },
+            [
+                "3 faults",
+                "datasets.both.mix.wold: wold is not defined under datasets; did you mean world?",
+                "datasets.both.mix.all: all is a mixture, which has no rows of its own; name its datasets instead",
+                "bases.tiny.scratch.dataset: all is a mixture",
+            ],
+        ),
         ({"noise__clean": {"rate": 0.5}}, ["noise.clean: clean is the name of a dataset without noise"]),
         ({"tokens__max_prompt_length": 256}, ["tokens.max_prompt_length: 256 leaves no room"]),
         ({"bases__tiny__scratch__dataset": "wold"}, ["bases.tiny.scratch.dataset: wold is not defined under datasets"]),
@@ -321,6 +362,19 @@ def test_pairs_that_share_a_code_need_groups():
     assert names == ["exact", "exact+latent.group_size=4"]
     message = faults(**swept)
     assert message.count("has no groups") == 1 and "recipe exact+latent.group_size=4 has" in message
+
+
+def test_a_mixture_has_groups_where_all_of_its_datasets_have():
+    rows = {"kind": "pairs", "path": "hub/name", "group": "annotator", "split": {"validation": 1, "test": 2}}
+    values = {
+        "recipes__dpo__latent": {"kind": "exact", "group_size": 4},
+        "datasets__mine": rows,
+        "datasets__both": {"kind": "mix", "mix": {"mine": 0.5, "world": 0.5}},
+        "experiments__main__datasets": ["both"],
+        "experiments__main__recipes": ["dpo"],
+    }
+    assert "dataset both has no groups" in faults(**values)
+    assert resolve(changed(**values, datasets__world__people=12)).runs
 
 
 def test_a_split_by_group_needs_groups():

@@ -169,6 +169,17 @@ def test_own_splits_of_local_files(tmp_path):
     assert (summary["copies"], summary["dropped"], summary["beyond_limit"]) == (10, 0, 10)
 
 
+def test_a_dataset_for_testing_alone(done, tmp_path):
+    (tmp_path / "dataset.json").write_bytes((done / "dataset.json").read_bytes())
+    make_split(tmp_path, {"split": {"test": "all"}})
+    make_pairs(tmp_path)
+    rows = {name: part["rows"] for name, part in files.read_json(tmp_path / "split.json")["splits"].items()}
+    assert rows == {"train": 0, "validation": 0, "test": 300}
+    assert files.read_parquet(tmp_path / "pairs.parquet")["split"].to_pylist() == ["test"] * 300
+    summary = files.read_json(tmp_path / "pairs.json")["splits"]
+    assert summary["train"]["longer_chosen"] is None and 0 < summary["test"]["longer_chosen"] < 1
+
+
 def test_annotators_of_populations_are_drawn_in_each_split(tmp_path):
     """12 prompts, 3 populations with 2 others each, so 6 rounds: 8 training prompts are 2 annotators of 4 a round."""
     path, names = tmp_path / "rows.jsonl", ("art", "none", "trade", "war")

@@ -134,8 +134,15 @@ def test_sources_can_be_dropped_and_a_misspelt_one_is_named():
 
 
 def test_a_split_without_pairs_stops():
+    held_out = [row([2, 2], i, split=split) for i, split in enumerate(("validation", "test"))]
     with pytest.raises(UserError, match="no pairs are left in validation, test"):
-        build([row([2, 1])], ties="keep", seed=0, drop_sources=[])
+        build([row([2, 1], 2), *held_out], ties="drop", seed=0, drop_sources=[])
+
+
+def test_a_split_without_rows_needs_no_pairs():
+    """Of a dataset for testing alone."""
+    pairs, _ = build([row([2, 1], split="test")], ties="keep", seed=0, drop_sources=[])
+    assert [pair["split"] for pair in pairs] == ["test"]
 
 
 def test_pair_id_follows_the_content():

@@ -23,7 +23,7 @@ SPLIT = {"validation": 1, "test": 1}
 
 
 def entry(**keys):
-    return TypeAdapter(Dataset).validate_python({"split": SPLIT} | keys)
+    return TypeAdapter(Dataset).validate_python(keys if keys["kind"] == "mix" else {"split": SPLIT} | keys)
 
 
 def rows_of(folder, records, **keys):

@@ -17,14 +17,14 @@ SPEC = {"tokens": {"max_length": 64, "max_prompt_length": 32}, "precision": "flo
 OBJECTIVE = {"name": "simpo", "beta": 2.0, "margin": 0.5}
 
 
-def score(folder, latent=None, reference=None, **spec):
-    """(pairs, per-pair rewards, summary) of a run that never learned, 20 pairs a split."""
+def score(folder, latent=None, reference=None, splits=("train", "validation", "test"), **spec):
+    """(pairs, per-pair rewards, summary) of a run that never learned, 60 pairs in these splits."""
     policy = LatentPolicy(make_backbone(), latent)
     policy.save_pretrained(folder / "model")
     make_tokenizer().save_pretrained(folder / "model")
     record = {"path": "unused", "chat_template": None, "chat_template_kwargs": {}, "trust_remote_code": False}
     write_json(folder / "base.json", record)
-    pairs = make_pairs(60, splits=("train", "validation", "test"))
+    pairs = make_pairs(60, splits=splits)
     write_parquet(folder / "pairs.parquet", pairs)
     arguments = ["--spec", canonical({**SPEC, "objective": OBJECTIVE, **spec}), "--model", folder / "model"]
     arguments += ["--base", folder / "base.json", "--pairs", folder / "pairs.parquet"]
@@ -65,6 +65,11 @@ def test_rewards_are_kept_of_test_pairs_alone(scored):
     outcome = outcomes(rewards["chosen_reward"], rewards["rejected_reward"])
     assert summary["accuracy"] == pytest.approx(outcome.mean()) and summary["n"] == 20
     assert "inference" not in summary and "accuracy_log_ratio" not in summary
+
+
+def test_pairs_for_testing_alone(tmp_path):
+    _, rewards, summary = score(tmp_path, splits=("test",))
+    assert len(rewards) == summary["n"] == 60 and "validation" not in summary
 
 
 def test_accuracy_by_inference_and_by_equation_4(tmp_path):

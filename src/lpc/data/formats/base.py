@@ -1,9 +1,11 @@
 """What a kind of dataset is: settings, and a function that reads one row.
 
 A kind is a file of this package with one subclass of `Rows` (files, or a data set of the hub), the columns that it
-`reads`, and its `row`. A row that the split writes is a dict: row_id, prompt_id (SHA-256 of its content and of its
-prompt), source, group (or None), messages (list of {role, content}, ending with the user's), completions (list of
-{model, response, score, aspects}; at least two). `make_row` makes it from messages and completions.
+`reads`, and its `row`. A kind that reads no file is a subclass of `OwnRows`, or of `Dataset` where it has no rows.
+
+A row that the split writes is a dict: row_id, prompt_id (SHA-256 of its content and of its prompt), source, group (or
+None), messages (list of {role, content}, ending with the user's), completions (list of {model, response, score,
+aspects}; at least two). `make_row` makes it from messages and completions.
 
 Modules of this package import neither torch nor pyarrow: the configuration reads the settings of every kind, and each
 job of a workflow reads the configuration.
@@ -41,16 +43,21 @@ def _rows_or_name(value: Any) -> int | str:
     raise PydanticCustomError("rows_or_name", "{message}", {"message": message})
 
 
+ALL = "all"
+"""In place of a number of test rows: every row. `datasets` gives no split this name."""
 RowsOrName = Annotated[int | str, BeforeValidator(_rows_or_name)]
 
 
 class Split(Section):
-    validation: RowsOrName = key(
-        REQUIRED,
+    validation: RowsOrName | None = key(
+        None,
         "rows to draw for validation, or the data's own split: its name on the hub, or a local file. No prompt is in "
-        "two splits: own splits keep theirs, test first, and other rows of these prompts are dropped",
+        "two splits: own splits keep theirs, test first, and other rows of these prompts are dropped. Required unless "
+        "`test` is `all`",
     )
-    test: RowsOrName = key(REQUIRED, "the same for testing")
+    test: RowsOrName = key(
+        REQUIRED, "the same for testing; `all`: every row, of a dataset that no run trains on (docs/data.md)"
+    )
     limit: Integer | None = key(
         None, "rows that are used besides own splits, at most: the first by a hash; null: all", ge=1
     )
@@ -68,8 +75,21 @@ class Split(Section):
         """Return the numbers of rows to draw, by split."""
         return {name: size for name, size in self._held_out().items() if isinstance(size, int)}
 
+    @property
+    def is_test_alone(self) -> bool:
+        """Whether every row is for testing."""
+        return self.test == ALL
+
     def _held_out(self) -> dict[str, int | str]:
-        return {"validation": self.validation, "test": self.test}
+        return {} if self.is_test_alone else {"validation": self.validation, "test": self.test}
+
+    @model_validator(mode="after")
+    def _validation_beside_training(self):
+        if self.is_test_alone and self.validation is not None:
+            raise fault("validation", f"test: {ALL} leaves no rows for validation; remove it, or give `test` a number")
+        if not self.is_test_alone and self.validation is None:
+            raise fault("validation", "is missing; give a number of rows, or the data's own split")
+        return self
 
     @model_validator(mode="after")
     def _groups_are_drawn(self):
@@ -98,14 +118,19 @@ class Dataset(Section):
     """The form of its rows, for the documentation and for the error of too many malformed rows."""
 
     kind: str
-    split: Split = key(REQUIRED, "sizes of the splits")
-    pairs: Pairs = key(Pairs(), "how pairs are built")
-    max_rejected_rows: Share = key(0.0, "share of malformed rows above which the split stops")
 
     @property
     def has_groups(self) -> bool:
         """Whether rows belong to groups."""
         return False
+
+
+class OwnRows(Dataset):
+    """A dataset with rows of its own, which are split and give pairs."""
+
+    split: Split = key(REQUIRED, "sizes of the splits")
+    pairs: Pairs = key(Pairs(), "how pairs are built")
+    max_rejected_rows: Share = key(0.0, "share of malformed rows above which the split stops")
 
     @model_validator(mode="after")
     def _groups_to_split_by(self):
@@ -121,7 +146,7 @@ class Dataset(Section):
         raise NotImplementedError
 
 
-class Rows(Dataset):
+class Rows(OwnRows):
     """A dataset of local files or of the hub."""
 
     reads: ClassVar[tuple[str, ...]] = ()

@@ -5,11 +5,11 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 
 from lpc.config.keys import Integer, Seed, fault, key
-from lpc.data.formats.base import Dataset
+from lpc.data.formats.base import OwnRows
 from lpc.data.formats.ultrafeedback import scored_row
 
 
-class World(Dataset):
+class World(OwnRows):
     title: ClassVar[str] = "generated rows whose hidden preferences are known"
 
     kind: Literal["world"]
