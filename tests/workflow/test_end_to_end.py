@@ -101,6 +101,25 @@ def test_report_is_there_and_needs_nothing_else(world):
     assert 'src="http' not in page and "@import" not in page
 
 
+def test_snakemakes_own_report_holds_tables_figures_and_the_page(world):
+    checkout, config, results = world
+    file = checkout.folder / "own.html"
+    checkout.snakemake("--report", file, "--configfile", checkout.write(config))
+    page = file.read_text(encoding="utf-8")
+    captioned = [*results.glob("tables/*.csv"), *results.glob("runs/*/*/*/*/tsne_*.svg"), results / "report.html"]
+    assert len(captioned) > 20
+    for path in captioned:
+        assert f"results/small/{path.relative_to(results)}" in page, path
+    assert "Tokens whose logits each code raises" in page, "captions of tables are rendered"
+
+
+def test_tokens_of_each_code_are_in_the_table(world):
+    rows = table(world[2], "code_tokens")
+    assert {row["recipe"] for row in rows} == {"dpo-lpc", SWEPT, "simpo-lpc"}
+    assert len(rows) == 3 * 8 * 2 * 10
+    assert all((float(row["logit"]) > 0) == (row["end"] == "raised") and json.loads(row["token"]) for row in rows)
+
+
 def test_codes_are_forced_in_runs_that_have_some(world):
     found = {path.parts[-3] for path in world[2].glob("runs/*/*/*/*/completions.json")}
     assert found == {"dpo-lpc", SWEPT, "simpo-lpc"}
@@ -124,7 +143,7 @@ def test_every_job_has_its_log_and_its_timing(world):
     downloads = {"download_dataset", "download_base", "download_task"}
     alpacaeval = {"alpacaeval_download", "alpacaeval_generate", "alpacaeval_judge"}
     others = downloads | alpacaeval | {"personalise", "style"}  # the demo has no groups
-    others |= {"cards"}  # a target of its own
+    others |= {"cards", "mix"}  # a target of its own, and a rule of mixtures
     assert {path.parts[0] for path in logs} == Checkout.rules(ROOT) - others
 
 
@@ -319,13 +338,18 @@ def test_real_preferences(checkout):
         },
     }
     config["bases"]["tiny"]["scratch"]["dataset"] = "real"
-    config["experiments"]["main"]["datasets"] = ["real"]
-    config["evaluation"] = {"preference": {"datasets": ["harmless"]}, "tsne": {"perplexity": 5}}
+    # Trained on a mixture of which one part is all of the other data set, and scored on a third one.
+    config["datasets"]["both"] = {"kind": "mix", "mix": {"real": 1.0, "harmless": 0.5}}
+    config["datasets"]["unseen"] = {**SMALL["datasets"]["world"], "rows": 60, "split": {"test": "all"}}
+    config["experiments"]["main"]["datasets"] = ["both"]
+    config["evaluation"] = {"preference": {"datasets": ["harmless", "unseen"]}, "tsne": {"perplexity": 5}}
     checkout.snakemake("all", "--cores", "2", "--configfile", checkout.write(config))
     rows = table(checkout.folder / "results/small", "preference_accuracy")
     assert {(row["dataset"], row["recipe"]) for row in rows} == set(
-        itertools.product(["real", "harmless"], ["dpo", "dpo-lpc"])
+        itertools.product(["both", "harmless", "unseen"], ["dpo", "dpo-lpc"])
     )
     assert all(int(row["n"]) > 50 for row in rows)
     # Longer completions win more often than not in these data.
-    assert all(float(row["longer_accuracy"]) > 0.5 for row in rows if row["dataset"] == "real")
+    assert all(float(row["longer_accuracy"]) > 0.5 for row in rows if row["dataset"] == "both")
+    sources = {(row["dataset"], row["source"]) for row in table(checkout.folder / "results/small", "source_accuracy")}
+    assert {("both", "real"), ("both", "harmless")} <= sources and ("both", "evol_instruct") not in sources

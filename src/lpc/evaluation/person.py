@@ -95,6 +95,22 @@ def code_accuracy(scores: dict[str, Tensor], sources: list[str]) -> list[dict]:
     return found
 
 
+def person_codes(scores: dict[str, Tensor], people: list[list[int]], size: int) -> Tensor:
+    """Return p(k | context) [people, K] of each person, from its first `size` pairs, at least one.
+
+    scores: as `score_codes` returns them. people: positions of each person's pairs, the context first.
+    """
+    log_prior, losses = scores["log_prior"], scores["losses"]
+    known = [positions[:size] for positions in people]
+    return torch.stack([(log_prior[own].mean(0) - losses[own].sum(0)).softmax(-1) for own in known])
+
+
+def person_sources(people: list[list[int]], sources: list[str]) -> list[str] | None:
+    """Return the source of each person's pairs; None where someone's pairs are of several sources."""
+    of_people = [{sources[i] for i in positions} for positions in people]
+    return [*map(min, of_people)] if max(map(len, of_people)) == 1 else None
+
+
 def code_agreement(
     scores: dict[str, Tensor], people: list[list[int]], sources: list[str], contexts: list[int]
 ) -> dict[int, float | None]:
@@ -103,16 +119,27 @@ def code_agreement(
     people: positions of each person's pairs, the context first. None with no pair known, where someone's pairs are of
     several sources, or where all are of one.
     """
-    of_people = [{sources[i] for i in positions} for positions in people]
-    if max(map(len, of_people)) > 1 or len(set().union(*of_people)) == 1:
+    of_people = person_sources(people, sources)
+    if of_people is None or len(set(of_people)) == 1:
         return dict.fromkeys(contexts)
-    log_prior, losses = scores["log_prior"], scores["losses"]
-    found = {}
-    for size in contexts:
-        known = [positions[:size] for positions in people]
-        codes = [(log_prior[own].mean(0) - losses[own].sum(0)).argmax().item() for own in known] if size else None
-        found[size] = nmi([*map(min, of_people)], codes) if codes else None
-    return found
+    return {
+        size: nmi(of_people, person_codes(scores, people, size).argmax(-1).tolist()) if size else None
+        for size in contexts
+    }
+
+
+def code_shares(
+    scores: dict[str, Tensor], people: list[list[int]], sources: list[str], size: int
+) -> dict[str, list[float]]:
+    """Return P(code | source) [K] by source: the mean of `person_codes` over the people whose pairs are of this source.
+
+    Empty with no pair known, or where someone's pairs are of several sources.
+    """
+    of_people = person_sources(people, sources)
+    if of_people is None or size == 0:
+        return {}
+    codes, names = person_codes(scores, people, size), np.array(of_people)
+    return {source: codes[names == source].mean(0).tolist() for source in sorted(set(of_people))}
 
 
 def context_first(

@@ -6,9 +6,9 @@ import numpy as np
 
 from lpc.report import figures
 from lpc.report.page import Answer, Figure
-from lpc.report.results import Results, in_words, verdict
+from lpc.report.results import MOST_RECIPES, Results, in_words, verdict
 from lpc.report.runs import has_codes
-from lpc.report.words import count, duration, number, objective, percent, span
+from lpc.report.words import count, duration, listed, number, objective, percent, span
 
 # Below this many nats the prior is called collapsed: it distinguishes prompts like 1.05 equally likely groups.
 UNUSED = 0.05
@@ -27,7 +27,8 @@ def answer(results: Results) -> Answer:
         )
         return Answer("These results do not compare LPC with plain training", [why], facts(results))
     spread = seed_spread(results.accuracy())
-    findings = [effects(rows), caution(rows), people(results), latent(results), controls(results), cost(results)]
+    findings = [effects(rows), abilities(results), caution(rows), people(results)]
+    findings += [latent(results), controls(results), cost(results)]
     return Answer(
         headline(rows, spread), [finding for finding in findings if finding], facts(results), differences(results, rows)
     )
@@ -81,6 +82,30 @@ def effects(rows: list[dict]) -> str:
         return f"On the same test pairs, accuracy with LPC minus without is {points} points in {len(rows)} comparisons."
     several = len({row["base"] for row in rows}) > 1
     return "On the same test pairs, " + "; ".join(f"on {row['base']} " * several + in_words(row) for row in rows) + "."
+
+
+def abilities(results: Results) -> str:
+    """Return in words how benchmark scores differ from the base model's, and which recipes lost."""
+    rows = sorted(results.benchmark_changes(), key=lambda row: row["change"])
+    if not rows:
+        return ""
+    many = [len({row[name] for row in rows}) > 1 for name in ("base", "variant")]
+
+    def name(row: dict) -> str:
+        return row["recipe"] + f" on {row['base']}" * many[0] + f" trained on {row['variant']}" * many[1]
+
+    points = "; ".join(f"{name(row)} {number(row['change'], sign=True)}" for row in rows)
+    if len(rows) > MOST_RECIPES:
+        points = f"{span([row['change'] for row in rows], sign=True)} for {len(rows)} recipes"
+    errors = [row["error"] for row in rows if row["error"] is not None]
+    noise = f" (standard error {span(errors)})" if errors else ""
+    lost = [name(row) for row in rows if row["error"] is not None and row["change"] < -2 * row["error"]]
+    said = ""
+    if lost:
+        few = listed(lost, "and") if len(lost) <= MOST_RECIPES else f"{len(lost)} of {len(rows)} recipes"
+        said = f" More than two standard errors below the base model: {few}."
+    tasks = f"mean of {count(len(results.tasks), 'benchmark')}"
+    return f"Points against the base model, {tasks}{noise}: {points}.{said}"
 
 
 def caution(rows: list[dict]) -> str:

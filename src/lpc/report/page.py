@@ -13,6 +13,8 @@ from lpc.report import svg
 from lpc.report.words import NONE, number, significant
 
 HERE = Path(__file__).parent
+WIDEST = 5.8
+"""Inches of a figure that a phone can shrink to its width with readable text."""
 
 
 @dataclass
@@ -83,8 +85,8 @@ class Figure:
     wide: bool = False  # too wide for a phone: scrolled there, not shrunk
 
     @classmethod
-    def of(cls, name: str, drawing: Drawing, caption: str, *, wide: bool = False) -> "Figure":
-        return cls(name, Markup(svg.markup(drawing, name)), caption, wide)
+    def of(cls, name: str, drawing: Drawing, caption: str) -> "Figure":
+        return cls(name, Markup(svg.markup(drawing, name)), caption, drawing.get_figwidth() > WIDEST)
 
 
 @dataclass

@@ -20,8 +20,9 @@ from lpc.report.runs import has_codes, resolve
 from lpc.report.tables import TABLES, base
 from lpc.report.words import number, percent
 
-# Recipes of which a section shows figures or completions.
+# Recipes of which a section shows figures or completions, and codes of a figure.
 MOST_RECIPES = 6
+MOST_CODES = 24
 VERDICTS = {1: "higher than", 0: "not measurably different from", -1: "lower than"}
 
 
@@ -92,6 +93,29 @@ class Results:
             and self.in_main(row)
         ]
 
+    def benchmark_changes(self) -> list[dict]:
+        """Return each main recipe's mean benchmark score minus that of its base model: {base, variant, recipe, change,
+        error}, in points.
+
+        They are of training on clean data, where base and recipe have a score of every task: means over seeds, then
+        over tasks. `error` is the standard error as if base and recipe had answered different questions; None where
+        the harness computes none. Seeds answer the same questions, so a mean over them does not shrink it.
+        """
+        models = defaultdict(lambda: defaultdict(list))
+        for row in self.tables["benchmarks"]:
+            shown = row["recipe"] == "base" or (self.in_main(row) and self.is_clean(row))
+            if shown and row["primary"] == 1:
+                models[row["base"], row["variant"], row["recipe"]][row["task"]].append(row)
+        whole = {name: mean_score(by_task) for name, by_task in models.items() if by_task.keys() == self.tasks.keys()}
+        found = []
+        for name, (mean, error) in whole.items():
+            row = dict(zip(("base", "variant", "recipe"), name, strict=True))
+            of_base = whole.get((row["base"], None, "base"))
+            if row["recipe"] != "base" and of_base is not None:
+                both = None if None in (error, of_base[1]) else float(np.hypot(error, of_base[1]))
+                found.append({**row, "change": mean - of_base[0], "error": both})
+        return found
+
     @functools.cached_property
     def step_ratios(self) -> dict[tuple, float]:
         """Time of a step relative to that of the plain run compared with, by (base, variant, recipe, seed)."""
@@ -133,6 +157,17 @@ def over_seeds(rows: list[dict]) -> dict:
     if interval:
         low, high = max(interval.low, 0.0), min(interval.high, 100.0)
     return {**rows[0], "mean": float(np.mean(values)), "low": low, "high": high, "seeds": values}
+
+
+def mean_score(by_task: dict[str, list[dict]]) -> tuple[float, float | None]:
+    """Return the mean over tasks of a model's mean scores over seeds, and its standard error, in per cent.
+
+    by_task: rows of benchmarks.csv, one a seed. The error assumes independent tasks; None where a task has none.
+    """
+    means = [np.mean([100 * row["value"] for row in rows]) for rows in by_task.values()]
+    known = [[100 * row["stderr"] for row in rows if row["stderr"] is not None] for rows in by_task.values()]
+    error = float(np.linalg.norm([np.mean(errors) for errors in known])) / len(known) if all(known) else None
+    return float(np.mean(means)), error
 
 
 def decisive(row: dict) -> tuple[float, float, str]:

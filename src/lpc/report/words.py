@@ -53,6 +53,11 @@ def count(n: int, singular: str) -> str:
     return f"{n:,} {singular}" + ("" if n == 1 else "s")
 
 
+def part_of(shown: int, total: int, singular: str) -> str:
+    """Return "all 8 codes" or "24 of 64 codes"."""
+    return f"all {count(total, singular)}" if shown == total else f"{shown} of {count(total, singular)}"
+
+
 def listed(parts: list[str], word: str) -> str:
     """Return "a, b and c", with `word` for "and"."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {word} {parts[-1]}"

@@ -1,9 +1,10 @@
-"""Prior, posterior and z of the test pairs of a run, and the diagnostics of whether the latent is used."""
+"""Prior, posterior and z of the test pairs of a run, diagnostics of whether the latent is used, and tokens of codes."""
 
 import pyarrow as pa
 
 from lpc import cli
 from lpc.config import specs
+from lpc.evaluation.code_tokens import code_tokens
 from lpc.evaluation.diagnostics import latent_diagnostics
 from lpc.evaluation.preference import pair_latents
 from lpc.files import write_json, write_parquet
@@ -43,7 +44,8 @@ def main(args):
         prompt_id=rows["prompt_id"].to_pylist(),
         seed=spec.seed,
     )
-    write_json(args.summary, diagnostics)
+    tokens_of_codes = code_tokens(policy, tokenizer) if policy.latent.has_codes else None
+    write_json(args.summary, diagnostics | {"code_tokens": tokens_of_codes})
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from lpc.evaluation.person import (
     code_accuracy,
     code_agreement,
     code_rewards,
+    code_shares,
     context_first,
     personal_accuracy,
     score_codes,
@@ -46,7 +47,11 @@ def main(args):
     if latent.has_codes:
         scores = score_codes(policy, tokens, spec.objective, **how)
         rewards = code_rewards(scores, people, spec.contexts)
-        codes = code_accuracy(scores, sources)
+        shares = code_shares(scores, people, sources, max(spec.contexts))
+        codes = [
+            row | {"share": shares[row["source"]][row["code"]] if row["source"] in shares else None}
+            for row in code_accuracy(scores, sources)
+        ]
         agreement = code_agreement(scores, people, sources, spec.contexts)
     else:
         rewards = score_posteriors(policy, tokens, spec.objective, people, spec.contexts, **how)

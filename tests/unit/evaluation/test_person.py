@@ -20,6 +20,7 @@ from lpc.evaluation.person import (
     code_accuracy,
     code_agreement,
     code_rewards,
+    code_shares,
     context_first,
     personal_accuracy,
     score_codes,
@@ -130,7 +131,14 @@ def test_codes_are_compared_with_sources():
     ]  # fmt: skip
     people = [*context_first(groups, pair_ids, contexts=[0, 1], seed=0).values()]
     assert code_agreement(scores, people, sources, [0, 1]) == {0: None, 1: 1.0}
+    shares = code_shares(scores, people, sources, 1)
+    assert list(shares) == ["a", "b"] and all(sum(share) == pytest.approx(1) for share in shares.values())
+    first = [own[0] for own in people if sources[own[0]] == "a"]
+    known = (scores["log_prior"][first] - scores["losses"][first]).softmax(-1)
+    assert shares["a"] == pytest.approx(known.mean(0).tolist()) and shares["a"][0] > 0.5 > shares["b"][0]
+    assert code_shares(scores, people, sources, 0) == {}
     mixed = [*sources[:-1], "a"]
+    assert code_shares(scores, people, mixed, 1) == {}
     assert code_agreement(scores, people, mixed, [0, 1]) == {0: None, 1: None}
 
 

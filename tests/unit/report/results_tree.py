@@ -258,7 +258,8 @@ def write_latents(folder: Path, run: dict, generator) -> None:
     columns |= {"chosen_tokens": generator.integers(5, 60, PAIRS), "rejected_tokens": generator.integers(5, 60, PAIRS)}
     files.write_parquet(folder / "latents.parquet", pa.table(columns))
     measured = latent_diagnostics(prior, posterior, z, h_x, columns["source"], prompt_id=columns["prompt_id"], seed=0)
-    files.write_json(folder / "latents.json", measured)
+    tokens = None if prior is None else [tokens_of(code) for code in range(prior.shape[1])]
+    files.write_json(folder / "latents.json", measured | {"code_tokens": tokens})
     if run["recipe"] == "dpo-lpc":
         accuracies = {"0": 0.5, "2": 0.7, "16": 0.8}
         contexts = {
@@ -266,7 +267,13 @@ def write_latents(folder: Path, run: dict, generator) -> None:
             for size, a in accuracies.items()
         }
         of_codes = [
-            {"code": code, "source": source, "pairs": 30, "accuracy": 0.9 if code == place else 0.4}
+            {
+                "code": code,
+                "source": source,
+                "pairs": 30,
+                "accuracy": 0.9 if code == place else 0.4,
+                "share": 0.1 * place,
+            }
             for code in range(CODES)
             for place, source in enumerate(SOURCES)
         ]
@@ -275,6 +282,12 @@ def write_latents(folder: Path, run: dict, generator) -> None:
         shares = dict(zip(SOURCES, np.full(len(SOURCES), 1 / len(SOURCES)).tolist(), strict=True))
         styles = [{"code": 3, "source": SOURCES[0], "accuracy": 0.9, "own": shares[SOURCES[0]], "shares": shares}]
         files.write_json(folder / "style.json", {"prompts": 20, "real_accuracy": 0.75, "codes": styles})
+
+
+def tokens_of(code: int) -> dict:
+    """What a code does to the tokens: one of them is markup, one a number, and one a line end."""
+    ends = {"raised": [(f" up {code}", 1.5), ("<b>", 0.5)], "lowered": [("7", -2.5), ("\n", -0.25)]}
+    return {"code": code, **{end: [{"token": t, "logit": at} for t, at in found] for end, found in ends.items()}}
 
 
 def write_completions(folder: Path, *, same: bool) -> None:

@@ -40,6 +40,33 @@ def test_the_wider_interval_is_the_one_told():
     assert decisive(comparison(0.01, 0.05, 5, 0.01, 0.02)) == (0.01, 0.05, "over test prompts")
 
 
+class Changes:
+    """Results with these changes of benchmarks: (base, recipe, change, error)."""
+
+    def __init__(self, *changes):
+        self.tasks = {"a": {}, "b": {}}
+        names = ("base", "recipe", "change", "error")
+        self.rows = [{"variant": "world", **dict(zip(names, row, strict=True))} for row in changes]
+
+    def benchmark_changes(self):
+        return self.rows
+
+
+def test_recipes_that_lost_abilities_are_named():
+    found = answer.abilities(Changes(("b", "dpo", 1.0, 1.5), ("b", "ipo", -2.9, 1.5), ("b", "simpo", -3.1, 1.5)))
+    assert found == (
+        "Points against the base model, mean of 2 benchmarks (standard error 1.5): simpo −3.1; ipo −2.9; dpo +1.0."
+        " More than two standard errors below the base model: simpo."
+    )
+    found = answer.abilities(Changes(("b", "dpo", -9.0, None), ("c", "dpo", -8.0, None)))
+    assert found == "Points against the base model, mean of 2 benchmarks: dpo on b −9.0; dpo on c −8.0."
+    many = [("b", f"r{i}", -float(i), 0.5) for i in range(9)]
+    assert answer.abilities(Changes(*many)).endswith(
+        "−8.0 to 0.0 for 9 recipes. More than two standard errors below the base model: 7 of 9 recipes."
+    )
+    assert answer.abilities(Changes()) == ""
+
+
 UP, DOWN, SAME = comparison(1, 2, 3, 1, 2), comparison(-2, -1, 3, -2, -1), comparison(-1, 1, 3, -1, 1)
 
 

@@ -195,6 +195,8 @@ def test_figures_of_sweep_noise_codes_and_training_are_drawn(page, markup):
         "sweep-codebook",
         "noise-tiny-world",
         "codes-tiny-dpo-lpc-0",
+        "person-codes-tiny-world-dpo-lpc",
+        "person-shares-tiny-world-dpo-lpc",
         "tsne-source-tiny-dpo-lpc-0",
         "tsne-code-tiny-dpo-lpc-0",
         "training-tiny-world-dpo-loss",
@@ -273,6 +275,26 @@ def test_paper_tables_hold_together():
 
 def test_every_section_of_a_table_exists(page):
     assert {definition(name).section for name in TABLES} <= set(page.ids)
+
+
+def test_tokens_of_codes_are_shown_with_their_logits(page, markup):
+    """Of every code, since there are eight; simpo-lpc's are in a fold. A token is JSON, and no markup."""
+    rows = [[cell["text"] for cell in row] for row in page.rows if len(row) == 4 and '" up 3"' in row[2]["text"]]
+    assert [row[0] for row in rows] == ["3", "3"]
+    assert rows[0][2:] == ['" up 3"  "<b>"+1.50 to +0.50', '"7"  "\\n"−2.50 to −0.25']
+    assert words_of(page).count("All 8 codes, the most used first. Small:") == 2
+    assert "Tokens of the codes of simpo-lpc on tiny, seed 0" in words_of(page)
+
+
+def test_benchmarks_against_the_base_model_stand_on_the_first_screen(page):
+    """Base 40 %, recipes as in SKILL, 200 questions each: standard error √2 · 3/√2 = 3 points."""
+    said = words_of(page)
+    answer = said[: said.index("Preference accuracy is the share")]
+    assert (
+        "Points against the base model, mean of 2 benchmarks (standard error 3.0): simpo +20.0; simpo-lpc +20.0; "
+        "dpo +30.0; dpo-lpc +32.0; dpo-mlp +45.0." in answer
+    )
+    assert "More than two standard errors below" not in answer
 
 
 def test_a_table_that_no_section_arranges_is_shown_as_it_is(results, page):

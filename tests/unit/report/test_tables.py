@@ -145,7 +145,9 @@ def test_pairs_scored_in_one_run_only_are_counted(tmp_path):
     runs = [a_run("dpo", 0), a_run("dpo-lpc", 0)]
     for run, ids in zip(runs, (["a", "b", "c"], ["b", "c", "d", "e"]), strict=True):
         names = [f"{side}_reward{kind}" for side in ("chosen", "rejected") for kind in ("", "_zero")]
-        table = pa.table({"pair_id": ids, "prompt_id": ids, **{name: [1.0] * len(ids) for name in names}})
+        table = pa.table(
+            {"pair_id": ids, "prompt_id": ids, "source": ids, **{name: [1.0] * len(ids) for name in names}}
+        )
         files.write_parquet(tmp_path / folder_of(run) / "preference" / "world.parquet", table)
     found = comparisons.rows(base.Inputs(Layout(tmp_path), runs))
     row, mean = (row for row in found if row["against"] == "dpo")

@@ -19,12 +19,13 @@ from lpc.report.page import (
     number_column,
     text_column,
 )
-from lpc.report.results import MOST_RECIPES, Results
+from lpc.report.results import MOST_CODES, MOST_RECIPES, Results
 from lpc.report.runs import has_codes, latent_kind
 from lpc.report.tables import definition
-from lpc.report.words import number, significant, span
+from lpc.report.words import number, part_of, percent, significant, span
 
-MOST_CODES = 24
+MOST_ROWS = 8
+MOST_TOKENS = 6
 # Columns of latents.csv: label, digits (None: three significant ones).
 MEASURES = {
     "mutual_information": ("I(code; prompt)", 3),
@@ -78,6 +79,7 @@ def section(results: Results) -> Section:
     if len(first) > len(shown):
         what = f"Figures of {len(shown)} recipes are shown; t-SNE of the others is in the folders of their runs."
         blocks.append(Missing(what))
+    blocks += [table for place, run in enumerate(shown) for table in tokens(results, run, folded=place > 0)]
     blocks += correlations(results)
     return Section("codes", "Use of the codes", blocks)
 
@@ -102,10 +104,15 @@ def diagnostics(results: Results, groups: dict[tuple, list[dict]]) -> Table:
     return Table("Diagnostics of the latent, means over seeds", columns, body, results.csv("latents"))
 
 
+def of_run(results: Results, table: str, run: dict) -> list[dict]:
+    """Return the rows of a table that are of one run."""
+    names = ("base", "variant", "recipe", "seed")
+    return [row for row in results.tables[table] if all(row[key] == run[key] for key in names)]
+
+
 def usage(results: Results, run: dict) -> list[Figure]:
     """Return the heat map of the mean prior of each code by source."""
-    names = ("base", "variant", "recipe", "seed")
-    rows = [row for row in results.tables["codes"] if all(row[key] == run[key] for key in names)]
+    rows = of_run(results, "codes", run)
     if not rows:
         return []
     sources = sorted({row["source"] for row in rows})
@@ -114,13 +121,49 @@ def usage(results: Results, run: dict) -> list[Figure]:
         prior[sources.index(row["source"]), row["code"]] = row["mean_prior"]
         prompts[sources.index(row["source"])] = row["prompts"]
     order = np.argsort(-(prompts @ prior), kind="stable")[:MOST_CODES]
-    shown = f"all {len(order)} codes" if len(order) == prior.shape[1] else f"{len(order)} of {prior.shape[1]} codes"
+    shown = part_of(len(order), prior.shape[1], "code")
     caption = (
         f"{run['recipe']}, seed {run['seed']}: mean prior by source, {shown}, the most used first. Numbers are "
         "per cent, from 10 up. Equal rows mean that the codes do not distinguish the sources."
     )
     drawing = figures.heat_map(prior[:, order], sources, [str(code) for code in order])
-    return [Figure.of(f"codes-{run['base']}-{run['recipe']}-{run['seed']}", drawing, caption, wide=len(order) > 16)]
+    return [Figure.of(f"codes-{run['base']}-{run['recipe']}-{run['seed']}", drawing, caption)]
+
+
+def tokens(results: Results, run: dict, *, folded: bool) -> list[Table]:
+    """Return a table of the tokens of a run's most used codes; nothing where it has none."""
+    of_codes = defaultdict(lambda: {"raised": [], "lowered": []})
+    for row in of_run(results, "code_tokens", run):
+        of_codes[row["code"]][row["end"]].append(row)
+    if not of_codes:
+        return []
+    used, prompts = defaultdict(float), 0
+    for row in of_run(results, "codes", run):
+        used[row["code"]] += row["mean_prior"] * row["prompts"]
+        prompts += row["prompts"] if row["code"] == 0 else 0
+    order = sorted(of_codes, key=lambda code: -used[code])[:MOST_ROWS]
+    body = [{"code": code, "use": percent(used[code] / prompts), **of_codes[code]} for code in order]
+    columns = [number_column("code"), number_column("mean prior %", "use", 1)]
+    columns += [Column(f"{end} most", lambda row, end=end: tokens_cell(row[end]), number=False) for end in ENDS]
+    which = f"{run['recipe']} on {run['base']}, seed {run['seed']}"
+    caption = f"Tokens that each code makes likelier (raised) and less likely (lowered), {which}"
+    notes = [
+        f"{part_of(len(order), len(of_codes), 'code').capitalize()}, the most used first. Small: the logits of the "
+        "first and the last token shown, against the mean of all codes and tokens. Logits far below 1 hardly change "
+        "a text."
+    ]
+    csv = results.csv("code_tokens")
+    return [Table(caption, columns, body, csv, notes, f"Tokens of the codes of {which}" if folded else "")]
+
+
+ENDS = ("raised", "lowered")
+
+
+def tokens_cell(rows: list[dict]) -> Cell:
+    """Return the cell of a code's tokens, the strongest first, with the range of their logits."""
+    shown = sorted(rows, key=lambda row: row["rank"])[:MOST_TOKENS]
+    ends = " to ".join(number(shown[place]["logit"], 2, sign=True) for place in (0, -1))
+    return Cell("  ".join(row["token"] for row in shown), shown[0]["logit"], ends)
 
 
 def embeddings(results: Results, run: dict) -> list[Figure]:

@@ -7,8 +7,8 @@ import numpy as np
 from lpc.report import figures
 from lpc.report.cells import mean_cell
 from lpc.report.page import Cell, Column, Figure, Figures, Section, Table, Text, text_column
-from lpc.report.results import MOST_RECIPES, Results, over_seeds
-from lpc.report.words import significant
+from lpc.report.results import MOST_CODES, MOST_RECIPES, Results, over_seeds
+from lpc.report.words import part_of, significant
 
 
 def section(results: Results) -> Section | None:
@@ -54,7 +54,7 @@ def section(results: Results) -> Section | None:
 
 
 def code_maps(results: Results) -> list[Figure]:
-    """Return for each recipe's first seed the accuracy of each code on each source."""
+    """Return for each recipe's first seed the accuracy of each code on each source, and P(code | source)."""
     groups = defaultdict(list)
     for row in results.tables["person_codes"]:
         groups[row["base"], row["variant"], row["recipe"]].append(row)
@@ -62,14 +62,37 @@ def code_maps(results: Results) -> list[Figure]:
     for (base, variant, recipe), rows in list(groups.items())[:MOST_RECIPES]:
         seed = rows[0]["seed"]
         rows = [row for row in rows if row["seed"] == seed]
-        sources, codes = sorted({row["source"] for row in rows}), sorted({row["code"] for row in rows})
-        accuracy = np.zeros((len(sources), len(codes)))
-        for row in rows:
-            accuracy[sources.index(row["source"]), codes.index(row["code"])] = row["accuracy"]
-        order = sorted(codes, key=lambda code: (accuracy[:, code].argmax(), -accuracy[:, code].max()))
-        drawing = figures.heat_map(accuracy[:, order], sources, [str(code) for code in order], "code")
-        caption = (
-            f"{recipe} on {base} and {variant}, seed {seed}: accuracy % of each code alone on each source's pairs."
+        which, name = f"{recipe} on {base} and {variant}, seed {seed}", f"{base}-{variant}-{recipe}"
+        accuracy, sources, codes = matrix(rows, "accuracy")
+        best = sorted(codes, key=lambda code: -accuracy[:, code].max())[:MOST_CODES]
+        best.sort(key=lambda code: (accuracy[:, code].argmax(), -accuracy[:, code].max()))
+        caption = f"{which}: accuracy % of each code alone on each source's pairs"
+        caption += (
+            "." if len(best) == len(codes) else f"; {part_of(len(best), len(codes), 'code')}, the best of a source."
         )
-        found.append(Figure.of(f"person-codes-{base}-{variant}-{recipe}", drawing, caption))
+        found.append(map_of(accuracy, sources, best, f"person-codes-{name}", caption))
+        people = [row for row in rows if row["share"] is not None]
+        if people:
+            share, sources, codes = matrix(people, "share")
+            order = sorted(codes, key=lambda code: -share[:, code].mean())[:MOST_CODES]
+            caption = (
+                f"{which}: mean probability % of each code for the people of each source, with the most known pairs; "
+                f"{part_of(len(order), len(codes), 'code')}, by use. Equal rows mean that the codes do not distinguish "
+                "the sources."
+            )
+            found.append(map_of(share, sources, order, f"person-shares-{name}", caption))
     return found
+
+
+def matrix(rows: list[dict], value: str) -> tuple[np.ndarray, list[str], list[int]]:
+    """Return a value of rows by source and code [S, K], the sources, and the codes."""
+    sources, codes = sorted({row["source"] for row in rows}), sorted({row["code"] for row in rows})
+    found = np.zeros((len(sources), len(codes)))
+    for row in rows:
+        found[sources.index(row["source"]), codes.index(row["code"])] = row[value]
+    return found, sources, codes
+
+
+def map_of(values: np.ndarray, sources: list[str], order: list[int], name: str, caption: str) -> Figure:
+    """Return a heat map [S, K] of the codes in `order`."""
+    return Figure.of(name, figures.heat_map(values[:, order], sources, [str(code) for code in order], "code"), caption)

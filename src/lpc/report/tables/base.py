@@ -40,7 +40,7 @@ class Inputs:
         return files.read_json(path), "ok"
 
     def outcomes(self, run: dict, dataset: str, latent: str = "") -> pa.Table | None:
-        """Return pair_id, prompt_id and outcome of each test pair, ordered by pair_id; None without the file.
+        """Return pair_id, prompt_id, source and outcome of each test pair, by pair_id; None without the file.
 
         `latent` is "" for z from the prior, "_zero" for z = 0. Each file is read once.
         """
@@ -49,9 +49,10 @@ class Inputs:
             table = None
             if path.exists():
                 rewards = [f"chosen_reward{latent}", f"rejected_reward{latent}"]
-                table = files.read_parquet(path, ["pair_id", "prompt_id", *rewards])
+                names = ["pair_id", "prompt_id", "source"]
+                table = files.read_parquet(path, [*names, *rewards])
                 outcome = intervals.outcomes(*(table[name] for name in rewards))
-                table = table.select(["pair_id", "prompt_id"]).append_column("outcome", pa.array(outcome))
+                table = table.select(names).append_column("outcome", pa.array(outcome))
                 table = table.sort_by("pair_id")
             self._outcomes[path, latent] = table
         return self._outcomes[path, latent]

@@ -70,7 +70,8 @@ def compare(mine: pa.Table | None, theirs: pa.Table | None) -> tuple[dict, pa.Ta
     """Return one seed's row, and its pair_id, prompt_id and difference of outcomes."""
     if mine is None or theirs is None:
         return {"status": "missing: rewards of " + ("this run" if mine is None else "the other run")}, None
-    both = mine.join(theirs.rename_columns(["pair_id", "other_prompt", "other"]), "pair_id", join_type="inner")
+    others = theirs.select(["pair_id", "outcome"]).rename_columns(["pair_id", "other"])
+    both = mine.join(others, "pair_id", join_type="inner")
     if not len(both):
         return {"n": 0, "status": "no pair in common"}, None
     difference = both["outcome"].to_numpy() - both["other"].to_numpy()
