@@ -16,19 +16,26 @@ UNUSED = 0.05
 
 def answer(results: Results) -> Answer:
     """Return the top of the page."""
-    rows = results.comparisons()
+    rows, benchmarks = results.comparisons(), [*filter(None, [abilities(results)])]
     if not rows and any(has_codes(row["latent"]) and row["against"] for row in results.tables["comparisons"]):
         why = "No plain run and its counterpart with LPC are both scored. The end of the page lists missing results."
-        return Answer("LPC is not compared with plain training yet", [why], facts(results))
+        return Answer("LPC is not compared with plain training yet", [why, *benchmarks], facts(results))
     if not rows:
         why = (
             "A comparison needs two recipes with the same objective, one with a latent that has codes and one without "
             "a latent, trained on the same base, data and seed."
         )
-        return Answer("These results do not compare LPC with plain training", [why], facts(results))
+        return Answer("These results do not compare LPC with plain training", [why, *benchmarks], facts(results))
     spread = seed_spread(results.accuracy())
-    findings = [effects(rows), abilities(results), caution(rows), people(results)]
-    findings += [latent(results), controls(results), cost(results)]
+    findings = [
+        effects(rows),
+        *benchmarks,
+        caution(rows),
+        people(results),
+        latent(results),
+        controls(results),
+        cost(results),
+    ]
     return Answer(
         headline(rows, spread), [finding for finding in findings if finding], facts(results), differences(results, rows)
     )
