@@ -1,6 +1,7 @@
 """TRL's DPOTrainer as an outside oracle: the same checkpoint, reference and pairs give the same loss and gradients."""
 
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,10 @@ trl = pytest.importorskip("trl", reason="TRL is not installed: pip install -e '.
         ({"loss_type": ["sigmoid"], "beta": 0.3}, {"name": "dpo", "beta": 0.3}),
         # TRL calls τ β and averages log-ratios over tokens.
         ({"loss_type": ["ipo"], "beta": 0.2}, {"name": "ipo", "tau": 0.2, "reduction": "mean"}),
+        (
+            {"loss_type": ["robust"], "beta": 0.3, "label_smoothing": 0.2},
+            {"name": "robust_dpo", "beta": 0.3, "label_smoothing": 0.2},
+        ),
     ],
 )
 def test_losses_and_gradients_equal_trl(tmp_path, theirs, ours):
@@ -67,3 +72,25 @@ def test_losses_and_gradients_equal_trl(tmp_path, theirs, ours):
     assert abs(losses.mean().item() - expected.item()) < 1e-5 * max(1, abs(expected.item()))
     for name, parameter in policy.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_orpo_and_cpo_are_the_formulas_of_trl():
+    """TRL's loss functions, on log-probabilities of these pairs; its trainers would count the prompt into the NLL."""
+    from trl.experimental.cpo import CPOTrainer
+    from trl.experimental.orpo import ORPOTrainer
+
+    tokens = tokenize_pairs(make_pairs(8), make_tokenizer(), max_length=64, max_prompt_length=32)
+    batch = collate([tokens[i] for i in range(8)])
+    policy = LatentPolicy(make_backbone(seed=0))
+    chosen, rejected, _, _ = policy(progress=0.0, **{key: batch[key] for key in MODEL_INPUTS})
+    here = SimpleNamespace(device="cpu")
+    theirs = SimpleNamespace(beta=0.3, alpha=0.0, label_smoothing=0.0, loss_type="sigmoid", accelerator=here)
+    expected, *rewards = CPOTrainer.cpo_loss(theirs, chosen, rejected)
+    actual, *own = objectives.parse({"name": "cpo", "beta": 0.3}).evaluate(chosen, rejected, batch)
+    for a, b in zip((actual, *own), (expected, *rewards), strict=True):
+        torch.testing.assert_close(a, b)
+    means = chosen / batch["chosen_tokens"], rejected / batch["rejected_tokens"]
+    expected, _, _, _, log_odds = ORPOTrainer.odds_ratio_loss(theirs, *means)
+    actual, *own = objectives.parse({"name": "orpo", "weight": 0.3}).evaluate(chosen, rejected, batch)
+    torch.testing.assert_close(actual, -expected)  # TRL subtracts it
+    torch.testing.assert_close((own[0] - own[1]).mean(), 0.3 * log_odds.detach())

@@ -55,10 +55,17 @@ OURS = {
     "latent.inference_seed": 0,
     "latent.exact.inference": "mixture",
     "latent.exact.prior": "prompt",
+    "objective.cpo.beta": 0.1,
+    "objective.cpo.nll_weight": 1.0,  # the paper's
     "objective.dpo.beta": 0.1,  # usual
     "objective.dpo.label_smoothing": 0.0,
     "objective.dpo.nll_weight": 0.0,
     "objective.ipo.nll_weight": 0.0,
+    "objective.orpo.nll_weight": 1.0,  # the paper's
+    "objective.orpo.weight": 0.1,
+    "objective.robust_dpo.beta": 0.1,
+    "objective.robust_dpo.label_smoothing": 0.1,
+    "objective.robust_dpo.nll_weight": 0.0,
     "objective.simpo.beta": 2.0,
     "objective.simpo.margin": 1.0,
     "objective.simpo.nll_weight": 0.0,

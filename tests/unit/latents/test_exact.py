@@ -25,6 +25,9 @@ OBJECTIVES = {
     "ipo": {"name": "ipo", "tau": 0.2, "reduction": "mean"},
     "simpo": {"name": "simpo", "beta": 2.0, "margin": 0.5, "nll_weight": 0.3},
     "slic": {"name": "slic", "beta": 0.1},
+    "robust dpo": {"name": "robust_dpo", "beta": 0.3, "label_smoothing": 0.2},
+    "cpo": {"name": "cpo", "beta": 0.3, "nll_weight": 1.0},
+    "orpo": {"name": "orpo", "weight": 0.5, "nll_weight": 1.0},
 }
 
 
@@ -54,9 +57,9 @@ def naive_loss_under(code, sequences, item, model, objective):
         logps.append(sum(log_softmax[t - 1, ids[t]] for t in range(start, len(ids))))
     reference = torch.tensor(item["reference"])
     lengths = [len(item["chosen"]), len(item["rejected"])]
-    if objective["name"] == "simpo":
+    if objective["name"] in ("simpo", "cpo", "orpo"):
         reference = torch.zeros(2)
-    if objective.get("reduction") == "mean" or objective["name"] == "simpo":
+    if objective.get("reduction") == "mean" or objective["name"] in ("simpo", "orpo"):
         terms = [(logps[i] - reference[i]) / lengths[i] for i in range(2)]
     else:
         terms = [logps[i] - reference[i] for i in range(2)]
@@ -68,6 +71,15 @@ def naive_loss_under(code, sequences, item, model, objective):
         loss = (difference - 1 / (2 * objective["tau"])) ** 2
     elif objective["name"] == "simpo":
         loss = -torch.sigmoid(objective["beta"] * difference - objective["margin"]).log()
+    elif objective["name"] == "robust_dpo":
+        smoothing, delta = objective["label_smoothing"], objective["beta"] * difference
+        loss = -(1 - smoothing) * torch.sigmoid(delta).log() + smoothing * torch.sigmoid(-delta).log()
+        loss = loss / (1 - 2 * smoothing)
+    elif objective["name"] == "cpo":
+        loss = -torch.sigmoid(objective["beta"] * difference).log()
+    elif objective["name"] == "orpo":
+        odds = [term.exp() / (1 - term.exp()) for term in terms]
+        loss = -objective["weight"] * torch.sigmoid((odds[0] / odds[1]).log()).log()
     else:
         loss = torch.relu(1 - objective["beta"] * difference)
     return loss + objective.get("nll_weight", 0.0) * -logps[0] / lengths[0]

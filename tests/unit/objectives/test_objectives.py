@@ -46,7 +46,7 @@ def test_a_file_of_the_package_is_an_objective():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "dop"}, r"objective\.name: 'dop' is not one of dpo, ipo.*did you mean dpo\?"),
+        ({"name": "dop"}, r"objective\.name: 'dop' is not one of cpo, dpo, ipo.*did you mean dpo\?"),
         ({}, r"objective\.name: '' is not one of"),
         ({"name": "ipo"}, r"objective\.tau: Field required"),
         ({"name": "dpo", "beta": 0}, r"objective\.beta: Input should be greater than 0 \(it is 0\)"),
@@ -95,7 +95,7 @@ def test_first_loss_is_that_of_a_policy_equal_to_the_reference(name):
 @pytest.mark.parametrize("name", objectives.KINDS)
 def test_nll_is_added_a_token_and_moves_neither_rewards_nor_the_first_loss(name):
     """Weight 0.5: 0.5 · 2 / 2 and 0.5 · 9 / 4; without a weight nothing, and no gradient."""
-    plain, weighted = make(name), make(name, nll_weight=0.5)
+    plain, weighted = make(name, nll_weight=0.0), make(name, nll_weight=0.5)
     close(weighted.regularization(CHOSEN, BATCH), [0.5, 1.125])
     assert plain.regularization(CHOSEN, BATCH) == 0.0
     assert weighted.first_loss() == plain.first_loss()
