@@ -104,7 +104,8 @@ def here(path):
 def modules(step, *parts):
     """The modules that `lpc.steps.<step>` runs, as input: editing one reruns the rules that use it.
 
-    parts: "objective" and "latent", where it uses those of the recipe; "dataset", where it reads the dataset's rows.
+    parts: "objective", "latent" and "evaluate", where it uses those of the recipe; "dataset", where it reads the
+    dataset's rows.
     """
     files = [here(file) for file in modules_of(f"lpc.steps.{step}")]
     return lambda wildcards: files + [
@@ -113,7 +114,9 @@ def modules(step, *parts):
 
 
 def settings_of(part, wildcards):
-    """The dataset's section, or the recipe's section `objective` or `latent`."""
+    """The dataset's section, or the recipe's section `objective`, `latent` or `training.evaluate`."""
+    if part == "evaluate":
+        return recipe(wildcards).training.evaluate
     return dataset(wildcards) if part == "dataset" else getattr(recipe(wildcards), part)
 
 

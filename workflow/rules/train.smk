@@ -42,7 +42,7 @@ rule train:
         pairs=VARIANT.pairs,
         reference=training_reference,
         statistics=training_statistics,
-        modules=modules("train", "objective", "latent"),
+        modules=modules("train", "objective", "latent", "evaluate"),
     output:
         model=directory(RUN.model),
         metrics=RUN.metrics,

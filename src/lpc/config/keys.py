@@ -36,16 +36,18 @@ class Section(BaseModel):
 REQUIRED: Any = ...
 
 
-def key(default: Any, description: str, *, role: Role = Role.SCIENCE, **bounds: Any) -> Any:
+def key(default: Any, description: str, *, role: Role = Role.SCIENCE, added: bool = False, **bounds: Any) -> Any:
     """Declare a key of a section.
 
     Args:
         default: its value where the configuration does not give it; REQUIRED if it must be given.
         description: what it means, for the tables of config/README.md and the JSON schema.
         role: what depends on it.
+        added: the key is younger than runs that are still valid. So a step gets it only where it differs from its
+            default, and the parameters and identities of those runs stay as they were.
         bounds: pydantic's constraints, such as `ge`, `gt`, `le`, `lt`, `min_length`.
     """
-    extra = {"role": str(role)}
+    extra = {"role": str(role)} | ({"added": True} if added else {})
     if isinstance(default, (dict, list, BaseModel)):
         return Field(default_factory=lambda: default, description=description, json_schema_extra=extra, **bounds)
     return Field(default, description=description, json_schema_extra=extra, **bounds)

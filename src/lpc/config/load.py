@@ -303,6 +303,14 @@ def _check_groups(sound: dict, recipes: dict[str, Recipe], experiments: dict[str
                 )
 
 
+def _is_sharded(launch: str | None) -> bool:
+    """Whether a launch file of accelerate starts FSDP."""
+    if launch is None or not (ROOT / launch).is_file():
+        return False
+    settings = yaml.safe_load((ROOT / launch).read_text(encoding="utf-8"))
+    return isinstance(settings, dict) and settings.get("distributed_type") == "FSDP"
+
+
 def _check_devices(sound: dict, recipes: dict[str, Recipe], faults: Faults) -> None:
     """Devices of rule train, and batches that they share evenly."""
     if sound["resources"] is None:
@@ -317,8 +325,15 @@ def _check_devices(sound: dict, recipes: dict[str, Recipe], faults: Faults) -> N
             f"{devices} devices (nodes: {resources.nodes}, gpus: {resources.gpus}) need launch, a file such as"
             " config/accelerate/ddp.yaml that starts a process for each",
         )
+    sharded = _is_sharded(resources.launch)
     for name, recipe in recipes.items():
         training = recipe.training
+        if sharded and training.evaluate is not None:
+            faults.add(
+                ("recipes", name, "training", "evaluate"),
+                f"not with FSDP, which resources.train.launch ({resources.launch}) starts; set that to"
+                " config/accelerate/ddp.yaml, or evaluate to null",
+            )
         if training.micro_batch_tokens is not None:
             if training.batch_size % devices:
                 faults.add(

@@ -24,6 +24,7 @@ from lpc import images, latents, objectives
 from lpc.config.keys import REQUIRED, Integer, Name, Role, Section, Seed, Share, Text, Unique, fault, key
 from lpc.data import formats
 from lpc.data.formats.mix import Mix
+from lpc.training.evaluate import Evaluate
 
 CLEAN = "clean"
 """How an experiment names a dataset without noise."""
@@ -203,16 +204,22 @@ class Training(Section):
         "(FlashAttention; CUDA, bfloat16) or `flex` (FlexAttention; CUDA, a C compiler)",
         role=Role.EXECUTION,
     )
+    evaluate: Evaluate | None = key(None, "evaluation on the validation pairs between steps; null: none", added=True)
     gradient_checkpointing: bool = key(False, "less memory for more time", role=Role.EXECUTION)
     logging_steps: Integer = key(10, "steps between two lines of train.jsonl", role=Role.EXECUTION, ge=1)
     save_minutes: float = key(
         10.0, "minutes between two checkpoints, from which an interrupted training goes on", role=Role.EXECUTION, gt=0
+    )
+    trackers: Annotated[list[Literal["wandb", "mlflow", "trackio"]], Unique()] = key(
+        [], "services that get the curves, besides the files for TensorBoard", role=Role.EXECUTION, added=True
     )
 
     @model_validator(mode="after")
     def _optimizer_of_all_weights(self):
         if self.optimizer in LOW_WEIGHTS and self.precision != "bfloat16":
             raise fault("optimizer", f"{self.optimizer} requires precision: bfloat16; change one of them")
+        if self.optimizer in LOW_WEIGHTS and self.evaluate is not None:
+            raise fault("optimizer", f"{self.optimizer} requires evaluate: null, since it splits each weight in two")
         if self.optimizer != "adamw" and self.lora is not None:
             raise fault(
                 "optimizer", f"{self.optimizer} requires lora: null, since adapters have few states; change one of them"
@@ -575,7 +582,10 @@ def dump(value: Any, *roles: Role) -> Any:
             nested = isinstance(item, BaseModel) or (
                 isinstance(item, dict) and any(isinstance(entry, BaseModel) for entry in item.values())
             )
-            role = (field.json_schema_extra or {}).get("role", Role.SCIENCE)
+            extra = field.json_schema_extra or {}
+            role = extra.get("role", Role.SCIENCE)
+            if roles and extra.get("added") and item == field.get_default(call_default_factory=True):
+                continue
             if roles and not nested and role not in roles:
                 continue
             part = dump(item, *roles)

@@ -315,6 +315,13 @@ class PairTokens(torch.utils.data.Dataset):
         """Let go of the mapped files: some network file systems delete no folder with a file in use."""
         self.prompts = self.chosen = self.rejected = Ragged.join([])
 
+    def part(self, number: int, parts: int) -> "PairTokens":
+        """Return every `parts`-th pair from the one at position `number` on."""
+        own = slice(number, None, parts)
+        columns = ([column[i] for i in range(len(self))[own]] for column in (self.prompts, self.chosen, self.rejected))
+        reference, groups = (None if array is None else array[own] for array in (self.reference, self.groups))
+        return PairTokens(self.rows[own], *columns, dropped=0, reference=reference, groups=groups)
+
     def cut_shares(self) -> dict[str, float]:
         """Return the share of prompts that are not whole, and of chosen and rejected completions without their end."""
         names = ("prompts", "chosen", "rejected")

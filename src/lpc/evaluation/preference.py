@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from lpc.data.tokens import PairTokens
-from lpc.latents.parts.mixture import mixture_rewards
+from lpc.latents.parts.mixture import marginal_loss, mixture_rewards
 from lpc.model.policy import LatentPolicy
 from lpc.objectives.base import Objective
 from lpc.scoring import encoded_batches, prompt_states
@@ -29,6 +29,7 @@ def score_pairs(
     *,
     batch_size: int,
     precision: str,
+    losses: bool = False,
 ) -> dict[str, np.ndarray]:
     """Return the rewards of every pair, float64 [n] each: `chosen_reward`, `rejected_reward`, from the prior by the
     latent's rule.
@@ -40,7 +41,8 @@ def score_pairs(
     over codes, of another prompt). With a posterior there are `…_posterior` (z from the posterior, which sees who won)
     and `…_posterior_swapped` (z from the posterior of swapped completions).
 
-    prompt_ids: which pairs have the same prompt; None: the policy's own rewards alone.
+    prompt_ids: which pairs have the same prompt; None: the policy's own rewards alone. losses: also `loss`, the
+    objective's own without what `regularization` adds, from the prior by the same rule.
     """
     latent = policy.latent
     everything = prompt_ids is not None
@@ -64,6 +66,8 @@ def score_pairs(
     rewards = {
         side + variant: np.empty(len(tokens)) for variant in scorings for side in ("chosen_reward", "rejected_reward")
     }
+    if losses:
+        rewards["loss"] = np.empty(len(tokens))
     under_codes = any(how in ("code", "mixture") for how, _ in scorings.values())
     for positions, batch, encoded in encoded_batches(policy, tokens, batch_size, precision, "rewards"):
         with torch.no_grad():
@@ -78,7 +82,13 @@ def score_pairs(
                 if variant == "_log_ratio":
                     sides = objective.log_ratios(*logps, batch)
                 else:
-                    _, *sides = objective.evaluate(*logps, batch)
+                    loss, *sides = objective.evaluate(*logps, batch)
+                if losses and variant == "":
+                    if how == "mixture":
+                        loss = marginal_loss(value, loss)
+                    elif how == "code":
+                        loss = loss.gather(1, value[:, None]).squeeze(1)
+                    rewards["loss"][positions] = loss.double().cpu().numpy()
                 if how == "mixture":
                     sides = mixture_rewards(value, *sides)
                 elif how == "code":

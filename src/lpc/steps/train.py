@@ -23,7 +23,7 @@ from lpc.model.loading import load_empty, load_run, load_run_tokenizer
 from lpc.scoring import load_pairs
 from lpc.training import sharding
 from lpc.training.adapters import add_adapters
-from lpc.training.checkpoints import TOKENS, prepare
+from lpc.training.checkpoints import TOKENS, VALIDATION, prepare
 from lpc.training.identity import identity
 from lpc.training.saving import rounded_state
 from lpc.training.train import train
@@ -81,8 +81,13 @@ def tokenise(args, now: dict) -> None:
         raise cli.UserError(f"objective {spec.objective.name}: needs --reference, the reference.parquet of the pairs")
     load = {"split": "train", "reference": args.reference, "columns": ["pair_id"]}
     _, tokens = load_pairs(args.pairs, load_run_tokenizer(args.base), spec.tokens, **load)
-    tokens.save(args.checkpoints / fingerprint(now) / TOKENS)
+    folder = args.checkpoints / fingerprint(now) / TOKENS
+    tokens.save(folder)
     log.info("%d training pairs tokenised, %d dropped", len(tokens), tokens.dropped)
+    if spec.training.evaluate is not None:
+        _, tokens = load_pairs(args.pairs, load_run_tokenizer(args.base), spec.tokens, **load | {"split": "validation"})
+        tokens.save(folder / VALIDATION)
+        log.info("%d validation pairs tokenised, %d dropped", len(tokens), tokens.dropped)
 
 
 def run(args, now: dict, changed: list[str], main_process: bool) -> None:
@@ -101,6 +106,11 @@ def run(args, now: dict, changed: list[str], main_process: bool) -> None:
             policy.latent.start_from(safetensors.torch.load_file(args.statistics), spec.seed)
         policy.latent.rescale(policy.logit_unit())
 
+    if spec.training.evaluate is not None and sharding.launched():
+        raise cli.UserError(
+            "training.evaluate: not with FSDP, which shards the weights that evaluation reads; set "
+            "resources.train.launch to config/accelerate/ddp.yaml, or evaluate to null"
+        )
     merge = None
     if (lora := spec.training.lora) is not None:
         if sharding.launched():
@@ -113,6 +123,7 @@ def run(args, now: dict, changed: list[str], main_process: bool) -> None:
 
     checkpoints = args.checkpoints / fingerprint(now)
     tokens = PairTokens.load(checkpoints / TOKENS)
+    validation_pairs = PairTokens.load(checkpoints / TOKENS / VALIDATION) if spec.training.evaluate else None
     trainer = train(
         policy,
         tokens,
@@ -123,6 +134,7 @@ def run(args, now: dict, changed: list[str], main_process: bool) -> None:
         log_file=args.metrics,
         processes=args.processes,
         weights=weights,
+        validation_pairs=validation_pairs,
     )
     if trainer is None:
         raise cli.Stopped("training saved a checkpoint and stopped before its end; rerun it to resume")
@@ -134,7 +146,9 @@ def run(args, now: dict, changed: list[str], main_process: bool) -> None:
     dtype = getattr(torch, spec.training.save_dtype or base["dtype"])
     state_dict, saved = rounded_state(trainer, base, dtype)
     pairs = len(tokens)
-    tokens.close()
+    for part in (tokens, validation_pairs):
+        if part is not None:
+            part.close()
     trainer.accelerator.wait_for_everyone()  # no process has the files open that the main one deletes below
     if not main_process:
         return

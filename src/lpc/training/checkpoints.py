@@ -24,6 +24,10 @@ IDENTITY = "identity.json"
 """In the folder of the checkpoints: what the weights depended on when their training began."""
 TOKENS = "tokens"
 """In the folder of the checkpoints: the training pairs' tokens, which each attempt writes anew."""
+VALIDATION = "validation"
+"""In `TOKENS`: those of the validation pairs, where they are evaluated."""
+BEST = "best.safetensors"
+"""Beside the checkpoints, and a hard link in each: the trained weights of the best evaluation, in float32."""
 
 
 class Checkpointing(TrainerCallback):
@@ -34,8 +38,9 @@ class Checkpointing(TrainerCallback):
     the first SIGINT (Ctrl-C); a second one interrupts at once.
     """
 
-    def __init__(self, trainer: Trainer, save_minutes: float):
-        self.trainer, self.save_seconds = trainer, 60 * save_minutes
+    def __init__(self, trainer: Trainer, save_minutes: float, validation=None):
+        """`validation`: an `lpc.training.evaluate.Validation`, or None. Not imported here: see that module."""
+        self.trainer, self.save_seconds, self.validation = trainer, 60 * save_minutes, validation
         self.stop_reason: str | None = None
         self.signalled: str | None = None
         self.last_save = self.last_step = time.monotonic()
@@ -68,7 +73,8 @@ class Checkpointing(TrainerCallback):
             wishes = torch.tensor([float(save), float(reason is not None)], device=args.device)
             wishes = self.trainer.accelerator.reduce(wishes, "sum").tolist()
             save, reason = wishes[0] > 0, reason or ("another process" if wishes[1] > 0 else None)
-        if state.global_step >= state.max_steps:
+        if self._is_over(args, state, control):
+            control.should_training_stop = True
             control.should_log = True  # the last step's line; the finished model is saved by the caller
             return control
         if save:
@@ -78,6 +84,18 @@ class Checkpointing(TrainerCallback):
             control.should_training_stop = True
         self.save_started = time.monotonic()
         return control
+
+    def _is_over(self, args, state, control) -> bool:
+        """Whether this step is the last. First evaluates, if an evaluation is due, so that a checkpoint has it."""
+        last = state.global_step >= state.max_steps
+        if self.validation is None or not (last or state.global_step % self.validation.settings.steps == 0):
+            return last
+        result = self.validation.evaluate(self.trainer)
+        should_log = control.should_log
+        measures = {f"eval_{name}": result[name] for name in ("accuracy", "loss")}
+        self.trainer.callback_handler.on_log(args, state, control, measures)
+        control.should_log = should_log  # on_log takes it for the line of the training
+        return last or self.validation.is_over(self.trainer.totals["evaluations"])
 
     def on_save(self, args, state, control, **kwargs):
         self.last_save = self.last_step = time.monotonic()
@@ -122,6 +140,13 @@ def prepare(root: Path, now: dict) -> list[str]:
     if changed:
         log.warning("%s: resuming on purpose, though these changed: %s", own, ", ".join(changed))
     return changed
+
+
+def link_best(source: Path, target: Path) -> None:
+    """Make the best weights of the folder `target` those of `source`, as a link to one file, if `source` has some."""
+    if (source / BEST).exists():
+        (target / BEST).unlink(missing_ok=True)
+        os.link(source / BEST, target / BEST)
 
 
 def _begun(folder: Path) -> dict:

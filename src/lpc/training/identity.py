@@ -21,7 +21,7 @@ def identity(
 ) -> dict:
     """Return everything that the weights depend on: settings, contents of the inputs, code, and library versions."""
     used = {"lpc.steps.train", type(spec.objective).__module__}
-    used |= {type(spec.latent).__module__} if spec.latent else set()
+    used |= {type(settings).__module__ for settings in (spec.latent, spec.training.evaluate) if settings}
     modules = sorted({file for module in used for file in modules_of(module)})
     record = read_json(base)
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}

@@ -1,5 +1,6 @@
 """One training from its settings: the arguments of transformers' Trainer, and the call that trains or resumes."""
 
+import importlib.util
 import logging
 import os
 import shutil
@@ -51,7 +52,11 @@ def training_arguments(
             f"training.micro_batch_size: {micro} does not divide the {per_process} pairs that each of {processes} "
             f"processes takes of training.batch_size {batch_size}"
         )
-    report_to = ["tensorboard"] + (["wandb"] if os.environ.get("WANDB_API_KEY") else [])
+    for name in training.trackers:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"training.trackers: {name} is not installed; run: pip install {name}")
+    wandb = ["wandb"] if os.environ.get("WANDB_API_KEY") else []
+    report_to = list(dict.fromkeys(["tensorboard", *wandb, *training.trackers]))
     return TrainingArguments(
         output_dir=str(output_dir),
         num_train_epochs=training.epochs,
@@ -160,11 +165,12 @@ def train(
     log_file: Path,
     processes: int = 1,
     weights: dict[str, Tensor] | None = None,
+    validation_pairs: PairTokens | None = None,
 ) -> PreferenceTrainer | None:
     """Train `policy` in place, from the last complete checkpoint in `checkpoints` if there is one.
 
     weights: for a sharded training, whose `policy` is on the meta device: those of its backbone on the first process,
-    none on the others. None where each process has a whole policy.
+    none on the others. None where each process has a whole policy. validation_pairs: where `training.evaluate` is set.
     Returns the trainer (its `totals` and `policy` are the results), or None if it saved and stopped on a signal or
     before the end of the job: run again to go on. The folder must belong to this run alone.
     """
@@ -208,7 +214,11 @@ def train(
     tokens = training.micro_batch_tokens
     collator = collate if tokens is None else MicroBatches(tokens, together)
     trainer = PreferenceTrainer(policy, args, pairs, objective, log_file, weights, collator, training.optimizer)
-    saving = Checkpointing(trainer, training.save_minutes)
+    validation = None
+    if training.evaluate is not None:
+        scoring = {"batch_size": training.micro_batch_size, "precision": training.precision}
+        validation = training.evaluate.validation(validation_pairs, **scoring)
+    saving = Checkpointing(trainer, training.save_minutes, validation)
     trainer.add_callback(saving)
     trainer.remove_callback(PrinterCallback)
     if done is not None:
@@ -220,4 +230,6 @@ def train(
         return None
     if training.optimizer in LOW_WEIGHTS:
         restore_weights(trainer.optimizer.optimizer)
+    if validation is not None:
+        validation.load_best(trainer)
     return trainer

@@ -28,8 +28,8 @@ from lpc.latents.base import LatentStep
 from lpc.model.noise import counter_uniform
 from lpc.model.policy import LatentPolicy
 from lpc.objectives.base import Objective
-from lpc.training.checkpoints import COMPLETE, complete_checkpoints, seal
 from lpc.training.optimizers import make_optimizer, parameter_groups
+from lpc.training.checkpoints import COMPLETE, complete_checkpoints, link_best, seal
 from lpc.training.sampler import EpochSampler, GroupSampler
 from lpc.training.sharding import shard
 
@@ -378,6 +378,7 @@ class PreferenceTrainer(Trainer):
             waiting = [name for name, parameter in trained if parameter not in moments]
             content = {"sums": sums, "totals": self.totals, "without_moments": waiting}
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            link_best(folder.parent, folder)
             seal(folder, content | {"sharded": self.is_fsdp_enabled})
         self.accelerator.wait_for_everyone()
 
@@ -393,6 +394,7 @@ class PreferenceTrainer(Trainer):
         self.totals, self.without_moments = saved["totals"], set(saved["without_moments"])
         self.totals["resumed_from"].append(int(checkpoint.name.rpartition("-")[2]))
         if self.is_world_process_zero():
+            link_best(checkpoint, checkpoint.parent)
             self.sums = {name: torch.tensor(value, device=self.args.device) for name, value in saved["sums"].items()}
         else:
             self.sums = {

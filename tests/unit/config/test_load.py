@@ -169,7 +169,7 @@ HUB = {"kind": "pairs", "path": "org/prefs", "split": {"validation": 5, "test": 
             ["recipes.dpo.objective.tau: unknown key", "(allowed: name, nll_weight, beta, label_smoothing"],
         ),
         ({"recipes__ipo__objective": {"name": "ipo"}}, ["recipes.ipo.objective: tau is missing"]),
-        ({"recipes__dpo__objective": {"name": "dpoo"}}, ['"dpoo" is not one of dpo, ipo', "; did you mean dpo?"]),
+        ({"recipes__dpo__objective": {"name": "dpoo"}}, ['"dpoo" is not one of cpo, dpo, ipo', "; did you mean dpo?"]),
         ({"recipes__dpo__latent": {"kind": "vector", "codes": 3}}, ["recipes.dpo.latent.codes: unknown key"]),
         ({"recipes__base": {"objective": {"name": "dpo"}}}, ["recipes.base: base is the name of a base model"]),
         ({"recipes__dpo__latent": {"codes": 1}}, ["recipes.dpo.latent.codes: 1 is out of range, must be at least 2"]),
@@ -180,6 +180,25 @@ HUB = {"kind": "pairs", "path": "org/prefs", "split": {"validation": 5, "test": 
         (
             {"recipes__dpo__latent": {"information_weight": 1}, "training__micro_batch_size": 1},
             ["recipes.dpo.latent.information_weight: requires micro_batch_size > 1"],
+        ),
+        (
+            {"training__evaluate": {"steps": 2, "patience": 3}},
+            ["training.evaluate.patience: 3 needs best_by, which is null"],
+        ),
+        (
+            {
+                "training__evaluate": {"steps": 2},
+                "training__optimizer": "adamw_split",
+                "training__precision": "bfloat16",
+            },
+            ["training.optimizer: adamw_split requires evaluate: null"],
+        ),
+        (
+            {
+                "training__evaluate": {"steps": 2},
+                "resources": {"train": {"gpus": 2, "launch": "config/accelerate/fsdp.yaml"}},
+            },
+            ["recipes.dpo.training.evaluate: not with FSDP, which resources.train.launch"],
         ),
         (
             {"recipes__dpo__latent": {"kind": "exact", "group_size": 3}, "training__micro_batch_size": 4},

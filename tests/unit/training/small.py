@@ -67,7 +67,9 @@ def tokenised(precision: str = "float32", seed: int = 0) -> PairTokens:
     return tokens
 
 
-def run(folder: Path, objective="dpo", latent: dict | None = None, tokens=None, policy=None, **training):
+def run(
+    folder: Path, objective="dpo", latent: dict | None = None, tokens=None, policy=None, validation=None, **training
+):
     """Train in this process; the trainer and its log lines."""
     policy = policy or LatentPolicy(make_base())
     if latent is not None:
@@ -80,6 +82,7 @@ def run(folder: Path, objective="dpo", latent: dict | None = None, tokens=None, 
         seed=0,
         checkpoints=folder / "checkpoints",
         log_file=folder / "train.jsonl",
+        validation_pairs=validation,
     )
     return trainer, lines_of(folder)
 

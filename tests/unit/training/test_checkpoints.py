@@ -183,12 +183,15 @@ def test_identity_covers_all_that_weights_depend_on_and_nothing_else(tmp_path, i
     assert "training/trainer.py" in now["modules"] and "report/page.py" not in now["modules"]
     assert "objectives/dpo.py" in now["modules"] and not {"objectives/ipo.py", "latents/lpc.py"} & set(now["modules"])
     execution = {"micro_batch_size": 2, "save_minutes": 3.0, "logging_steps": 3, "gradient_checkpointing": True}
-    execution["attention"] = "flex"
+    execution |= {"attention": "flex", "trackers": ["wandb"]}
     assert identity(spec(**execution), **files) == now
     assert changes(now, identity(spec(epochs=3), **files)) == ["spec.training.epochs"]
     record = json.loads((inputs / "base.json").read_text())
     write_json(tmp_path / "base.json", record | {"chat_template": "{{ messages }}"})
     assert changes(now, identity(spec(), **files | {"base": tmp_path / "base.json"})) == ["loading.chat_template"]
+    evaluated = changes(now, identity(spec(evaluate={"steps": 5}), **files))
+    assert {"spec.training.evaluate.steps", "modules.evaluation/preference.py"} <= set(evaluated)
+    assert not {"evaluate", "trackers"} & set(now["spec"]["training"])  # runs are older than these keys
     with_latent = identity(spec({"inference": "mode"}), **files)
     assert with_latent == identity(spec({"inference": "mean"}), **files)
     assert "latents/lpc.py" in with_latent["modules"]
