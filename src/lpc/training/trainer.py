@@ -28,8 +28,8 @@ from lpc.latents.base import LatentStep
 from lpc.model.noise import counter_uniform
 from lpc.model.policy import LatentPolicy
 from lpc.objectives.base import Objective
-from lpc.training.optimizers import make_optimizer, parameter_groups
 from lpc.training.checkpoints import COMPLETE, complete_checkpoints, link_best, seal
+from lpc.training.optimizers import make_optimizer, parameter_groups
 from lpc.training.sampler import EpochSampler, GroupSampler
 from lpc.training.sharding import shard
 

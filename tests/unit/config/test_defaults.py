@@ -31,6 +31,8 @@ OURS = {
     "training.deterministic": False,
     "training.lora": None,
     "training.attention": "loop",
+    "training.evaluate": None,
+    "training.trackers": [],
     "training.gradient_checkpointing": False,
     "training.logging_steps": 10,
     "training.save_minutes": 10.0,
