@@ -21,7 +21,8 @@ left column are a little more frequent, so a judge blind to the source can be ri
 
 People. With `people`, each row is by one of so many people, of whom each judges by the rule of one source. The wording
 of their prompts is that of sources drawn at random, so a prompt does not identify the person. A judge who does not know
-the person is right half of the time.
+the person is right little more than half of the time: where the people drawn favour one end of an attribute, or by
+preferring extreme levels, which the best of several responses has more often.
 
 Scores are `rule_score` plus normal noise. `ceilings` returns the reachable accuracy on given pairs.
 """
