@@ -27,7 +27,7 @@ demo: .venv/run.stamp ## install, run the whole workflow on the embedded default
 status: .venv/run.stamp ## show how far CONFIG is: by rule the jobs done, running, failed and waiting
 	@PYTHONPATH=src python -m lpc.status --configfile $(CONFIG)
 
-plan: .venv/run.stamp ## list the finished models that a run of CONFIG would delete and train again
+plan: .venv/run.stamp ## show what a run of CONFIG would do: jobs, why, how long, finished models that it would delete
 	@PYTHONPATH=src python -m lpc.plan --configfile $(CONFIG)
 
 verify: .venv/run.stamp ## compare the finished results of CONFIG with the digests in their records
