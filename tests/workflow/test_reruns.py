@@ -162,6 +162,8 @@ def execution_keys(section, path=()):
                 yield (*path, name), "config/accelerate/single.yaml"
             elif name == "attention":
                 yield (*path, name), "flex"
+            elif name == "trackers":
+                yield (*path, name), ["mlflow"]
             else:
                 yield (*path, name), other_than(value)
 
@@ -176,6 +178,7 @@ def test_execution_keys_are_those_of_training_evaluation_and_resources():
         "training/gradient_checkpointing",
         "training/logging_steps",
         "training/save_minutes",
+        "training/trackers",
         "evaluation/preference/batch_size",
         "evaluation/benchmarks/batch_size",
         "resources/train/launch",
