@@ -241,12 +241,16 @@ Objective = one_of("name", objectives.KINDS)
 Latent = one_of("kind", {name: kind.Settings for name, kind in latents.KINDS.items()}, default=latents.DEFAULT)
 
 
-class Recipe(Section):
-    """A recipe with its whole training section; of a sweep, too."""
+class TrackedRecipe(Section):
+    """A recipe as tables and report read it. They have no execution keys, so no check here may depend on one."""
 
     objective: Objective = key(REQUIRED, "the loss")
     latent: Latent | None = key(None, "null: the plain objective")
     training: Training = key(Training(), "how it is trained")
+
+
+class Recipe(TrackedRecipe):
+    """A recipe with its whole training section; of a sweep, too."""
 
     @model_validator(mode="after")
     def _pairs_to_compare(self):

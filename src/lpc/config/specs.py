@@ -293,7 +293,7 @@ class Tables(Spec):
     tracked_roles = (Role.SCIENCE, Role.INFERENCE, Role.DISPLAY)
 
     runs: list[RunEntry] = key(REQUIRED, "all runs")
-    recipes: dict[str, models.Recipe] = key(REQUIRED, "recipes by name, those of sweeps included")
+    recipes: dict[str, models.TrackedRecipe] = key(REQUIRED, "recipes by name, those of sweeps included")
     tasks: list[tuple[str, of(models.Task, "metric")]] = key(REQUIRED, "benchmark tasks with their metrics, in order")
     datasets: list[str] = key(REQUIRED, "further held-out datasets")
     sweeps: dict[str, list[tuple[str, list[JsonValue]]]] = key(REQUIRED, "swept keys and their values, by experiment")
@@ -304,7 +304,7 @@ class Report(Spec):
 
     settings: models.Settings = key(REQUIRED, "the configuration")
     runs: list[RunEntry] = key(REQUIRED, "all runs")
-    recipes: dict[str, models.Recipe] = key(REQUIRED, "recipes by name, those of sweeps included")
+    recipes: dict[str, models.TrackedRecipe] = key(REQUIRED, "recipes by name, those of sweeps included")
 
 
 RULES: dict[str, type[Spec]] = {

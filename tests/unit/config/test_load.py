@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lpc.config import specs
 from lpc.config.load import ConfigError, load, resolve
 from lpc.config.models import AllResources, dump
 from lpc.config.runs import Run
@@ -394,6 +395,18 @@ def test_a_mixture_has_groups_where_all_of_its_datasets_have():
     }
     assert "dataset both has no groups" in faults(**values)
     assert resolve(changed(**values, datasets__world__people=12)).runs
+
+
+@pytest.mark.parametrize(
+    "latent", [{"kind": "exact", "group_size": 4}, {"kind": "lpc", "information_weight": 0.1}], ids=["groups", "pairs"]
+)
+def test_tables_and_report_read_recipes_without_execution_keys(latent):
+    """A default of micro_batch_size in their place must not be checked against the latent."""
+    config = resolve(changed(recipes__dpo__latent=latent, datasets__world__people=12))
+    settings = {name: getattr(config, name) for name in ("settings", "recipes")}
+    of_tables = {"recipes": config.recipes, "tasks": [], "datasets": [], "sweeps": {}}
+    for spec in (specs.Tables(runs=[], **of_tables), specs.Report(runs=[], **settings)):
+        assert type(spec).parse(spec.tracked(), {}).recipes["dpo"].latent == config.recipes["dpo"].latent
 
 
 def test_a_split_by_group_needs_groups():
