@@ -36,9 +36,15 @@ def answer(results: Results) -> Answer:
         controls(results),
         cost(results),
     ]
-    return Answer(
-        headline(rows, spread), [finding for finding in findings if finding], facts(results), differences(results, rows)
-    )
+    title = headline(rows, spread)
+    if of_people_alone(rows, results.tables["person"]):
+        title += ", with no pair of a person known"
+    return Answer(title, [finding for finding in findings if finding], facts(results), differences(results, rows))
+
+
+def of_people_alone(rows: list[dict], person: list[dict]) -> bool:
+    """Return whether all comparisons are on data whose people can be known, where z from the prior knows nobody."""
+    return {row["variant"] for row in rows} <= {row["variant"] for row in person}
 
 
 def seed_spread(rows: list[dict]) -> tuple[str, int, float] | None:
@@ -131,10 +137,13 @@ def caution(rows: list[dict]) -> str:
 
 
 def people(results: Results) -> str:
-    """Return what knowing a person is worth: accuracy with fewest and most known pairs, and of plain recipes."""
-    curves = defaultdict(dict)
+    """Return what knowing a person is worth: accuracy with fewest and most known pairs, and of plain recipes.
+
+    Accuracies are means over seeds.
+    """
+    curves = defaultdict(lambda: defaultdict(list))
     for row in results.tables["person"]:
-        curves[row["base"], row["variant"], row["recipe"]].setdefault(row["known_pairs"], row)  # of the first seed
+        curves[row["base"], row["variant"], row["recipe"]][row["known_pairs"]].append(row["accuracy"])
     if not curves:
         return ""
     places = {(base, variant) for base, variant, _ in curves}
@@ -144,9 +153,9 @@ def people(results: Results) -> str:
         if row["latent"] is None and (row["base"], row["variant"]) in places
     ]
     for (_, _, recipe), curve in curves.items():
-        least, most = (number(percent(curve[size]["accuracy"])) for size in (min(curve), max(curve)))
+        least, most = (number(percent(np.mean(curve[size]))) for size in (min(curve), max(curve)))
         known = f"{min(curve)} to {max(curve)} pairs of a person known"
-        found.append(f"{recipe} {least} to {most} % with {known} (seed {curve[min(curve)]['seed']})")
+        found.append(f"{recipe} {least} to {most} % with {known} ({count(len(curve[max(curve)]), 'seed')})")
     return f"Of people who disagree: {'; '.join(found)}."
 
 

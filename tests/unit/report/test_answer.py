@@ -118,9 +118,15 @@ def test_the_noise_of_training_stands_beside_differences_of_one_seed():
 
 def test_what_knowing_a_person_is_worth(results_of_people):
     assert answer.people(results_of_people) == (
-        "Of people who disagree: dpo ranks 50.2 % of their pairs right; dpo-exact 51.0 to 81.0 % with 0 to 8 pairs of "
-        "a person known (seed 0)."
+        "Of people who disagree: dpo ranks 50.2 % of their pairs right; dpo-exact 50.0 to 75.5 % with 0 to 8 pairs of "
+        "a person known (2 seeds)."
     )
+
+
+def test_the_title_says_that_no_person_is_known_where_all_data_are_of_people(results_of_people):
+    person = results_of_people.tables["person"]
+    assert answer.of_people_alone([{"variant": "v"}], person)
+    assert not answer.of_people_alone([{"variant": "v"}, {"variant": "world"}], person)
 
 
 @pytest.fixture

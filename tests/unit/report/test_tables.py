@@ -199,6 +199,17 @@ def test_correlations_with_length_and_aspects(results):
     assert row["n"] == PAIRS // 3, "a pair counts where chosen and rejected both have the aspect"
 
 
+def test_correlations_of_a_latent_without_a_posterior(tmp_path):
+    import pyarrow as pa
+
+    run = {**a_run("dpo-lpc", 0), "latent": {"kind": "exact", "codes": 2}}
+    columns = {"pair_id": ["a", "b", "c"], "prior": [[0.1, 0.9], [0.2, 0.8], [0.3, 0.7]]}
+    columns |= {"chosen_tokens": [1, 2, 3], "rejected_tokens": [0, 0, 0]}
+    files.write_parquet(tmp_path / folder_of(run) / "latents.parquet", pa.table(columns))
+    found = code_correlations.rows(base.Inputs(Layout(tmp_path), [run]))
+    assert [(row["prior_correlation"], row["posterior_correlation"]) for row in found] == [(1.0, None), (-1.0, None)]
+
+
 def test_spearman_of_a_constant_does_not_exist():
     assert code_correlations.spearman(np.array([[1.0, 1], [1, 2], [1, 3]]), np.array([1.0, 2, 3])) == [None, 1.0]
 

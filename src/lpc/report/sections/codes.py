@@ -182,14 +182,16 @@ def embeddings(results: Results, run: dict) -> list[Figure]:
 
 
 def correlations(results: Results) -> list[Table]:
-    """Return a table of the code whose posterior correlates most, for each run and measure."""
-    best: dict[tuple, dict] = {}
+    """Return a table of the code whose posterior, or prior where there is none, correlates most, for each run and
+    measure."""
+    best: dict[tuple, tuple[float, dict]] = {}
     for row in results.tables["code_correlations"]:
         value = row["posterior_correlation"]
+        value = row["prior_correlation"] if value is None else value
         if results.in_main(row) and value is not None:
             key = tuple(row[name] for name in ("base", "variant", "recipe", "seed", "measure"))
-            if key not in best or abs(value) > abs(best[key]["posterior_correlation"]):
-                best[key] = row
+            if key not in best or abs(value) > best[key][0]:
+                best[key] = abs(value), row
     if not best:
         return []
     columns = [
@@ -210,4 +212,13 @@ def correlations(results: Results) -> list[Table]:
     ]
     fold = "Correlation of codes with length and aspects"
     csv = results.csv("code_correlations")
-    return [Table("The code that correlates most with each measure", columns, list(best.values()), csv, notes, fold)]
+    return [
+        Table(
+            "The code that correlates most with each measure",
+            columns,
+            [row for _, row in best.values()],
+            csv,
+            notes,
+            fold,
+        )
+    ]

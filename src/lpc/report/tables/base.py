@@ -16,7 +16,7 @@ import pyarrow as pa
 from lpc import files
 from lpc.evaluation import intervals
 from lpc.layout import Layout
-from lpc.report.runs import has_codes, latent_kind
+from lpc.report.runs import has_codes, has_posterior, latent_kind
 
 
 @dataclass
@@ -58,11 +58,11 @@ class Inputs:
         return self._outcomes[path, latent]
 
     def codes(self, columns: list[str]):
-        """Yield each run with codes that has its latents, and these columns of them."""
+        """Yield each run with codes that has its latents, and these columns of them; `posterior` where it has one."""
         for run in self.runs:
-            path = self.layout.of(run).latents
-            if has_codes(latent_kind(run)) and path.exists():
-                yield run, files.read_parquet(path, columns)
+            path, kind = self.layout.of(run).latents, latent_kind(run)
+            if has_codes(kind) and path.exists():
+                yield run, files.read_parquet(path, [c for c in columns if c != "posterior" or has_posterior(kind)])
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,10 @@ def rows(inputs: Inputs) -> list[dict]:
             known = np.isfinite(values)
             if known.sum() < 3:
                 continue
-            of_prior, of_posterior = (
-                spearman(np.stack(table[kind].to_numpy())[known], values[known]) for kind in ("prior", "posterior")
-            )
+            of_prior = spearman(np.stack(table["prior"].to_numpy())[known], values[known])
+            of_posterior = [None] * len(of_prior)
+            if "posterior" in table.column_names:
+                of_posterior = spearman(np.stack(table["posterior"].to_numpy())[known], values[known])
             for code, (prior, posterior) in enumerate(zip(of_prior, of_posterior, strict=True)):
                 found.append(
                     {
@@ -75,7 +76,7 @@ TABLE = TableDefinition(
         "measure": "length (tokens of the chosen minus the rejected completion), or an aspect (its scores likewise)",
         "n": "test pairs with this measure",
         "prior_correlation": "rank correlation of the code's prior with the measure; empty where either is constant",
-        "posterior_correlation": "the same of the code's posterior",
+        "posterior_correlation": "the same of the code's posterior; empty for a latent without one, too",
     },
     rows=rows,
 )
