@@ -21,6 +21,7 @@ from lpc.cli import UserError
 from lpc.config.load import load
 
 REAL = ROOT.parent / "shared" / "data"
+pytestmark = pytest.mark.timeout(1800)  # the first test runs the workflow
 SWEPT = "dpo-lpc+training.learning_rate=0.01"
 TABLES = {
     "preference_accuracy": {"base", "dataset", "recipe", "objective", "latent", "seed", "n", "accuracy"},

@@ -21,6 +21,7 @@ EVERYTHING = {
         "other": {"kind": "world", "rows": 300, "split": {"validation": 40, "test": 60}, "people": 6},
         "held": {"kind": "pairs", "path": "a/data", "split": {"validation": 40, "test": 60}},
         "texts": {"kind": "world", "rows": 100, "split": {"validation": 10, "test": 10}},
+        "both": {"kind": "mix", "mix": {"world": 1.0, "texts": 0.5}},
         "unused": {"kind": "world", "rows": 100, "split": {"validation": 10, "test": 10}},
     },
     "noise": {"flip": {"rate": 0.5}, "never": {"rate": 0.1}},
@@ -38,6 +39,7 @@ EVERYTHING = {
         **SMALL["experiments"],
         "more": {"bases": ["hub"], "datasets": ["other"], "recipes": ["simpo", "vector", "dpo-lpc"]},
         "noise": {"bases": ["tiny"], "datasets": ["world"], "noise": ["flip"], "recipes": ["dpo"], "seeds": [0, 1]},
+        "mixture": {"bases": ["tiny"], "datasets": ["both"], "recipes": ["dpo"]},
         "sweep": {"bases": ["tiny"], "datasets": ["world"], "recipes": ["dpo-lpc"], "sweep": {"latent.codes": [4, 8]}},
     },
     "evaluation": {
