@@ -1,6 +1,6 @@
 """Serve a trained run by OpenAI's protocol: `/v1/chat/completions`, with streaming, and `/v1/models`.
 
-Answers are generated one at a time. There is no password: whoever reaches the address can ask.
+The server generates one answer at a time. It has no password, so everyone who reaches its address can use it.
 """
 
 import argparse

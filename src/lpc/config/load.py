@@ -304,7 +304,7 @@ def _check_groups(sound: dict, recipes: dict[str, Recipe], experiments: dict[str
 
 
 def _is_sharded(launch: str | None) -> bool:
-    """Whether a launch file of accelerate starts FSDP."""
+    """Return whether a launch file of accelerate starts FSDP."""
     if launch is None or not (ROOT / launch).is_file():
         return False
     settings = yaml.safe_load((ROOT / launch).read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ from lpc.data.tokens import (
     encode_prompts,
     load_tokenizer,
 )
-from lpc.model.policy import LOADING_INFO, check_loading, load_config
+from lpc.model.backbone import LOADING_INFO, check_loading, load_config
 from lpc.paths import is_local
 
 # What a checkpoint is loaded from. Some repositories hold the same weights in several formats: one is enough.

@@ -10,7 +10,8 @@ from transformers.utils import logging as transformers_logging
 
 from lpc.data.tokens import load_tokenizer, stop_tokens
 from lpc.files import read_json
-from lpc.model.policy import LatentPolicy, empty_backbone, load_backbone, stored_dtype
+from lpc.model.backbone import empty_backbone, load_backbone, stored_dtype
+from lpc.model.policy import LatentPolicy
 
 
 def load_run(

@@ -16,30 +16,34 @@ UNUSED = 0.05
 
 def answer(results: Results) -> Answer:
     """Return the top of the page."""
-    rows, benchmarks = results.comparisons(), [*filter(None, [abilities(results)])]
+    rows, benchmarks = results.comparisons(), abilities(results)
     if not rows and any(has_codes(row["latent"]) and row["against"] for row in results.tables["comparisons"]):
         why = "No plain run and its counterpart with LPC are both scored. The end of the page lists missing results."
-        return Answer("LPC is not compared with plain training yet", [why, *benchmarks], facts(results))
+        return Answer("LPC is not compared with plain training yet", _said(why, benchmarks), facts(results))
     if not rows:
         why = (
             "A comparison needs two recipes with the same objective, one with a latent that has codes and one without "
             "a latent, trained on the same base, data and seed."
         )
-        return Answer("These results do not compare LPC with plain training", [why, *benchmarks], facts(results))
+        return Answer("These results do not compare LPC with plain training", _said(why, benchmarks), facts(results))
     spread = seed_spread(results.accuracy())
-    findings = [
+    findings = _said(
         effects(rows),
-        *benchmarks,
+        benchmarks,
         caution(rows),
         people(results),
         latent(results),
         controls(results),
         cost(results),
-    ]
+    )
     title = headline(rows, spread)
     if of_people_alone(rows, results.tables["person"]):
         title += ", with no pair of a person known"
-    return Answer(title, [finding for finding in findings if finding], facts(results), differences(results, rows))
+    return Answer(title, findings, facts(results), differences(results, rows))
+
+
+def _said(*findings: str) -> list[str]:
+    return [finding for finding in findings if finding]
 
 
 def of_people_alone(rows: list[dict], person: list[dict]) -> bool:

@@ -6,8 +6,9 @@ from pathlib import Path
 from lpc import cli, files
 from lpc.data.tokens import load_tokenizer
 from lpc.export.write import write_code, write_model, write_table
+from lpc.model.backbone import stored_dtype
 from lpc.model.loading import stop_at_turn_end
-from lpc.model.policy import LatentPolicy, stored_dtype
+from lpc.model.policy import LatentPolicy
 
 FORMS = {
     "latent": "a model of `AutoModelForCausalLM` with `trust_remote_code`, with its latent",

@@ -86,7 +86,7 @@ class Checkpointing(TrainerCallback):
         return control
 
     def _is_over(self, args, state, control) -> bool:
-        """Whether this step is the last. First evaluates, if an evaluation is due, so that a checkpoint has it."""
+        """Return whether this step is the last. A due evaluation comes first, so that a checkpoint holds it."""
         last = state.global_step >= state.max_steps
         if self.validation is None or not (last or state.global_step % self.validation.settings.steps == 0):
             return last

@@ -52,8 +52,8 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Return the optimizer of that name over `groups`.
 
-    standard, options: class and arguments of Trainer's AdamW. Converts the policy's weights where the name says so; see
-    `restore_weights`.
+    standard, options: class and arguments of Trainer's AdamW. The optimizers of `LOW_WEIGHTS` make linear layers'
+    weights bfloat16; `restore_weights` undoes it.
     """
     low = low_weights(policy) if name in LOW_WEIGHTS else []
     if name == "adamw":

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lpc.data.tokens import MODEL_INPUTS, collate
-from lpc.model.policy import load_backbone
+from lpc.model.backbone import load_backbone
 from lpc.training.trainer import PreferenceTrainer
 
 log = logging.getLogger("lpc")

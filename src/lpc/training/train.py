@@ -1,6 +1,5 @@
 """One training from its settings: the arguments of transformers' Trainer, and the call that trains or resumes."""
 
-import importlib.util
 import logging
 import os
 import shutil
@@ -53,7 +52,7 @@ def training_arguments(
             f"processes takes of training.batch_size {batch_size}"
         )
     for name in training.trackers:
-        if importlib.util.find_spec(name) is None:
+        if find_spec(name) is None:
             raise UserError(f"training.trackers: {name} is not installed; run: pip install {name}")
     wandb = ["wandb"] if os.environ.get("WANDB_API_KEY") else []
     report_to = list(dict.fromkeys(["tensorboard", *wandb, *training.trackers]))

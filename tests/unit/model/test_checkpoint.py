@@ -11,8 +11,9 @@ from tiny import make_backbone, make_tokenizer
 from transformers import AutoConfig
 
 from lpc.cli import UserError
+from lpc.model.backbone import load_backbone
 from lpc.model.checkpoint import SMALL_FILES, describe_base, read_config
-from lpc.model.policy import LatentPolicy, load_backbone
+from lpc.model.policy import LatentPolicy
 
 
 def describe(folder, **changes):

@@ -14,7 +14,8 @@ from lpc.cli import UserError
 from lpc.evaluation.harness import LatentLM
 from lpc.latents.lpc import LPCSettings
 from lpc.model import packing
-from lpc.model.policy import LatentPolicy, check_architecture
+from lpc.model.backbone import check_architecture
+from lpc.model.policy import LatentPolicy
 
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
 MAMBA = {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}

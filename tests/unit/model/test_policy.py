@@ -12,7 +12,8 @@ from lpc import latents
 from lpc.cli import UserError
 from lpc.data.tokens import MODEL_INPUTS, collate
 from lpc.latents.lpc import LPCSettings
-from lpc.model.policy import LatentPolicy, check_architecture
+from lpc.model.backbone import check_architecture
+from lpc.model.policy import LatentPolicy
 
 ARCHITECTURES = {
     "llama": {},

@@ -10,8 +10,8 @@ from test_fsdp import launch_file
 from tiny import make_backbone, make_tokenizer
 
 from lpc.files import read_json, write_json
+from lpc.model.backbone import empty_backbone, load_backbone, stored_dtype
 from lpc.model.loading import load_empty
-from lpc.model.policy import empty_backbone, load_backbone, stored_dtype
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,7 @@ class Split(Section):
 
     @property
     def is_test_alone(self) -> bool:
-        """Whether every row is for testing."""
+        """Return whether every row is for testing."""
         return self.test == ALL
 
     def _held_out(self) -> dict[str, int | str]:
