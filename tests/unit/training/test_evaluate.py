@@ -194,10 +194,10 @@ def test_a_sharded_training_is_refused(split_inputs, tmp_path):
 
 def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
     training = Training(**TRAINING, trackers=["trackio"])
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("lpc.training.train.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"training\.trackers: trackio is not installed; run: pip install trackio"):
         training_arguments(training, seed=0, output_dir=tmp_path, processes=1)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "trackio")
+    monkeypatch.setattr("lpc.training.train.find_spec", lambda name: name == "trackio")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     assert training_arguments(training, seed=0, output_dir=tmp_path, processes=1).report_to == [
         "tensorboard",
