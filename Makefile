@@ -37,7 +37,7 @@ crate: .venv/crate.stamp ## describe the finished results of CONFIG as an RO-Cra
 	@PYTHONPATH=src python -m lpc.crate --configfile $(CONFIG) $(ARGUMENTS)
 
 test: .venv/test.stamp ## install and run the tests
-	pytest -n 2 --dist loadfile $(ARGUMENTS)
+	pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGUMENTS)
 
 lint: .venv/test.stamp ## check style and formatting of Python and Snakemake files
 	ruff check

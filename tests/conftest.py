@@ -33,3 +33,14 @@ def checkpoint(tmp_path_factory, tokenizer):
 @pytest.fixture
 def pairs():
     return make_pairs(48)
+
+
+FIRST = ("tests/workflow/", "tests/cluster/", "tests/storm/", "tests/unit/training/")
+"""Folders of long files. They start first, or one of them would run alone at the end while other workers have nothing."""
+
+
+def pytest_collection_modifyitems(items):
+    def place(item):
+        return next((i for i, folder in enumerate(FIRST) if item.nodeid.startswith(folder)), len(FIRST))
+
+    items.sort(key=place)

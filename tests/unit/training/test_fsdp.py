@@ -34,6 +34,7 @@ EXACT = {"kind": "exact", "codes": 4, "group_size": 2, "code_scale": 0.5}
         pytest.param(precision, tolerance, latent, id=f"{precision}-{name}")
         for precision, tolerance in (("float32", 1e-4), ("bfloat16", 0.02))
         for name, latent in (("plain", None), ("lpc", STEP_LATENT), ("exact", EXACT))
+        if name != "plain" or precision == "float32"  # bfloat16 of a plain model is in both others
     ],
 )
 def test_a_sharded_training_is_that_of_one_process(inputs, tmp_path, precision, tolerance, latent):
