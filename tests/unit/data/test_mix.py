@@ -60,6 +60,23 @@ def test_the_draw_follows_the_seed_alone_and_a_larger_share_keeps_a_smaller_one(
     assert {row["pair_id"] for row in mixed if row["source"] == "a" and row["split"] == "train"} == shares[1]
 
 
+@pytest.mark.parametrize(("count", "share", "expected"), [(10, 0.29, 3), (7, 0.5, 4), (3, 0.6, 2)])
+def test_the_number_of_drawn_pairs_is_the_nearest(count, share, expected):
+    """Rounded down, 0.29 of 10 pairs would be 2."""
+    mixed, _ = mix({"a": member("a", count)}, {"a": share}, 0)
+    assert len(train(mixed)) == expected
+
+
+def test_members_draw_independently():
+    """Two members with the same groups: not the same half of them, or the mixture would hold half of the groups."""
+    halves = []
+    members = {name: [*held_out(name), *(pair(f"{name} {i}", group=f"{i}") for i in range(40))] for name in "ab"}
+    mixed, _ = mix(members, {"a": 0.5, "b": 0.5}, 0)
+    for name in "ab":
+        halves.append({row["group"].partition("/")[2] for row in mixed if row["source"] == name and row["group"]})
+    assert [len(half) for half in halves] == [20, 20] and halves[0] != halves[1]
+
+
 def test_no_prompt_is_in_two_splits():
     """b trains on a's test and validation prompts, one in another Unicode form with other space; a on b's test prompt;
     and what a has for validation b has for testing."""

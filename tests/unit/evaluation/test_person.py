@@ -22,6 +22,7 @@ from lpc.evaluation.person import (
     code_rewards,
     code_shares,
     context_first,
+    person_codes,
     personal_accuracy,
     score_codes,
     score_posteriors,
@@ -140,6 +141,15 @@ def test_codes_are_compared_with_sources():
     mixed = [*sources[:-1], "a"]
     assert code_shares(scores, people, mixed, 1) == {}
     assert code_agreement(scores, people, mixed, [0, 1]) == {0: None, 1: None}
+
+
+def test_the_code_of_a_person_by_hand():
+    """Priors .2 : .8 and .5 : .5 of two known pairs have the geometric mean 1 : 2. Likelihoods .9/.6 and .8/.3 give
+    .72 : .18, and the product is .72 : .36. The third pair is not known."""
+    log_prior = torch.tensor([[0.2, 0.8], [0.5, 0.5], [0.1, 0.9]]).double().log()
+    losses = -torch.tensor([[0.9, 0.6], [0.8, 0.3], [0.01, 0.99]]).double().log()
+    found = person_codes({"log_prior": log_prior, "losses": losses}, [[0, 1, 2]], 2)
+    torch.testing.assert_close(found, torch.tensor([[2 / 3, 1 / 3]]).double())
 
 
 def test_z_of_a_person_is_that_of_the_product_of_posteriors():

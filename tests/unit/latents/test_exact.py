@@ -168,6 +168,18 @@ def test_the_step_knows_the_posterior_by_bayes_rule():
     torch.testing.assert_close(step.kl, torch.tensor([0.75 * np.log(3) + 0.25 * np.log(1 / 3)], dtype=torch.float32))
 
 
+def test_the_step_s_rewards_are_those_of_the_prior():
+    """Prior 1/4 and 3/4, probabilities .9 and .5 of the chosen completion: .25 · .9 + .75 · .5 = .6, odds 3 : 2. The
+    posterior knows the label, so its odds would be better."""
+    latent = latents.build(ExactSettings(codes=2), 4, seed=0)
+    step = latent(*[torch.zeros(1, 4)] * 3, progress=0.0)
+    step.prior_logits = torch.tensor([[0.25, 0.75]]).log()
+    chosen, rejected = torch.tensor([[math.log(9) + 1, 1.0]]), torch.tensor([[1.0, 1.0]])
+    _, chosen, rejected = latent.marginalise(step, -torch.tensor([[0.9, 0.5]]).log(), chosen, rejected)
+    torch.testing.assert_close(chosen - rejected, torch.tensor([1.5]).log())
+    torch.testing.assert_close(chosen + rejected, torch.tensor([0.25 * math.log(9) + 2]))
+
+
 def test_a_group_of_one_is_today_s_loss_bit_for_bit():
     """Loss and gradients in float32 against logsumexp of one pair, without a group in sight."""
     generator = torch.Generator().manual_seed(0)

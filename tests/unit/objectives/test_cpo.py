@@ -23,6 +23,13 @@ def test_values():
     close(rejected, [-0.05, -15.0, -10.5])
 
 
+def test_log_probabilities_are_sums_over_tokens():
+    """−2 against −6 nats, of 2 and 5 tokens: 0.5 · 4 = 2, and −log σ(2) = 0.126928."""
+    batch = {"chosen_tokens": torch.tensor([2]), "rejected_tokens": torch.tensor([5])}
+    losses, *_ = CPO(name="cpo", beta=0.5).evaluate(torch.tensor([-2.0]), torch.tensor([-6.0]), batch)
+    close(losses, [0.126928], atol=1e-6, rtol=0)
+
+
 def test_the_likelihood_of_the_chosen_completion_has_weight_one():
     """−log π(y_w) of 6 nats over 3 tokens."""
     close(CASE.regularization(torch.tensor([-6.0]), {"chosen_tokens": torch.tensor([3])}), [2.0])

@@ -24,6 +24,14 @@ def test_values():
     close(rejected, [-2 * math.log(4)])
 
 
+def test_log_probabilities_are_means_over_tokens():
+    """Two tokens of probability 0.5 against three of 0.2: the pair of `test_values`."""
+    batch = {"chosen_tokens": torch.tensor([2]), "rejected_tokens": torch.tensor([3])}
+    sums = torch.tensor([0.5**2]).log(), torch.tensor([0.2**3]).log()
+    losses, *_ = ORPO(name="orpo", weight=2.0).evaluate(*sums, batch)
+    close(losses, [2 * math.log(1.25)])
+
+
 def test_the_likelihood_of_the_chosen_completion_has_weight_one():
     """−log π(y_w) of 6 nats over 3 tokens."""
     close(CASE.regularization(torch.tensor([-6.0]), {"chosen_tokens": torch.tensor([3])}), [2.0])
