@@ -36,7 +36,7 @@ def pairs():
 
 
 FIRST = ("tests/workflow/", "tests/cluster/", "tests/storm/", "tests/unit/training/")
-"""Folders of long files. They start first, or one of them would run alone at the end while other workers have nothing."""
+"""Folders of long files. They start first: one that starts last would run alone, beside workers without work."""
 
 
 def pytest_collection_modifyitems(items):

@@ -53,7 +53,7 @@ def test_the_names_of_tables_are_those_of_the_files_and_import_nothing_heavy():
 
 def test_the_caption_and_the_meaning_of_each_column_stand_beside_the_file(results):
     """Snakemake's report renders the file as reStructuredText: a fault of it is an error here."""
-    docutils = pytest.importorskip("docutils.core")
+    docutils = pytest.importorskip("docutils.core", reason="docutils is not installed: it comes with snakemake")
     for name in TABLES:
         text = (results / "tables" / f"{name}.rst").read_text(encoding="utf-8")
         html = docutils.publish_parts(text, writer="html", settings_overrides={"halt_level": 2})["body"]

@@ -164,7 +164,7 @@ def test_two_processes_evaluate_as_one(split_inputs, evaluated, tmp_path):
 
 def test_the_best_adapters_are_merged(split_inputs, tmp_path):
     """The best weights are those of adapters and latent alone; the finished model scores as that evaluation did."""
-    pytest.importorskip("peft")
+    pytest.importorskip("peft", reason="peft is not installed: pip install -e '.[lora]'")
     settings = SETTINGS | {"lora": {"rank": 4}, "learning_rate": 3e-2, "latent": LATENT}
     step = start_and_wait_for_step(split_inputs, tmp_path, 3, **settings)
     step.send(signal.SIGKILL)
