@@ -2,7 +2,11 @@
 
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,7 @@ from lpc.evaluation import benchmarked
 from lpc.model.policy import LatentPolicy
 
 TASKS = Path(__file__).parents[3] / "config" / "tasks"
+SOURCE = Path(__file__).parents[3] / "src"
 CODES = {"codes": 4, "inference": "sample"}
 
 
@@ -239,6 +244,33 @@ def test_an_unexpected_error_keeps_its_traceback_and_all_failures_are_named(proj
     with pytest.raises(UserError, match=r"^2 of 2 tasks failed; task truths: .*; task easy: KeyError: 'nothing'"):
         project.evaluate()
     assert "in broken" in project.caplog.text and "Traceback" in project.caplog.text
+
+
+def test_a_killed_step_keeps_its_finished_tasks(project):
+    definition = project.folder / "world_truth.yaml"
+    sound = definition.read_text()
+    (project.folder / "slow.py").write_text("import time\n\n\ndef slow(*_):\n    time.sleep(300)\n")
+    definition.write_text(sound.replace("lpc.evaluation.benchmarks.share_of_truth", "slow.slow"))
+    log = project.folder / "log"
+    command = [
+        sys.executable,
+        "-m",
+        "lpc.steps.benchmark",
+        "--spec",
+        json.dumps(project.spec),
+        "--base",
+        project.record,
+    ]
+    command += ["--model", project.model, "--finished", project.folder / "finished", "--output", project.output]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    with log.open("wb") as stream, subprocess.Popen(command, stderr=stream, env=environment) as process:
+        end = time.monotonic() + 300
+        while "easy acc = " not in log.read_text():
+            assert process.poll() is None and time.monotonic() < end, log.read_text()
+            time.sleep(0.1)
+        process.kill()
+    definition.write_text(sound)
+    assert project.evaluate() == (["truths"], True)
 
 
 def test_an_incomplete_or_damaged_record_is_not_taken(project):
