@@ -8,6 +8,7 @@ from checkout import SMALL, Checkout
 
 from lpc.layout import Layout
 
+pytestmark = pytest.mark.timeout(1800)  # the first test trains a base and a run
 LAYOUT = Layout("results/small")
 RUN, BASE = ("benchmark", "tiny", "world", "dpo-lpc", "0"), ("benchmark_base", "tiny")
 OUTPUTS = {RUN: LAYOUT.run(*RUN[1:]).benchmarks, BASE: LAYOUT.base(*BASE[1:]).benchmarks}

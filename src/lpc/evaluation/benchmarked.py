@@ -33,10 +33,12 @@ def identity_of_model(base: dict, model: Path | None, inference: dict | None) ->
     if model and (model / LATENT_CONFIG).exists():
         kind = files.read_json(model / LATENT_CONFIG).get("kind", latents.DEFAULT)
         modules |= set(modules_of(latents.kind(kind).__module__))
+    # Hidden is what Snakemake puts there, the time at which it was made.
+    contents = model and [path for path in model.rglob("*") if path.is_file() and not path.name.startswith(".")]
     return {
         # How long a base was trained here is no part of it.
         "base": {name: value for name, value in base.items() if name != "training"},
-        "model": model and _digests((path for path in model.rglob("*") if path.is_file()), model),
+        "model": model and _digests(contents, model),
         "inference": inference,
         "modules": _digests(modules, PACKAGE),
         "container": images.current(),  # under the key by which `write_json` records it

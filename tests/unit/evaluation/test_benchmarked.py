@@ -89,6 +89,12 @@ def test_results_and_samples_of_all_tasks(project):
     assert result["metrics"]["acc"]["value"] == pytest.approx(sum(shares) / 5)
 
 
+def test_a_task_that_names_none_of_lm_eval_is_that_of_its_own_name(project, arc_rows):
+    project.tasks = {"arc_easy": {"metric": "acc", "data": {"test": str(arc_rows)}}}
+    assert project.evaluate() == (["arc_easy"], True)
+    assert project.result("arc_easy")["harness_task"] == "arc_easy"
+
+
 def test_a_task_alone_gives_what_it_gives_among_others(project):
     project.spec["inference"] = {"inference": "sample"}
     project.evaluate()
@@ -108,6 +114,7 @@ def test_nothing_new_computes_nothing_and_loads_no_model(project):
     project.tasks["easy"]["metric"] = "acc_norm"
     for path in project.model.iterdir():
         path.touch()
+    (project.model / ".snakemake_timestamp").touch()
     record = json.loads(project.record.read_text())
     project.record.write_text(json.dumps(record | {"training": {"seconds": 2}}))
     assert project.evaluate() == ([], False)
