@@ -33,7 +33,7 @@ def identity_of_model(base: dict, model: Path | None, inference: dict | None) ->
     if model and (model / LATENT_CONFIG).exists():
         kind = files.read_json(model / LATENT_CONFIG).get("kind", latents.DEFAULT)
         modules |= set(modules_of(latents.kind(kind).__module__))
-    # Hidden is what Snakemake puts there, the time at which it was made.
+    # Hidden files are Snakemake's timestamps, which no library reads.
     contents = model and [path for path in model.rglob("*") if path.is_file() and not path.name.startswith(".")]
     return {
         # How long a base was trained here is no part of it.

@@ -57,13 +57,13 @@ def main(args):
     for name, (entry, identity, loaded) in due.items():
         try:
             result, samples = benchmarks.run_task(lm, loaded, entry)
+            value = result["metrics"][entry["metric"]]["value"]  # a group may lack one that its tasks have
         except Exception as error:
             failed.append(reason(name, error))
             continue
         kept = args.finished / name
         benchmarked.keep(kept, identity, result | {"base": base["name"]}, samples)
         benchmarked.copy(kept, args.output, name)
-        value = result["metrics"][entry["metric"]]["value"]
         numbers = (name, entry["metric"], value, result["n"], result["seconds"])
         cli.log.info("%s %s = %.4f (n = %d, %.1f s)", *numbers)
     if failed:

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import lm_eval
 import pytest
 from steps import run_step
 from tiny import make_backbone, make_tokenizer
@@ -242,6 +243,21 @@ def test_a_task_that_fails_loses_nothing_of_the_others(project, fault, message, 
     assert project.computed()[0] == []
     project.tasks["easy"] = sound
     assert project.evaluate() == (["easy"], True)
+
+
+def test_a_group_without_the_metric_of_its_tasks_stops_no_other(project, arc_rows):
+    stock = Path(lm_eval.__file__).parent / "tasks" / "arc" / "arc_easy.yaml"
+    folder = project.folder / "group"
+    folder.mkdir()
+    (folder / "part.yaml").write_text(
+        f"include: {stock}\ntask: part\ntag: []\ndataset_path: json\ndataset_name: null\ntraining_split: null\n"
+        f"validation_split: null\ndataset_kwargs: {{data_files: {{test: {arc_rows}}}}}\n"
+    )
+    (folder / "all.yaml").write_text("group: all\ntask: [part]\naggregate_metric_list: [{metric: acc_norm}]\n")
+    project.tasks = {"all": {"task": str(folder / "all.yaml"), "metric": "acc"}, **project.tasks}
+    with pytest.raises(UserError, match=r"^1 of 3 tasks failed; task all: KeyError: 'acc'"):
+        project.evaluate()
+    assert project.computed()[0] == ["easy", "truths"]
 
 
 def test_an_unexpected_error_keeps_its_traceback_and_all_failures_are_named(project):
