@@ -37,7 +37,8 @@ def results_of(config: Config, layout: Layout, runs: Iterable[Run]) -> list[Job]
         for dataset in dict.fromkeys((run.dataset, *evaluation.preference.datasets)):
             files = (of_run.preference(dataset), of_run.rewards(dataset))
             found.append(Job("preference", (*names, dataset), files))
-        found += [Job("benchmark", (*names, task), (of_run.benchmarks.result(task),)) for task in tasks]
+        if tasks:
+            found.append(Job("benchmark", names, tuple(map(of_run.benchmarks.result, tasks))))
         if latent:
             found.append(Job("latents", names, (of_run.latents_summary, of_run.latents)))
             found.append(Job("tsne", names, (of_run.tsne_figure("source"), of_run.tsne_figure("code"))))
@@ -51,8 +52,9 @@ def results_of(config: Config, layout: Layout, runs: Iterable[Run]) -> list[Job]
                 found.append(Job("style", names, (of_run.style,)))
         if evaluation.alpacaeval:
             found.append(Job("alpacaeval_judge", names, (of_run.judged,)))
-        of_base = layout.base(run.base).benchmarks
-        found += [Job("benchmark_base", (run.base, task), (of_base.result(task),)) for task in tasks]
+        if tasks:
+            of_base = layout.base(run.base).benchmarks
+            found.append(Job("benchmark_base", (run.base,), tuple(map(of_base.result, tasks))))
     return list(dict.fromkeys(found))
 
 

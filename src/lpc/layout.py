@@ -52,6 +52,11 @@ class Layout:
         job fails."""
         return self.root / "checkpoints" / _joined(base, variant, recipe, seed)
 
+    def benchmarked(self, *names: str | int) -> Path:
+        """Return the folder of the finished benchmark tasks of a run, or of a base. It is no output of a rule, or
+        Snakemake would delete it before the job."""
+        return self.root / "benchmarked" / _joined(*names)
+
     def task(self, task: str) -> "Task":
         return Task(self.root / "tasks" / task)
 

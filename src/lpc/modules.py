@@ -9,6 +9,10 @@ import re
 import subprocess
 from pathlib import Path
 
+import yaml
+
+from lpc.cli import UserError
+
 PACKAGE = Path(__file__).parent
 BY_KIND = ("lpc.data.formats", "lpc.latents", "lpc.objectives")
 """Packages of which a job uses what its recipe or dataset names: a rule adds that, and a new kind reruns nothing."""
@@ -40,6 +44,45 @@ def modules_of(module: str) -> tuple[Path, ...]:
             found.update(beside)
             waiting |= names - seen
     return tuple(sorted(found))
+
+
+def modules_of_task(definition: str | Path) -> tuple[Path, ...]:
+    """Return the files that define one of our own benchmark tasks, sorted.
+
+    They are its YAML file, those that it includes, and the modules of its functions, of this package or beside the
+    file. A group counts all YAML and Python files of its folder, in which lm-eval looks for its tasks. Raises UserError
+    for a file that is missing or no definition.
+    """
+    found: set[Path] = set()
+    waiting = {Path(definition)}
+    while waiting:
+        file = waiting.pop()
+        found.add(file)
+        if file.suffix != ".yaml":
+            continue
+        try:
+            text = file.read_text(encoding="utf-8")
+            config = dict(yaml.load(text, _Definition))
+        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+            raise UserError(f"{file}: not the definition of a task ({error}); correct it") from None
+        for module in re.findall(r"!function\s+([\w./]+)\.\w+", text):
+            beside = file.parent / f"{module.replace('.', '/')}.py"
+            if beside.is_file():
+                found.add(beside)
+            elif _file(module):
+                found.update(modules_of(module))
+        include = config.get("include", [])
+        waiting |= {file.parent / name for name in ([include] if isinstance(include, str) else include)} - found
+        if "group" in config:
+            waiting |= {path for pattern in ("*.yaml", "*.py") for path in file.parent.rglob(pattern)} - found
+    return tuple(sorted(found))
+
+
+class _Definition(yaml.SafeLoader):
+    """Reads a task's definition without its functions."""
+
+
+_Definition.add_constructor("!function", lambda loader, node: node.value)
 
 
 def _file(module: str) -> Path | None:

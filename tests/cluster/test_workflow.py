@@ -98,7 +98,9 @@ def test_results_name_the_image_that_they_came_from(cluster, demo):
             record = read_json(path) if path.suffix == ".json" else parquet_metadata(path)
             found[str(path.relative_to(results))] = record.get("container")
     assert len(found) > 15
-    assert found == {path: made["evaluation" if "/benchmarks/" in path else "training"] for path in found}
+    assert found == {
+        path: made["evaluation" if re.search("^benchmarked/|/benchmarks/", path) else "training"] for path in found
+    }
     # What is neither: tables, figures, the model. The log of the job tells.
     stages = {"evaluation": ["benchmark", "benchmark_base", "questions"], "reporting": ["tsne", "tables", "report"]}
     for log in (results / "logs").rglob("*.log"):

@@ -60,8 +60,10 @@ def test_the_page_of_files_lists_those_of_the_layout():
         layout.table("<table>"),
         layout.caption("<table>"),
         Path("checkpoints/<run>"),
+        Path("benchmarked/<run>/<task>"),
     }
     assert layout.checkpoints(*"1234").parent == Path("checkpoints")
+    assert layout.benchmarked(*"1234").parent == Path("benchmarked")
     paths |= {layout.alpacaeval_instructions, layout.alpacaeval_reference}
     for folder in (dataset, reference, task):
         paths |= set(vars(folder).values())

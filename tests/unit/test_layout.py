@@ -25,6 +25,8 @@ TREE = {
     "bases/b/benchmarks/t.json": BASE.benchmarks.result("t"),
     "bases/b/benchmarks/t.samples.jsonl": BASE.benchmarks.samples("t"),
     "bases/b/model": BASE.model,
+    "benchmarked/b": LAYOUT.benchmarked("b"),
+    "benchmarked/b~d.n~r~3": LAYOUT.benchmarked("b", "d.n", "r", 3),
     "configuration.json": LAYOUT.configuration,
     "checkpoints/b~d.n~r~3": LAYOUT.checkpoints("b", "d.n", "r", 3),
     "data/d.n/pairs.json": NOISY.pairs_summary,

@@ -10,7 +10,8 @@ import pytest
 
 from lpc import latents, objectives
 from lpc import modules as module
-from lpc.modules import PACKAGE, modules_of
+from lpc.cli import UserError
+from lpc.modules import PACKAGE, modules_of, modules_of_task
 
 STEPS = sorted(file.stem for file in (PACKAGE / "steps").glob("*.py") if file.stem != "__init__")
 
@@ -149,3 +150,39 @@ def test_result_is_sorted_and_unknown_modules_are_refused(package):
     assert list(modules_of("lpc.a")) == sorted(modules_of("lpc.a"))
     with pytest.raises(FileNotFoundError, match=r"lpc\.steps\.nothing"):
         modules_of("lpc.steps.nothing")
+
+
+def test_files_of_a_benchmark_task(tmp_path):
+    """The definition, what it includes, and modules of functions: of this package, and beside the file."""
+    texts = {
+        "own.yaml": "include: more/shared.yaml\nprocess_results: !function lpc.evaluation.benchmarks.score\n",
+        "more/shared.yaml": "include: [deep.yaml]\nprocess_docs: !function functions.first\n",
+        "more/deep.yaml": "output_type: multiple_choice\n",
+        "more/functions.py": "",
+        "other.yaml": "task: other\n",
+        "other.py": "",
+    }
+    (tmp_path / "more").mkdir()
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    found = set(modules_of_task(tmp_path / "own.yaml"))
+    assert {str(path.relative_to(tmp_path)) for path in found if path.is_relative_to(tmp_path)} == {
+        "own.yaml",
+        "more/shared.yaml",
+        "more/deep.yaml",
+        "more/functions.py",
+    }
+    assert found >= set(modules_of("lpc.evaluation.benchmarks"))
+    assert modules_of_task(tmp_path / "other.yaml") == (tmp_path / "other.yaml",)
+    # lm-eval looks for the tasks of a group in its folder.
+    (tmp_path / "other.yaml").write_text("group: all\ntask: [own]\n")
+    assert set(modules_of_task(tmp_path / "other.yaml")) == found | {tmp_path / "other.yaml", tmp_path / "other.py"}
+
+
+@pytest.mark.parametrize("text", ["task: [", "- a list", "include: gone.yaml", None])
+def test_a_faulty_definition_is_named(tmp_path, text):
+    path = tmp_path / "own.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=r"(?s)(own|gone)\.yaml: not the definition of a task \(.*\); correct it"):
+        modules_of_task(path)

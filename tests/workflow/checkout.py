@@ -43,7 +43,7 @@ class Checkout:
     def rules(folder: Path) -> set[str]:
         """Names of the rules that are written down, `all` apart."""
         files = sorted((folder / "workflow/rules").glob("*.smk"))
-        return {name for file in files for name in re.findall(r"^rule (\w+):", file.read_text(), re.MULTILINE)}
+        return {name for file in files for name in re.findall(r"^ *rule (\w+):", file.read_text(), re.MULTILINE)}
 
     def write(self, config: dict, name: str = "test.yaml") -> Path:
         path = self.folder / "config" / name
@@ -79,7 +79,7 @@ class Checkout:
         return output
 
     def planned(self, config: Path, names: tuple[str, ...] = ("recipe", "noise", "seed", "task")) -> set[str]:
-        """The jobs that a dry run would start, each as its rule and wildcards: "benchmark dpo world_easy".
+        """The jobs that a dry run would start, each as its rule and wildcards: "questions world_easy".
 
         names: the wildcards that tell the jobs of one rule apart here; the rest is the same in all of them.
         """

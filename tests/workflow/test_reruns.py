@@ -38,15 +38,9 @@ def finished(tmp_path_factory):
 
 
 def jobs(rules, recipes=RECIPES):
-    """The jobs of per-run rules for these recipes: those of `benchmark` for each task."""
-    planned = set()
-    for recipe in recipes:
-        for rule in rules.split():
-            if recipe not in {"latents": LATENT, "tsne": LATENT, "completions": CODES}.get(rule, RECIPES):
-                continue
-            suffixes = [f" {task}" for task in TASKS] if rule == "benchmark" else [""]
-            planned |= {f"{rule} {recipe} 0{suffix}" for suffix in suffixes}
-    return planned
+    """The jobs of per-run rules for these recipes."""
+    having = {"latents": LATENT, "tsne": LATENT, "completions": CODES}
+    return {f"{rule} {recipe} 0" for rule in rules.split() for recipe in recipes if recipe in having.get(rule, RECIPES)}
 
 
 def after_train(recipes=RECIPES):
@@ -63,8 +57,9 @@ def changed(path, value, config=DEMO):
     return config
 
 
-BASE_BENCHMARKS = {f"benchmark_base {task}" for task in TASKS}
-FROM_BASE = after_train() | {"reference"} | BASE_BENCHMARKS
+# One job a model does all tasks; which of them it computes is tested in test_benchmarks.py.
+BENCHMARKS = jobs("benchmark") | {"benchmark_base"} | END
+FROM_BASE = after_train() | {"reference", "benchmark_base"}
 
 CASES = {
     # key: (new value, the jobs that it reruns)
@@ -80,15 +75,11 @@ CASES = {
     # A code's inference and its draws are of no matter to training.
     "recipes/dpo-lpc/latent/inference": ("mode", after_train(["dpo-lpc"]) - {"train dpo-lpc 0"}),
     "recipes/dpo-lpc/latent/inference_seed": (1, after_train(["dpo-lpc"]) - {"train dpo-lpc 0"}),
-    "evaluation/benchmarks/tasks/world_easy/limit": (
-        10,
-        {f"benchmark {recipe} 0 world_easy" for recipe in RECIPES} | {"benchmark_base world_easy"} | END,
-    ),
-    "evaluation/benchmarks/tasks/world_truth/questions/count": (
-        10,
-        {f"benchmark {recipe} 0 world_truth" for recipe in RECIPES}
-        | {"questions world_truth", "benchmark_base world_truth"}
-        | END,
+    "evaluation/benchmarks/tasks/world_easy/limit": (10, BENCHMARKS),
+    "evaluation/benchmarks/tasks/world_truth/questions/count": (10, BENCHMARKS | {"questions world_truth"}),
+    "evaluation/benchmarks/tasks/again": (
+        DEMO["evaluation"]["benchmarks"]["tasks"]["world_easy"],
+        BENCHMARKS | {"questions again"},
     ),
     "evaluation/benchmarks/tasks/world_easy/metric": ("acc_norm", END),
     "evaluation/latents/seed": (1, jobs("latents tsne completions") | END),
@@ -280,8 +271,8 @@ MODULES = {
     "scoring.py": after_train() | {"reference"},
     "reference.py": WITH_REFERENCE,
     "steps/preference.py": jobs("preference") | END,
-    "steps/benchmark.py": jobs("benchmark") | BASE_BENCHMARKS | END,
-    "steps/questions.py": jobs("benchmark") | BASE_BENCHMARKS | END | {f"questions {task}" for task in TASKS},
+    "steps/benchmark.py": BENCHMARKS,
+    "steps/questions.py": BENCHMARKS | {f"questions {task}" for task in TASKS},
     "steps/latents.py": jobs("latents tsne completions") | END,
     "steps/completions.py": jobs("completions") | END,
     "steps/tsne.py": jobs("tsne") | END,
@@ -293,7 +284,7 @@ MODULES = {
     "config/specs.py": set(),
     "config/keys.py": set(),
     "layout.py": END,
-    "modules.py": after_train(),  # it says which code a checkpoint was made by
+    "modules.py": after_train() | {"benchmark_base"},  # it says which code a checkpoint or a benchmark was made by
 }
 
 
@@ -332,8 +323,7 @@ def test_edited_task_reruns_its_benchmarks(finished):
     original = path.read_bytes()
     path.write_bytes(original + b"# edited\n")
     try:
-        expected = {f"benchmark {recipe} 0 world_truth" for recipe in RECIPES} | {"benchmark_base world_truth"} | END
-        assert finished.planned(finished.write(DEMO)) == expected
+        assert finished.planned(finished.write(DEMO)) == BENCHMARKS
     finally:
         path.write_bytes(original)
 
@@ -380,11 +370,12 @@ def local(tmp_path_factory):
     return checkout
 
 
-RUN = {"preference dpo 0", "benchmark dpo 0 gsm8k", "benchmark dpo 0 arc_easy"}
+RUN = {"preference dpo 0", "benchmark dpo 0"}
 ALPACA = {"alpacaeval_generate dpo 0", "alpacaeval_judge dpo 0"}
 LOCAL_TRAIN = {"train dpo 0"} | RUN | ALPACA | END
 LOCAL_DATA = {"split", "pairs", "flip flip", "reference"} | LOCAL_TRAIN
-LOCAL_BASE = {"reference", "benchmark_base gsm8k", "benchmark_base arc_easy"} | LOCAL_TRAIN
+LOCAL_BASE = {"reference", "benchmark_base"} | LOCAL_TRAIN
+LOCAL_BENCHMARKS = {"benchmark dpo 0", "benchmark_base"} | END
 
 
 @pytest.mark.parametrize(
@@ -392,16 +383,13 @@ LOCAL_BASE = {"reference", "benchmark_base gsm8k", "benchmark_base arc_easy"} | 
     [
         ("pairs.jsonl", {"download_dataset"} | LOCAL_DATA),
         ("base/model.safetensors", {"download_base"} | LOCAL_BASE),
-        ("task.jsonl", {"benchmark dpo 0 gsm8k", "benchmark_base gsm8k"} | END),
+        ("task.jsonl", LOCAL_BENCHMARKS),
         ("asked.json", {"alpacaeval_download"} | ALPACA | END),
         ("src/lpc/config/__init__.py", set()),
         ("src/lpc/steps/flip.py", {"flip flip", "reference"} | LOCAL_TRAIN),
         ("src/lpc/steps/download_dataset.py", {"download_dataset"} | LOCAL_DATA),
         ("src/lpc/steps/download_base.py", {"download_base"} | LOCAL_BASE),
-        (
-            "src/lpc/steps/download_task.py",
-            {"download_task arc_easy", "benchmark dpo 0 arc_easy", "benchmark_base arc_easy"} | END,
-        ),
+        ("src/lpc/steps/download_task.py", {"download_task arc_easy"} | LOCAL_BENCHMARKS),
         ("src/lpc/steps/alpacaeval_judge.py", {"alpacaeval_judge dpo 0"} | END),
     ],
 )
@@ -495,7 +483,7 @@ def test_second_attempt_gets_more_memory_unless_the_first_had_enough(finished):
         return folders
 
     first, unknown = memory(1), memory(2)
-    assert {"rule_train/tiny_world_dpo_0", "rule_benchmark_base/tiny_world_easy"} < first.keys()
+    assert {"rule_train/tiny_world_dpo_0", "rule_benchmark_base/tiny"} < first.keys()
     assert unknown == {job: 2 * mb for job, mb in first.items()}
     for job in first:
         log = finished.folder / ".snakemake/slurm_logs" / job / "1.log"

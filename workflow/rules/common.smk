@@ -30,7 +30,7 @@ from lpc.files import canonical
 from lpc.layout import Layout, dataset_of, noisy
 from lpc.paths import is_local
 from lpc.report.tables import TABLES
-from lpc.modules import commit, modules_of
+from lpc.modules import commit, modules_of, modules_of_task
 
 # A module's configuration is a section of some file: its messages name no line.
 CONFIG_FILES = workflow.configfiles if workflow.modifier.is_main_snakefile() else []
@@ -372,23 +372,36 @@ def definition(name):
     return here(ROOT / task)
 
 
-def task(wildcards):
-    entry = dict(TASKS[wildcards.task])
+def task(name):
+    entry = dict(TASKS[name])
     del entry["questions"]
-    return {**entry, "name": wildcards.task, "task": definition(wildcards.task)}
+    return {**entry, "task": definition(name)}
 
 
 def download_task_spec(wildcards):
-    return specs.DownloadTask(**task(wildcards))
+    return specs.DownloadTask(**task(wildcards.task), name=wildcards.task)
+
+
+@cache  # every run has the same
+def benchmark_tasks():
+    """All tasks; the data of one with generated questions are those, and one from the hub has its download's record."""
+    return {
+        name: specs.BenchmarkTask(
+            **task(name)
+            | ({"data": {"test": str(RESULTS.task(name).questions)}} if entry.questions else {})
+            | ({} if entry.questions or entry.data else {"download": str(RESULTS.task(name).download)})
+        )
+        for name, entry in TASKS.items()
+    }
 
 
 def benchmark_base_spec(wildcards):
-    return specs.BenchmarkBase(**task(wildcards), batch_size=EVALUATION.benchmarks.batch_size)
+    return specs.BenchmarkBase(tasks=benchmark_tasks(), batch_size=EVALUATION.benchmarks.batch_size)
 
 
 def benchmark_spec(wildcards):
     return specs.Benchmark(
-        **task(wildcards), inference=inference(wildcards), batch_size=EVALUATION.benchmarks.batch_size
+        tasks=benchmark_tasks(), batch_size=EVALUATION.benchmarks.batch_size, inference=inference(wildcards)
     )
 
 
@@ -396,31 +409,22 @@ def questions_spec(wildcards):
     return specs.Questions(**dict(TASKS[wildcards.task].questions))
 
 
-def task_questions(wildcards):
-    return [RESULTS.task(wildcards.task).questions] if TASKS[wildcards.task].questions else []
-
-
 def task_data(wildcards):
-    """The task's local files, or the record that its data set was downloaded from the hub into the cache."""
-    entry = TASKS[wildcards.task]
-    if entry.questions:
-        return []
-    return list(entry.data.values()) if entry.data else [RESULTS.task(wildcards.task).download]
+    """The tasks' local files, generated questions, and records that data were downloaded from the hub to the cache."""
+    tasks = benchmark_tasks().values()
+    return [file for task in tasks for file in (task.data.values() if task.data else [task.download])]
 
 
 def task_modules(wildcards):
-    return definition_modules(definition(wildcards.task))
+    return definition_modules()
 
 
-@cache  # every run has a job for each task
-def definition_modules(file):
-    """The task's own definition, and the modules of its functions."""
-    if not file.endswith(".yaml"):
-        return []
-    modules = re.findall(r"!function\s+(lpc[\w.]*)\.\w+", Path(file).read_text(encoding="utf-8"))
-    functions = {here(source) for module in modules for source in modules_of(module)}
-    own = {here(source) for source in modules_of("lpc.steps.benchmark")}
-    return [file, *sorted(functions - own)]
+@cache
+def definition_modules():
+    """The definitions of our own tasks, and the modules of their functions."""
+    definitions = [task.task for task in benchmark_tasks().values() if task.task.endswith(".yaml")]
+    found = {here(file) for definition in definitions for file in modules_of_task(definition)}
+    return sorted(found - {here(file) for file in modules_of("lpc.steps.benchmark")})
 
 
 def alpacaeval_files(wildcards):

@@ -110,71 +110,72 @@ rule personalise:
         " --output {output:q} > {log:q} 2>&1"
 
 
-rule benchmark:
-    input:
-        model=RUN.model,
-        base=BASE.record,
-        questions=task_questions,
-        data=task_data,
-        modules=modules("benchmark", "latent"),
-        task_modules=task_modules,
-    output:
-        result=RUN.benchmarks.result("{task}"),
-        samples=RUN.benchmarks.samples("{task}"),
-    log:
-        RESULTS.log("benchmark", *RUN_NAMES, "{task}"),
-    benchmark:
-        RESULTS.timing("benchmark", *RUN_NAMES, "{task}")
-    container:
-        image("evaluation")
-    threads: resource("benchmark", "threads")
-    resources:
-        mem_mb=memory("benchmark"),
-        runtime=runtime("benchmark"),
-        gpu=resource("benchmark", "gpus"),
-    params:
-        spec=tracked(benchmark_spec),
-        execution=execution(benchmark_spec),
-    shell:
-        "questions={input.questions:q};"
-        " python -m lpc.steps.benchmark"
-        " --spec {params.spec:q} --execution {params.execution:q}"
-        " --model {input.model:q} --base {input.base:q}"
-        ' ${{questions:+--questions "$questions"}}'
-        " --output {output.result:q} --samples {output.samples:q} > {log:q} 2>&1"
+# A job does all tasks of a model, which it loads once. Snakemake deletes all of its outputs before it, so finished tasks
+# also lie in a folder that is no output: the step takes from there what has not changed, and computes the others.
+if TASKS:
 
+    rule benchmark:
+        input:
+            model=RUN.model,
+            base=BASE.record,
+            data=task_data,
+            modules=modules("benchmark", "latent"),
+            task_modules=task_modules,
+        output:
+            results=[RUN.benchmarks.result(name) for name in TASKS],
+            samples=[RUN.benchmarks.samples(name) for name in TASKS],
+        log:
+            RESULTS.log("benchmark", *RUN_NAMES),
+        benchmark:
+            RESULTS.timing("benchmark", *RUN_NAMES)
+        container:
+            image("evaluation")
+        threads: resource("benchmark", "threads")
+        resources:
+            mem_mb=memory("benchmark"),
+            runtime=runtime("benchmark"),
+            gpu=resource("benchmark", "gpus"),
+        params:
+            spec=tracked(benchmark_spec),
+            execution=execution(benchmark_spec),
+            finished=lambda wildcards, output: str(RESULTS.benchmarked(*wildcards)),
+            folder=lambda wildcards, output: str(RESULTS.run(*wildcards).benchmarks.folder),
+        shell:
+            "python -m lpc.steps.benchmark"
+            " --spec {params.spec:q} --execution {params.execution:q}"
+            " --model {input.model:q} --base {input.base:q}"
+            " --finished {params.finished:q} --output {params.folder:q} > {log:q} 2>&1"
 
-rule benchmark_base:
-    input:
-        base=BASE.record,
-        questions=task_questions,
-        data=task_data,
-        modules=modules("benchmark"),
-        task_modules=task_modules,
-    output:
-        result=BASE.benchmarks.result("{task}"),
-        samples=BASE.benchmarks.samples("{task}"),
-    log:
-        RESULTS.log("benchmark_base", "{base}", "{task}"),
-    benchmark:
-        RESULTS.timing("benchmark_base", "{base}", "{task}")
-    container:
-        image("evaluation")
-    threads: resource("benchmark", "threads")
-    resources:
-        mem_mb=memory("benchmark", rule="benchmark_base"),
-        runtime=runtime("benchmark"),
-        gpu=resource("benchmark", "gpus"),
-    params:
-        spec=tracked(benchmark_base_spec),
-        execution=execution(benchmark_base_spec),
-    shell:
-        "questions={input.questions:q};"
-        " python -m lpc.steps.benchmark"
-        " --spec {params.spec:q} --execution {params.execution:q}"
-        " --base {input.base:q}"
-        ' ${{questions:+--questions "$questions"}}'
-        " --output {output.result:q} --samples {output.samples:q} > {log:q} 2>&1"
+    rule benchmark_base:
+        input:
+            base=BASE.record,
+            data=task_data,
+            modules=modules("benchmark"),
+            task_modules=task_modules,
+        output:
+            results=[BASE.benchmarks.result(name) for name in TASKS],
+            samples=[BASE.benchmarks.samples(name) for name in TASKS],
+        log:
+            RESULTS.log("benchmark_base", "{base}"),
+        benchmark:
+            RESULTS.timing("benchmark_base", "{base}")
+        container:
+            image("evaluation")
+        threads: resource("benchmark", "threads")
+        resources:
+            mem_mb=memory("benchmark", rule="benchmark_base"),
+            runtime=runtime("benchmark"),
+            gpu=resource("benchmark", "gpus"),
+        params:
+            spec=tracked(benchmark_base_spec),
+            execution=execution(benchmark_base_spec),
+            finished=lambda wildcards, output: str(RESULTS.benchmarked(*wildcards)),
+            folder=lambda wildcards, output: str(RESULTS.base(*wildcards).benchmarks.folder),
+        shell:
+            "python -m lpc.steps.benchmark"
+            " --spec {params.spec:q} --execution {params.execution:q}"
+            " --base {input.base:q}"
+            " --finished {params.finished:q} --output {params.folder:q} > {log:q} 2>&1"
 
 
 rule alpacaeval_download:

@@ -231,7 +231,6 @@ class TSNE(Spec):
 class Task(Spec):
     """A benchmark task without what tables show of it."""
 
-    name: str = key(REQUIRED, "name of the task in the configuration")
     task: of(models.Task, "task")
     num_fewshot: of(models.Task, "num_fewshot")
     limit: of(models.Task, "limit")
@@ -241,10 +240,15 @@ class Task(Spec):
 
 
 class DownloadTask(Task):
-    pass
+    name: str = key(REQUIRED, "name of the task in the configuration")
 
 
-class BenchmarkBase(Task):
+class BenchmarkTask(Task):
+    download: str | None = key(None, "record of the download of its data set; null: the task has `data`, or no record")
+
+
+class BenchmarkBase(Spec):
+    tasks: dict[models.TaskName, BenchmarkTask] = key(REQUIRED, "benchmarks by name; `data` of generated questions too")
     batch_size: of(models.Benchmarks, "batch_size")
 
 

@@ -1,10 +1,12 @@
-"""Run one benchmark task on one model and write its result and its per-sample log.
+"""Run benchmark tasks on one model, which is loaded once, and write each task's result and its per-sample log.
 
-Without --model the base itself is evaluated. With --questions, that file is the task's test split in place of `data`.
-The step downloads nothing: `download_task` has put the task's data into the cache.
+Without --model the base itself is evaluated. A task that --finished holds with the same settings, data, model, code and
+versions is taken from there; the model is loaded only where a task is left. A task that fails does not stop the others.
+The step downloads nothing: `download_task` has put the tasks' data into the cache.
 """
 
 import os
+from pathlib import Path
 
 from lpc import cli, files
 from lpc.config import specs
@@ -12,11 +14,12 @@ from lpc.config import specs
 
 def parser():
     parser = cli.step_parser(__doc__, specs.Benchmark)
-    parser.add_argument("--model", help="a run's model folder (default: the base)")
+    parser.add_argument("--model", type=Path, help="a run's model folder (default: the base)")
     parser.add_argument("--base", required=True, help="the base's record (base.json)")
-    parser.add_argument("--questions", help="generated questions (.jsonl), the test split")
-    parser.add_argument("--output", required=True, help="the result (.json)")
-    parser.add_argument("--samples", required=True, help="the per-sample log (.jsonl)")
+    parser.add_argument("--finished", type=Path, required=True, help="folder of this model's finished tasks")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder of the results (<task>.json) and logs (<task>.samples.jsonl)"
+    )
     return parser
 
 
@@ -26,24 +29,54 @@ def main(args):
     os.environ.setdefault("TQDM_MININTERVAL", "1" if os.isatty(2) else "30")  # a bar on a terminal, lines in a log
     import logging
 
-    from lpc.evaluation import benchmarks, tasks
+    from lpc.evaluation import benchmarked, benchmarks, tasks
     from lpc.evaluation.harness import LatentLM
 
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
     base = files.read_json(args.base)
-    entry = args.spec.model_dump(exclude={"batch_size", "inference"})
     inference = args.spec.inference and dict(args.spec.inference)
-    if args.questions:
-        entry["data"] = {"test": args.questions}
-    loaded = tasks.load_task(entry)  # before the model: a wrong name must not wait for it
-    lm = LatentLM.of_base(base, args.model, batch_size=args.spec.batch_size, inference=inference)
-    result, samples = benchmarks.run_task(lm, loaded, entry)
-    result |= {"base": base["name"]}
-    benchmarks.write_samples(args.samples, samples)
-    files.write_json(args.output, result)
-    value = result["metrics"][entry["metric"]]["value"]
-    numbers = (result["task"], entry["metric"], value, result["n"], result["seconds"])
-    logging.getLogger("lpc").info("%s %s = %.4f (n = %d, %.1f s)", *numbers)
+    shared = benchmarked.identity_of_model(base, args.model, inference)
+    due, failed = {}, []
+    for name, task in args.spec.tasks.items():
+        kept = args.finished / name
+        entry = {"name": name, **task.model_dump(exclude={"download"})}
+        entry["task"] = entry["task"] or name
+        try:
+            identity = shared | benchmarked.identity_of_task(task.tracked(), entry)
+            if not benchmarked.holds(kept, identity):
+                due[name] = entry, identity, tasks.load_task(entry)  # before the model: a fault must not wait for it
+                continue
+        except Exception as error:
+            failed.append(reason(name, error))
+            continue
+        benchmarked.copy(kept, args.output, name)
+        cli.log.info("%s: taken from %s, since nothing that it depends on has changed", name, kept)
+    if due:
+        cli.log.info("%s: the model is loaded", ", ".join(due))
+        lm = LatentLM.of_base(base, args.model, batch_size=args.spec.batch_size, inference=inference)
+    for name, (entry, identity, loaded) in due.items():
+        try:
+            result, samples = benchmarks.run_task(lm, loaded, entry)
+            value = result["metrics"][entry["metric"]]["value"]  # a group may lack one that its tasks have
+        except Exception as error:
+            failed.append(reason(name, error))
+            continue
+        kept = args.finished / name
+        benchmarked.keep(kept, identity, result | {"base": base["name"]}, samples)
+        benchmarked.copy(kept, args.output, name)
+        numbers = (name, entry["metric"], value, result["n"], result["seconds"])
+        cli.log.info("%s %s = %.4f (n = %d, %.1f s)", *numbers)
+    if failed:
+        raise cli.UserError(f"{len(failed)} of {len(args.spec.tasks)} tasks failed; {'; '.join(failed)}")
+
+
+def reason(name: str, error: Exception) -> str:
+    """Log why a task failed, with the traceback of what is no fault of the user, and return it in one line."""
+    ours = not isinstance(error, cli.UserError)
+    text = f"{type(error).__name__}: {error} (its traceback is in the log)" if ours else str(error)
+    text = text if text.startswith(f"task {name}: ") else f"task {name}: {text}"
+    cli.log.error(text, exc_info=error if ours else None)
+    return text
 
 
 if __name__ == "__main__":

@@ -58,9 +58,10 @@ def test_execution_and_display_keys_are_in_no_tracked_parameter():
     assert "micro_batch_size" not in spec.tracked()["training"]
     own = {"micro_batch_size": 4, "micro_batch_tokens": None, "attention": "loop", "gradient_checkpointing": False}
     assert spec.execution() == {"training": {**own, "logging_steps": 10, "save_minutes": 10.0}}
-    benchmark = specs.Benchmark.parse({"name": "x", "task": "arc_easy"}, {"metric": "acc", "batch_size": 3})
-    assert benchmark.execution() == {"metric": "acc", "batch_size": 3}
-    assert {"metric", "batch_size"}.isdisjoint(benchmark.tracked())
+    execution = {"tasks": {"x": {"metric": "acc"}}, "batch_size": 3}
+    benchmark = specs.Benchmark.parse({"tasks": {"x": {"task": "arc_easy"}}}, execution)
+    assert benchmark.execution() == execution
+    assert "batch_size" not in benchmark.tracked() and "metric" not in benchmark.tracked()["tasks"]["x"]
 
 
 def test_inference_is_tracked_where_it_counts():
@@ -77,7 +78,8 @@ def test_specs_survive_their_own_command_line(rule, spec):
     values = {
         "path": "x.jsonl", "model": "m", "kind": "easy" if rule == "questions" else "pairs", "name": "n", "task": "t",
         "metric": "acc", "rate": 0.5, "split": {"validation": 1, "test": 2}, "scratch": {"dataset": "d"},
-        "objective": {"name": "dpo"}, "runs": [], "recipes": {}, "tasks": [], "datasets": [], "sweeps": {},
+        "objective": {"name": "dpo"}, "runs": [], "recipes": {},
+        "tasks": {"x": {"metric": "acc"}} if rule.startswith("benchmark") else [], "datasets": [], "sweeps": {},
         "mix": {"a": 0.5},
         "settings": {
             "project": "p", "datasets": {"d": {"kind": "world", "split": {"validation": 1, "test": 2}}},

@@ -7,7 +7,6 @@ import lm_eval
 import pytest
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from steps import run_step
 from task_entry import entry
 from tiny import make_backbone, make_tokenizer
 
@@ -213,23 +212,3 @@ def test_a_chat_template_that_is_not_there(folder, world):
     )
     with pytest.raises(UserError, match="no chat template"):
         run(lm, own)
-
-
-# ---- the steps
-
-
-def test_the_steps_from_questions_to_result(folder, tmp_path):
-    run_step("questions", {"kind": "truth", "count": 5, "seed": 1}, "--output", tmp_path / "q.jsonl")
-    base = {"name": "tiny", "path": str(folder), "dtype": "float32", "trust_remote_code": False}
-    (tmp_path / "base.json").write_text(json.dumps(base | {"chat_template": None, "chat_template_kwargs": {}}))
-    own = entry(name="truths", task=str(TASKS / "world_truth.yaml"), metric="acc") | {"batch_size": 4}
-    files_of = ("--base", tmp_path / "base.json", "--questions", tmp_path / "q.jsonl")
-    outputs = ("--output", tmp_path / "r.json", "--samples", tmp_path / "s.jsonl")
-    run_step("benchmark", own, *files_of, *outputs)
-    result = json.loads((tmp_path / "r.json").read_text())
-    assert result["task"] == "truths" and result["base"] == "tiny" and result["n"] == 5
-    samples = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
-    shares = [sample["metrics"]["acc"] for sample in samples]
-    assert result["metrics"]["acc"]["value"] == pytest.approx(sum(shares) / 5)
-    with pytest.raises(UserError, match="task truths: "):
-        run_step("benchmark", own | {"metric": "f1"}, *files_of, *outputs)

@@ -102,10 +102,11 @@ def test_what_was_downloaded_is_run_without_a_network(hub, checkpoint, tmp_path)
         "trust_remote_code": False,
     }
     (tmp_path / "base.json").write_text(json.dumps(base | {"chat_template": None, "chat_template_kwargs": {}}))
-    files = ("--base", tmp_path / "base.json", "--output", tmp_path / "r.json", "--samples", tmp_path / "s.jsonl")
+    folders = ("--finished", tmp_path / "finished", "--output", tmp_path / "benchmarks")
     # HF_HUB_OFFLINE is left to the step; its endpoint is one where nobody listens.
     nowhere = {"HF_HOME": str(tmp_path / "cache"), "HF_ENDPOINT": "http://127.0.0.1:9"}
-    done = step("benchmark", entry | {"batch_size": 4}, nowhere, *files)
+    spec = {"tasks": {entry.pop("name"): entry | {"download": str(tmp_path / "task.json")}}, "batch_size": 4}
+    done = step("benchmark", spec, nowhere, "--base", tmp_path / "base.json", *folders)
     assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "r.json").read_text())
+    result = json.loads((tmp_path / "benchmarks/arc.json").read_text())
     assert result["n"] == 7 and result["task"] == "arc" and result["hub"] == record["hub"]
