@@ -61,6 +61,7 @@ TASK = RESULTS.task("{task}")
 in_containers = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
 try:
     environment.prepare(ROOT, containers=in_containers, main=workflow.is_main_process)
+    variables = environment.variables()
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
@@ -71,7 +72,7 @@ class shell(shell):
 
 shell.prefix(
     f"set -euo pipefail; exec 9>&2; export {WORKFLOW_STDERR}=/proc/$$/fd/9 "
-    + " ".join(f"{name}={value}" for name, value in environment.VARIABLES.items())
+    + " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
     + f" PYTHONPATH={shlex.quote(str(ROOT / 'src'))}"
     + f" {images.VARIABLE}={shlex.quote(' '.join(SETTINGS.images.references().values()))}; "
     + ("" if in_containers else f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
