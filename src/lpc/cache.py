@@ -1,8 +1,8 @@
 """Results that projects share: a folder in which a step finds what it made before from the same inputs.
 
-Snakemake's caching between workflows could not be made right (9.27). Its key (`caching/hash.py`) is taken before the job
-starts, so it knows no GPU. It has no content of inputs that other jobs make, and no version of torch. It leaves links to
-files that everyone may write (`caching/local.py`), and forbids a rule's `benchmark` (`caching/rules.py`).
+Snakemake's caching between workflows could not be made right (9.27). Its key (`caching/hash.py`) is taken before the
+job starts, so it knows no GPU. It has no content of inputs that other jobs make, and no version of torch. It leaves
+links to files that everyone may write (`caching/local.py`), and forbids a rule's `benchmark` (`caching/rules.py`).
 """
 
 import logging
