@@ -7,7 +7,10 @@ import ast
 import functools
 import re
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
+
+from lpc.files import fingerprint, sha256
 
 PACKAGE = Path(__file__).parent
 BY_KIND = ("lpc.data.formats", "lpc.latents", "lpc.objectives")
@@ -40,6 +43,11 @@ def modules_of(module: str) -> tuple[Path, ...]:
             found.update(beside)
             waiting |= names - seen
     return tuple(sorted(found))
+
+
+def digest(files: Iterable[Path]) -> str:
+    """Return a digest of the contents of files of this package, and of their places in it."""
+    return fingerprint({str(file.relative_to(PACKAGE)): sha256(file) for file in files})
 
 
 def _file(module: str) -> Path | None:

@@ -308,6 +308,19 @@ def test_edited_module_reruns_the_rules_that_use_it(finished, module):
         path.write_bytes(original)
 
 
+def test_reasons_say_that_code_changed(finished):
+    path, reference = finished.folder / "src/lpc/scoring.py", "results/demo/reference/tiny/world/reference.parquet"
+    original, config = path.read_bytes(), finished.write(DEMO)
+    path.write_bytes(original + b"\n")
+    try:
+        summary = finished.forked("all", "--summary", "--configfile", config)
+        assert plan.pending(summary)[reference] == "code changed"
+        printed = finished.forked(reference, "--dry-run", "--configfile", config)
+        assert "reason: Code has changed since last execution" in printed
+    finally:
+        path.write_bytes(original)
+
+
 @pytest.mark.parametrize(("package", "kind", "key"), [("objectives", "slic", "name"), ("latents", "vector", "kind")])
 def test_new_kind_remakes_tables_and_report_alone(finished, package, kind, key):
     folder = finished.folder / "src/lpc" / package

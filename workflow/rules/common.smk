@@ -30,7 +30,7 @@ from lpc.files import canonical
 from lpc.layout import Layout, dataset_of, noisy
 from lpc.paths import is_local
 from lpc.report.tables import TABLES
-from lpc.modules import commit, modules_of
+from lpc.modules import commit, digest, modules_of
 
 # A module's configuration is a section of some file: its messages name no line.
 CONFIG_FILES = workflow.configfiles if workflow.modifier.is_main_snakefile() else []
@@ -102,16 +102,25 @@ def here(path):
     return os.path.relpath(path)
 
 
+def code(step, *further):
+    """The end of a rule's command, a comment: the digest of the modules that `lpc.steps.<step>` runs.
+
+    Snakemake compares commands, so an edit of a module reruns the rules that use it. As inputs, the modules were most of
+    what a dry run had to look at. further: other files of code that the step runs.
+    """
+    return f"  # code {digest({*modules_of(f'lpc.steps.{step}'), *further})}"
+
+
 def modules(step, *parts):
-    """The modules that `lpc.steps.<step>` runs, as input: editing one reruns the rules that use it.
+    """The further modules that `lpc.steps.<step>` runs for a job, as input: editing one reruns the jobs that use it.
 
     parts: "objective", "latent" and "evaluate", where it uses those of the recipe; "dataset", where it reads the
     dataset's rows.
     """
-    files = [here(file) for file in modules_of(f"lpc.steps.{step}")]
-    return lambda wildcards: files + [
-        file for part in parts for file in kind_modules(settings_of(part, wildcards)) if file not in files
-    ]
+    own = {here(file) for file in modules_of(f"lpc.steps.{step}")}
+    return lambda wildcards: list(
+        dict.fromkeys(file for part in parts for file in kind_modules(settings_of(part, wildcards)) if file not in own)
+    )
 
 
 def settings_of(part, wildcards):
@@ -129,7 +138,7 @@ def kind_modules(settings):
 def every_kind():
     """The modules of all objectives and latents, whose names tables and page show."""
     kinds = [*objectives.KINDS.values(), *latents.KINDS.values()]
-    return sorted({here(file) for kind in kinds for file in modules_of(kind.__module__)})
+    return {file for kind in kinds for file in modules_of(kind.__module__)}
 
 
 def image(name):
@@ -476,8 +485,16 @@ def table_files():
 
 
 def results_of(runs):
-    """All files of these runs, and of their bases, that the tables and the page show."""
-    return [file for job in jobs.results_of(CONFIG, RESULTS, runs) for file in job.files]
+    """All files of these runs, and of their bases, that the tables and the page show, as a function of the wildcards.
+
+    It is not called at the start of other jobs: of a thousand runs the list takes longer than all else.
+    """
+    return lambda wildcards: result_files(tuple(runs))
+
+
+@cache  # tables and page ask for the same
+def result_files(runs):
+    return [str(file) for job in jobs.results_of(CONFIG, RESULTS, runs) for file in job.files]
 
 
 def run_entries():
