@@ -117,9 +117,8 @@ def modules(step, *parts):
     parts: "objective", "latent" and "evaluate", where it uses those of the recipe; "dataset", where it reads the
     dataset's rows.
     """
-    own = {here(file) for file in modules_of(f"lpc.steps.{step}")}
     return lambda wildcards: list(
-        dict.fromkeys(file for part in parts for file in kind_modules(settings_of(part, wildcards)) if file not in own)
+        dict.fromkeys(file for part in parts for file in kind_modules(step, settings_of(part, wildcards)))
     )
 
 
@@ -130,9 +129,14 @@ def settings_of(part, wildcards):
     return dataset(wildcards) if part == "dataset" else getattr(recipe(wildcards), part)
 
 
-def kind_modules(settings):
-    """The modules of a dataset's kind, an objective or a latent; none where the recipe has no latent."""
-    return [here(file) for file in modules_of(type(settings).__module__)] if settings else []
+def kind_modules(step, settings):
+    """The modules of a dataset's kind, an objective or a latent that the step has not; none without a latent."""
+    return further_modules(step, type(settings).__module__) if settings else []
+
+
+@cache  # every job asks for those of the same few kinds
+def further_modules(step, module):
+    return [here(file) for file in sorted({*modules_of(module)} - {*modules_of(f"lpc.steps.{step}")})]
 
 
 def every_kind():
