@@ -1,10 +1,11 @@
-"""What a dry run of a thousand runs costs, and how much of it is this workflow's own code rather than Snakemake's.
+"""What a dry run of a thousand runs and the start of one of its jobs cost, and how much of it is Snakemake's own.
 
     python benchmarks/workflow.py --output workflow.json
 
-The configuration is the demo's with more seeds. `seconds` is `snakemake -n all` as a user sees it; `own` is the time
-inside functions of this repository (configuration, paths, parameters, lists of results), under a profiler, which
-makes it two to three times longer than it is.
+The configuration is the demo's with more seeds. `dry_run` is `snakemake -n all`. `start` is what a job of SLURM does
+before its command: a process that plans the one job. `imports` is `import snakemake.cli` alone. All three are CPU
+seconds, which other work on the machine changes less than wall time. `own` is the share of a dry run inside functions
+of this repository (configuration, paths, parameters, lists of results), under a profiler.
 """
 
 import argparse
@@ -12,10 +13,10 @@ import json
 import os
 import platform
 import pstats
+import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
@@ -36,12 +37,14 @@ def parser():
 def main():
     args = parser().parse_args()
     results = {}
-    print("| runs | jobs | reference jobs | `snakemake -n` | of it own code |\n|---|---|---|---|---|")
+    print("| runs | jobs | reference jobs | `snakemake -n` | own | start of a job | imports |")
+    print("|---|---|---|---|---|---|---|")
     for runs in args.runs:
         with tempfile.TemporaryDirectory() as folder:
             results[runs] = row = measure(runs, Path(folder))
         print(
-            f"| {runs} | {row['jobs']} | {row['reference_jobs']} | {row['seconds']:.1f} s | {row['own']:.1f} s |",
+            f"| {runs} | {row['jobs']} | {row['reference_jobs']} | {row['dry_run']:.1f} s | {100 * row['own']:.0f} % "
+            f"| {row['start']:.1f} s | {row['imports']:.1f} s |",
             flush=True,
         )
     if args.output:
@@ -54,31 +57,41 @@ def measure(runs: int, folder: Path) -> dict:
     config["project"] = "dry-run"
     config["experiments"]["main"] |= {"recipes": ["dpo", "dpo-lpc"], "seeds": list(range(runs // 2))}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    arguments = ["all", "--dry-run", "--configfile", str(folder / "config.yaml"), "--directory", str(folder)]
-    arguments += ["--snakefile", str(ROOT / "Snakefile")]
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    start = time.perf_counter()
-    plan = subprocess.run(
-        [sys.executable, "-m", "snakemake", *arguments, "--quiet", "rules"],
-        env=environment, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    seconds = time.perf_counter() - start
+    common = ["--dry-run", "--configfile", folder / "config.yaml", "--directory", folder]
+    common += ["--snakefile", ROOT / "Snakefile"]
+    dry_run, printed = cpu_seconds("-m", "snakemake", "all", *common, "--quiet", "rules")
     counts = Counter()
-    for line in plan.stdout.splitlines() + plan.stderr.splitlines():
+    for line in printed.splitlines():
         words = line.split()
         if len(words) == 2 and words[1].isdigit():
             counts[words[0]] = int(words[1])
+    job = ["--target-jobs", "reference:base=tiny,variant=world", "--allowed-rules", "reference", "--mode", "subprocess"]
+    job += ["--force", "--nolock", "--ignore-incomplete", "--quiet"]
     profile = folder / "profile"
-    subprocess.run(
-        [sys.executable, "-m", "cProfile", "-o", profile, "-m", "snakemake", *arguments, "--quiet"],
-        env=environment, capture_output=True, check=True,
-    )  # fmt: skip
+    cpu_seconds("-m", "cProfile", "-o", profile, "-m", "snakemake", "all", *common, "--quiet")
+    stats = pstats.Stats(str(profile))
     return {
-        "seconds": seconds,
-        "own": own_seconds(pstats.Stats(str(profile))),
+        "dry_run": dry_run,
+        "start": cpu_seconds("-m", "snakemake", *job, *common)[0],
+        "imports": cpu_seconds("-c", "import snakemake.cli")[0],
+        "own": own_seconds(stats) / stats.total_tt,
         "jobs": counts["total"],
         "reference_jobs": counts["reference"],
     }
+
+
+def cpu_seconds(*arguments) -> tuple[float, str]:
+    """CPU time, of user and system, of a Python process with these arguments, and what it prints."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        sys.exit(done.stdout)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
 
 
 def own_seconds(stats: pstats.Stats) -> float:

@@ -4,6 +4,7 @@ import os
 import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.pop("LPC_CACHE", None)  # or steps would take what other tests made
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Tiny models gain nothing from a second thread. With two workers on two cores the threads of both wait for each other,
 # and each wait costs more than the sum that it waits for. Processes that tests start get this, too.

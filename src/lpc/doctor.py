@@ -24,7 +24,7 @@ from types import SimpleNamespace
 
 import yaml
 
-from lpc import environment, images
+from lpc import cache, environment, images
 from lpc.cli import UserError, fail
 from lpc.config import models
 from lpc.config.load import load
@@ -452,6 +452,11 @@ def check_gpus() -> Iterator[Finding]:
 
 
 def check_folders(setup: SetUp, containers: bool) -> Iterator[Finding]:
+    try:
+        if shared := cache.folder():
+            yield check_folder(cache.VARIABLE, shared, LEAST_FREE, "name a folder with room")
+    except UserError as error:
+        yield failed(cache.VARIABLE, str(error).removeprefix(f"{cache.VARIABLE}="))
     results = Path("results").resolve()
     needed = LEAST_FREE + BYTES_PER_PARAMETER * setup.parameters
     yield check_folder("results", results, needed, "make results a link to a file system with room")

@@ -4,6 +4,7 @@ import os
 import socket
 from pathlib import Path
 
+from lpc import cache
 from lpc.cli import UserError
 
 # Set in the job's command itself, since a container passes none on.
@@ -44,19 +45,28 @@ def prepare(root: Path, *, containers: bool, main: bool) -> None:
         os.environ["PATH"] = f"{root / 'workflow/profiles/bin'}{os.pathsep}{os.environ['PATH']}"
 
 
+def variables() -> dict[str, str]:
+    """Return `VARIABLES`, with the folder of shared results where there is one. Raises UserError as `cache.folder`."""
+    shared = cache.folder()
+    return VARIABLES | ({cache.VARIABLE: str(shared)} if shared else {})
+
+
 def binds(root: Path) -> str:
-    """Return the value of APPTAINER_BIND with which a container sees the checkout `root` and the cache of the hub.
+    """Return the value of APPTAINER_BIND with which a container sees the checkout `root`, the cache of the hub and the
+    folder of shared results.
 
     Apptainer shows the working directory by itself. Entries that the user has set are kept. Raises UserError if HF_HOME
     is set and is not a folder: Apptainer would end each job with a message that does not name the variable.
     """
     folders = [str(root)]
-    if cache := os.environ.get("HF_HOME"):
-        if not Path(cache).is_dir():
+    if shared := cache.folder():
+        folders.append(str(shared))
+    if home := os.environ.get("HF_HOME"):
+        if not Path(home).is_dir():
             raise UserError(
-                f"HF_HOME={cache} is not a folder on {socket.gethostname()}; create it (mkdir -p) on a file system "
+                f"HF_HOME={home} is not a folder on {socket.gethostname()}; create it (mkdir -p) on a file system "
                 "that the login node and the compute nodes share, or set HF_HOME to one that exists"
             )
-        folders.append(os.path.abspath(cache))
+        folders.append(os.path.abspath(home))
     given = os.environ.get("APPTAINER_BIND", "").split(",")
     return ",".join(dict.fromkeys(entry for entry in [*given, *folders] if entry))

@@ -7,11 +7,13 @@ import ast
 import functools
 import re
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
 
 from lpc.cli import UserError
+from lpc.files import fingerprint, sha256
 
 PACKAGE = Path(__file__).parent
 BY_KIND = ("lpc.data.formats", "lpc.latents", "lpc.objectives")
@@ -44,6 +46,11 @@ def modules_of(module: str) -> tuple[Path, ...]:
             found.update(beside)
             waiting |= names - seen
     return tuple(sorted(found))
+
+
+def digest(files: Iterable[Path]) -> str:
+    """Return a digest of the contents of files of this package, and of their places in it."""
+    return fingerprint({str(file.relative_to(PACKAGE)): sha256(file) for file in files})
 
 
 def modules_of_task(definition: str | Path) -> tuple[Path, ...]:

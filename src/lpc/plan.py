@@ -18,6 +18,8 @@ from lpc.layout import Layout
 from lpc.report.words import count, duration
 
 REPLACED = "this run deletes finished models and trains them again"
+WORDS = {"ok": "its inputs change", "rule implementation changed": "code changed"}
+"""What we call a status of Snakemake's. The code is the rule's command, and the modules that it runs."""
 KEEP = "to keep models, give the changed recipe, base or dataset a new name, or sweep the changed key"
 
 
@@ -28,9 +30,7 @@ def pending(summary: str) -> dict[str, str]:
     """
     rows = csv.DictReader(summary[summary.index("output_file\t") :].splitlines(), delimiter="\t")
     return {
-        row["output_file"]: "its inputs change" if row["status"] == "ok" else row["status"]
-        for row in rows
-        if row["plan"] == "update pending"
+        row["output_file"]: WORDS.get(row["status"], row["status"]) for row in rows if row["plan"] == "update pending"
     }
 
 

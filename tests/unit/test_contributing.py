@@ -129,11 +129,9 @@ assert {row["completions"][1]["response"] for row in rows} == {"No idea."}
     config = checkout.write({**SMALL, "datasets": {**SMALL["datasets"], "mine": own}})
     target = "results/small/data/mine/rows.parquet"
     planned = checkout.snakemake(target, "--dry-run", "--configfile", config)
-    assert re.search(r"input: mine.jsonl, held.jsonl, .*\n    output: results/small/data/mine/dataset.json", planned)
+    assert re.search(r"input: mine.jsonl, held.jsonl\n    output: results/small/data/mine/dataset.json", planned)
     (inputs,) = re.findall(rf"input: (.*)\n    output: {target}", planned)
-    assert {Path(file).name for file in inputs.split(", ") if "/formats/" in file} == {
-        "__init__.py", "base.py", "better_worse.py",
-    }  # fmt: skip
+    assert [Path(file).name for file in inputs.split(", ") if "/formats/" in file] == ["better_worse.py"]
 
 
 def test_task(checkout):

@@ -12,6 +12,7 @@ SUMMARY = (
     "r/b/train.json\t-\ttrain\t-\tmissing\tupdate pending\n"
     "r/c/train.json\tToday\ttrain\t-\tok\tno update\n"
     "r/a/latents.json\tToday\tlatents\t-\tok\tupdate pending\n"
+    "r/a/tsne.csv\tToday\ttsne\t-\trule implementation changed\tupdate pending\n"
     "r/report.html\t-\treport\t-\tmissing\tupdate pending\n"
 )
 
@@ -27,6 +28,7 @@ def test_jobs_by_rule_have_reasons_and_the_median_time_of_earlier_ones(tmp_path)
     jobs = [Job("train", (name,), (tmp_path / f"{name}/train.json",)) for name in "abc"]
     jobs += [Job("latents", ("a",), (tmp_path / "a/latents.json",)), Job("report", (), (tmp_path / "report.html",))]
     outputs = plan.pending(SUMMARY.replace("r/", f"{tmp_path}/"))
+    assert outputs[f"{tmp_path}/a/tsne.csv"] == "code changed"
     train, latents, report, total = plan.jobs_by_rule(jobs, outputs, layout)
     assert train.split(maxsplit=4) == ["train", "2", "2.0", "h", "params changed (1), missing (1)"]
     assert latents.split(maxsplit=4) == ["latents", "1", "20", "s", "its inputs change (1)"]

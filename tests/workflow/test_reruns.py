@@ -284,7 +284,8 @@ MODULES = {
     "config/specs.py": set(),
     "config/keys.py": set(),
     "layout.py": END,
-    "modules.py": after_train() | {"benchmark_base"},  # it says which code a checkpoint or a benchmark was made by
+    # It says which code made a checkpoint, shared scores, or a finished benchmark.
+    "modules.py": after_train() | {"reference", "benchmark_base"},
 }
 
 
@@ -295,6 +296,19 @@ def test_edited_module_reruns_the_rules_that_use_it(finished, module):
     path.write_bytes(original + b"\n")
     try:
         assert finished.planned(finished.write(DEMO)) == MODULES[module]
+    finally:
+        path.write_bytes(original)
+
+
+def test_reasons_say_that_code_changed(finished):
+    path, reference = finished.folder / "src/lpc/scoring.py", "results/demo/reference/tiny/world/reference.parquet"
+    original, config = path.read_bytes(), finished.write(DEMO)
+    path.write_bytes(original + b"\n")
+    try:
+        summary = finished.forked("all", "--summary", "--configfile", config)
+        assert plan.pending(summary)[reference] == "code changed"
+        printed = finished.forked(reference, "--dry-run", "--configfile", config)
+        assert "reason: Code has changed since last execution" in printed
     finally:
         path.write_bytes(original)
 

@@ -33,12 +33,12 @@ rule latents:
         " --spec {params.spec:q} --execution {params.execution:q}"
         " --model {input.model:q} --base {input.base:q}"
         " --pairs {input.pairs:q} --output {output.latents:q} --summary {output.summary:q} > {log:q} 2>&1"
+        + code("latents")
 
 
 rule tsne:
     input:
         latents=RUN.latents,
-        modules=modules("tsne"),
     output:
         coordinates=RUN.tsne,
         by_source=report(
@@ -69,7 +69,7 @@ rule tsne:
         spec=tracked(tsne_spec),
     shell:
         "python -m lpc.steps.tsne --spec {params.spec:q} --latents {input.latents:q} --coordinates {output.coordinates:q}"
-        " --by-source {output.by_source:q} --by-code {output.by_code:q} > {log:q} 2>&1"
+        " --by-source {output.by_source:q} --by-code {output.by_code:q} > {log:q} 2>&1" + code("tsne")
 
 
 rule completions:
@@ -96,7 +96,7 @@ rule completions:
         spec=tracked(completions_spec),
     shell:
         "python -m lpc.steps.completions --spec {params.spec:q} --model {input.model:q} --base {input.base:q}"
-        " --pairs {input.pairs:q} --latents {input.latents:q} --output {output:q} > {log:q} 2>&1"
+        " --pairs {input.pairs:q} --latents {input.latents:q} --output {output:q} > {log:q} 2>&1" + code("completions")
 
 
 rule style:
@@ -125,4 +125,4 @@ rule style:
     shell:
         "python -m lpc.steps.style --spec {params.spec:q} --execution {params.execution:q}"
         " --model {input.model:q} --base {input.base:q}"
-        " --pairs {input.pairs:q} --person {input.person:q} --output {output:q} > {log:q} 2>&1"
+        " --pairs {input.pairs:q} --person {input.person:q} --output {output:q} > {log:q} 2>&1" + code("style")

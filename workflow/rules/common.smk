@@ -30,7 +30,7 @@ from lpc.files import canonical
 from lpc.layout import Layout, dataset_of, noisy
 from lpc.paths import is_local
 from lpc.report.tables import TABLES
-from lpc.modules import commit, modules_of, modules_of_task
+from lpc.modules import commit, digest, modules_of, modules_of_task
 
 # A module's configuration is a section of some file: its messages name no line.
 CONFIG_FILES = workflow.configfiles if workflow.modifier.is_main_snakefile() else []
@@ -61,6 +61,7 @@ TASK = RESULTS.task("{task}")
 in_containers = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
 try:
     environment.prepare(ROOT, containers=in_containers, main=workflow.is_main_process)
+    variables = environment.variables()
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
@@ -71,7 +72,7 @@ class shell(shell):
 
 shell.prefix(
     f"set -euo pipefail; exec 9>&2; export {WORKFLOW_STDERR}=/proc/$$/fd/9 "
-    + " ".join(f"{name}={value}" for name, value in environment.VARIABLES.items())
+    + " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
     + f" PYTHONPATH={shlex.quote(str(ROOT / 'src'))}"
     + f" {images.VARIABLE}={shlex.quote(' '.join(SETTINGS.images.references().values()))}; "
     + ("" if in_containers else f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
@@ -101,16 +102,24 @@ def here(path):
     return os.path.relpath(path)
 
 
+def code(step, *further):
+    """The end of a rule's command, a comment: the digest of the modules that `lpc.steps.<step>` runs.
+
+    Snakemake compares commands, so an edit of a module reruns the rules that use it. As inputs, the modules were most of
+    what a dry run had to look at. further: other files of code that the step runs.
+    """
+    return f"  # code {digest({*modules_of(f'lpc.steps.{step}'), *further})}"
+
+
 def modules(step, *parts):
-    """The modules that `lpc.steps.<step>` runs, as input: editing one reruns the rules that use it.
+    """The further modules that `lpc.steps.<step>` runs for a job, as input: editing one reruns the jobs that use it.
 
     parts: "objective", "latent" and "evaluate", where it uses those of the recipe; "dataset", where it reads the
     dataset's rows.
     """
-    files = [here(file) for file in modules_of(f"lpc.steps.{step}")]
-    return lambda wildcards: files + [
-        file for part in parts for file in kind_modules(settings_of(part, wildcards)) if file not in files
-    ]
+    return lambda wildcards: list(
+        dict.fromkeys(file for part in parts for file in kind_modules(step, settings_of(part, wildcards)))
+    )
 
 
 def settings_of(part, wildcards):
@@ -120,15 +129,20 @@ def settings_of(part, wildcards):
     return dataset(wildcards) if part == "dataset" else getattr(recipe(wildcards), part)
 
 
-def kind_modules(settings):
-    """The modules of a dataset's kind, an objective or a latent; none where the recipe has no latent."""
-    return [here(file) for file in modules_of(type(settings).__module__)] if settings else []
+def kind_modules(step, settings):
+    """The modules of a dataset's kind, an objective or a latent that the step has not; none without a latent."""
+    return further_modules(step, type(settings).__module__) if settings else []
+
+
+@cache  # every job asks for those of the same few kinds
+def further_modules(step, module):
+    return [here(file) for file in sorted({*modules_of(module)} - {*modules_of(f"lpc.steps.{step}")})]
 
 
 def every_kind():
     """The modules of all objectives and latents, whose names tables and page show."""
     kinds = [*objectives.KINDS.values(), *latents.KINDS.values()]
-    return sorted({here(file) for kind in kinds for file in modules_of(kind.__module__)})
+    return {file for kind in kinds for file in modules_of(kind.__module__)}
 
 
 def image(name):
@@ -479,8 +493,16 @@ def table_files():
 
 
 def results_of(runs):
-    """All files of these runs, and of their bases, that the tables and the page show."""
-    return [file for job in jobs.results_of(CONFIG, RESULTS, runs) for file in job.files]
+    """All files of these runs, and of their bases, that the tables and the page show, as a function of the wildcards.
+
+    It is not called at the start of other jobs: of a thousand runs the list takes longer than all else.
+    """
+    return lambda wildcards: result_files(tuple(runs))
+
+
+@cache  # tables and page ask for the same
+def result_files(runs):
+    return [str(file) for job in jobs.results_of(CONFIG, RESULTS, runs) for file in job.files]
 
 
 def run_entries():

@@ -6,8 +6,6 @@
 
 
 rule world:
-    input:
-        modules=modules("world"),
     output:
         rows=DATASET.world,
         record=DATASET.record,
@@ -27,14 +25,13 @@ rule world:
         spec=tracked(world_spec),
     shell:
         "python -m lpc.steps.world --spec {params.spec:q}"
-        " --output {output.rows:q} --record {output.record:q} > {log:q} 2>&1"
+        " --output {output.rows:q} --record {output.record:q} > {log:q} 2>&1" + code("world")
 
 
 # The only rules that use the network, so they run where Snakemake does.
 rule download_dataset:
     input:
         file=local_dataset,
-        modules=modules("download_dataset"),
     output:
         record=DATASET.record,
     log:
@@ -50,13 +47,12 @@ rule download_dataset:
         spec=tracked(download_dataset_spec),
     shell:
         "HF_HUB_OFFLINE=0 HF_DATASETS_OFFLINE=0 python -m lpc.steps.download_dataset --spec {params.spec:q}"
-        " --output {output.record:q} > {log:q} 2>&1"
+        " --output {output.record:q} > {log:q} 2>&1" + code("download_dataset")
 
 
 rule download_base:
     input:
         files=local_base,
-        modules=modules("download_base"),
     output:
         base=BASE.record,
     log:
@@ -72,7 +68,7 @@ rule download_base:
         spec=tracked(download_base_spec),
     shell:
         "HF_HUB_OFFLINE=0 python -m lpc.steps.download_base --spec {params.spec:q}"
-        " --output {output.base:q} > {log:q} 2>&1"
+        " --output {output.base:q} > {log:q} 2>&1" + code("download_base")
 
 
 rule split:
@@ -99,12 +95,12 @@ rule split:
     shell:
         "python -m lpc.steps.split --spec {params.spec:q} --record {input.record:q}"
         " --output {output.rows:q} --rejects {output.rejects:q} --summary {output.summary:q} > {log:q} 2>&1"
+        + code("split")
 
 
 rule pairs:
     input:
         rows=DATASET.rows,
-        modules=modules("pairs"),
     output:
         pairs=DATASET.pairs,
         summary=DATASET.pairs_summary,
@@ -124,13 +120,12 @@ rule pairs:
         spec=tracked(pairs_spec),
     shell:
         "python -m lpc.steps.pairs --spec {params.spec:q} --rows {input.rows:q}"
-        " --output {output.pairs:q} --summary {output.summary:q} > {log:q} 2>&1"
+        " --output {output.pairs:q} --summary {output.summary:q} > {log:q} 2>&1" + code("pairs")
 
 
 rule mix:
     input:
         pairs=members,
-        modules=modules("mix"),
     output:
         pairs=DATASET.pairs,
         summary=DATASET.pairs_summary,
@@ -150,13 +145,12 @@ rule mix:
         spec=tracked(mix_spec),
     shell:
         "python -m lpc.steps.mix --spec {params.spec:q} --pairs {input.pairs:q}"
-        " --output {output.pairs:q} --summary {output.summary:q} > {log:q} 2>&1"
+        " --output {output.pairs:q} --summary {output.summary:q} > {log:q} 2>&1" + code("mix")
 
 
 rule flip:
     input:
         pairs=DATASET.pairs,
-        modules=modules("flip"),
     output:
         pairs=NOISY.pairs,
         summary=NOISY.pairs_summary,
@@ -174,13 +168,12 @@ rule flip:
         spec=tracked(flip_spec),
     shell:
         "python -m lpc.steps.flip --spec {params.spec:q} --pairs {input.pairs:q}"
-        " --output {output.pairs:q} --summary {output.summary:q} > {log:q} 2>&1"
+        " --output {output.pairs:q} --summary {output.summary:q} > {log:q} 2>&1" + code("flip")
 
 
 rule pretrain:
     input:
         rows=scratch_rows,
-        modules=modules("pretrain"),
     output:
         base=BASE.record,
         model=directory(BASE.model),
@@ -201,4 +194,4 @@ rule pretrain:
         spec=tracked(pretrain_spec),
     shell:
         "python -m lpc.steps.pretrain --spec {params.spec:q} --rows {input.rows:q}"
-        " --output {output.model:q} --record {output.base:q} > {log:q} 2>&1"
+        " --output {output.model:q} --record {output.base:q} > {log:q} 2>&1" + code("pretrain")

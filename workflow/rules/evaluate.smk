@@ -7,8 +7,6 @@
 
 
 rule download_task:
-    input:
-        modules=modules("download_task"),
     output:
         TASK.download,
     log:
@@ -24,12 +22,10 @@ rule download_task:
     shell:
         "HF_HUB_OFFLINE=0 HF_DATASETS_OFFLINE=0 python -m lpc.steps.download_task"
         " --spec {params.spec:q} --execution {params.execution:q}"
-        " --output {output:q} > {log:q} 2>&1"
+        " --output {output:q} > {log:q} 2>&1" + code("download_task")
 
 
 rule questions:
-    input:
-        modules=modules("questions"),
     output:
         TASK.questions,
     log:
@@ -42,7 +38,7 @@ rule questions:
     params:
         spec=tracked(questions_spec),
     shell:
-        "python -m lpc.steps.questions --spec {params.spec:q} --output {output:q} > {log:q} 2>&1"
+        "python -m lpc.steps.questions --spec {params.spec:q} --output {output:q} > {log:q} 2>&1" + code("questions")
 
 
 rule preference:
@@ -74,7 +70,7 @@ rule preference:
         " --spec {params.spec:q} --execution {params.execution:q}"
         " --model {input.model:q} --base {input.base:q}"
         " --pairs {input.pairs:q} --reference {input.reference:q}"
-        " --output {output.rewards:q} --summary {output.summary:q} > {log:q} 2>&1"
+        " --output {output.rewards:q} --summary {output.summary:q} > {log:q} 2>&1" + code("preference")
 
 
 rule personalise:
@@ -107,7 +103,7 @@ rule personalise:
         " --spec {params.spec:q} --execution {params.execution:q}"
         " --model {input.model:q} --base {input.base:q}"
         ' --pairs {input.pairs:q} ${{reference:+--reference "$reference"}}'
-        " --output {output:q} > {log:q} 2>&1"
+        " --output {output:q} > {log:q} 2>&1" + code("personalise")
 
 
 # A job does all tasks of a model, which it loads once. Snakemake deletes all of its outputs before it, so finished tasks
@@ -144,13 +140,12 @@ if TASKS:
             "python -m lpc.steps.benchmark"
             " --spec {params.spec:q} --execution {params.execution:q}"
             " --model {input.model:q} --base {input.base:q}"
-            " --finished {params.finished:q} --output {params.folder:q} > {log:q} 2>&1"
+            " --finished {params.finished:q} --output {params.folder:q} > {log:q} 2>&1" + code("benchmark")
 
     rule benchmark_base:
         input:
             base=BASE.record,
             data=task_data,
-            modules=modules("benchmark"),
             task_modules=task_modules,
         output:
             results=[BASE.benchmarks.result(name) for name in TASKS],
@@ -175,13 +170,12 @@ if TASKS:
             "python -m lpc.steps.benchmark"
             " --spec {params.spec:q} --execution {params.execution:q}"
             " --base {input.base:q}"
-            " --finished {params.finished:q} --output {params.folder:q} > {log:q} 2>&1"
+            " --finished {params.finished:q} --output {params.folder:q} > {log:q} 2>&1" + code("benchmark")
 
 
 rule alpacaeval_download:
     input:
         files=alpacaeval_files,
-        modules=modules("alpacaeval_download"),
     output:
         instructions=RESULTS.alpacaeval_instructions,
         reference=RESULTS.alpacaeval_reference,
@@ -197,6 +191,7 @@ rule alpacaeval_download:
     shell:
         "HF_HUB_OFFLINE=0 python -m lpc.steps.alpacaeval_download --spec {params.spec:q}"
         " --instructions {output.instructions:q} --reference {output.reference:q} > {log:q} 2>&1"
+        + code("alpacaeval_download")
 
 
 rule alpacaeval_generate:
@@ -225,14 +220,13 @@ rule alpacaeval_generate:
         "python -m lpc.steps.alpacaeval_generate"
         " --spec {params.spec:q} --execution {params.execution:q}"
         " --model {input.model:q} --base {input.base:q}"
-        " --instructions {input.instructions:q} --output {output:q} > {log:q} 2>&1"
+        " --instructions {input.instructions:q} --output {output:q} > {log:q} 2>&1" + code("alpacaeval_generate")
 
 
 rule alpacaeval_judge:
     input:
         outputs=RUN.answers,
         reference=RESULTS.alpacaeval_reference,
-        modules=modules("alpacaeval_judge"),
     output:
         result=RUN.judged,
         annotations=RUN.annotations,
@@ -248,4 +242,4 @@ rule alpacaeval_judge:
     shell:
         "HF_HUB_OFFLINE=0 python -m lpc.steps.alpacaeval_judge --spec {params.spec:q}"
         " --outputs {input.outputs:q} --reference {input.reference:q}"
-        " --output {output.result:q} --annotations {output.annotations:q} > {log:q} 2>&1"
+        " --output {output.result:q} --annotations {output.annotations:q} > {log:q} 2>&1" + code("alpacaeval_judge")

@@ -7,8 +7,6 @@
 rule tables:
     input:
         results=results_of(CONFIG.runs),
-        modules=modules("tables"),
-        kinds=every_kind(),
     output:
         [
             report(RESULTS.table(table), caption=os.path.abspath(RESULTS.caption(table)), category="Tables")
@@ -29,14 +27,13 @@ rule tables:
     shell:
         "python -m lpc.steps.tables --spec @<(printf %s {params.spec:q})"
         " --results {params.results:q} --output {params.results:q}/tables > {log:q} 2>&1"
+        + code("tables", *every_kind())
 
 
 rule report:
     input:
         results=results_of(CONFIG.runs),
         tables=table_files(),
-        modules=modules("report"),
-        kinds=every_kind(),
     output:
         report(RESULTS.report, caption="../report/report.rst", category="Report"),
     log:
@@ -55,6 +52,7 @@ rule report:
     shell:
         "python -m lpc.steps.report --spec @<(printf %s {params.spec:q})"
         " --results {params.results:q} --commit {params.commit:q} --output {output:q} > {log:q} 2>&1"
+        + code("report", *every_kind())
 
 
 # A target of its own: `snakemake cards` writes the model card of each run, for people and for the hub (lpc.push).
@@ -62,8 +60,6 @@ rule cards:
     input:
         results=results_of(CONFIG.runs),
         tables=table_files(),
-        modules=modules("cards"),
-        kinds=every_kind(),
     output:
         [RESULTS.of(pick(run, "base", "variant", "recipe", "seed")).card for run in CONFIG.runs],
     log:
@@ -79,7 +75,7 @@ rule cards:
         commit=lambda wildcards, output: commit(),
     shell:
         "python -m lpc.steps.cards --spec @<(printf %s {params.spec:q})"
-        " --results {params.results:q} --commit {params.commit:q} > {log:q} 2>&1"
+        " --results {params.results:q} --commit {params.commit:q} > {log:q} 2>&1" + code("cards", *every_kind())
 
 
 # An experiment's name is a target: `snakemake codebook` makes the results of its runs, without tables and page.

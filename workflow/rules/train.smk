@@ -9,7 +9,6 @@ rule reference:
     input:
         base=BASE.record,
         pairs=VARIANT.pairs,
-        modules=modules("reference"),
     output:
         reference=REFERENCE.logps,
         statistics=REFERENCE.statistics,
@@ -31,7 +30,7 @@ rule reference:
         "python -m lpc.steps.reference"
         " --spec {params.spec:q} --execution {params.execution:q}"
         " --base {input.base:q} --pairs {input.pairs:q}"
-        " --output {output.reference:q} --statistics {output.statistics:q} > {log:q} 2>&1"
+        " --output {output.reference:q} --statistics {output.statistics:q} > {log:q} 2>&1" + code("reference")
 
 
 # Checkpoints lie in a folder that is no output, or Snakemake would delete them when a job fails. The step keeps those
@@ -73,4 +72,4 @@ rule train:
         " --base {input.base:q} --pairs {input.pairs:q}"
         ' ${{reference:+--reference "$reference"}} ${{statistics:+--statistics "$statistics"}}'
         " --processes {params.processes} --checkpoints {params.checkpoints:q}"
-        " --output {output.model:q} --metrics {output.metrics:q} --summary {output.summary:q}"
+        " --output {output.model:q} --metrics {output.metrics:q} --summary {output.summary:q}" + code("train")

@@ -1,10 +1,13 @@
-"""Log-probabilities of the base model for every pair, once per base and pair set, shared by all recipes."""
+"""Log-probabilities of the base model for every pair, once per base and pair set, shared by all recipes.
+
+Where LPC_CACHE names a folder, they are shared by projects, too.
+"""
 
 import numpy as np
 import pyarrow as pa
 import safetensors.torch
 
-from lpc import cli
+from lpc import cache, cli
 from lpc.config import specs
 from lpc.files import atomic, read_json, sha256, write_parquet
 from lpc.model.loading import load_run
@@ -21,8 +24,21 @@ def parser():
     return parser
 
 
+BASE = ("sha256", "chat_template", "chat_template_kwargs", "trust_remote_code")
+"""What scores depend on of a base's record. Not its `dtype`: weights are loaded as float32."""
+
+
 def main(args):
-    spec, base = args.spec, read_json(args.base)
+    spec, base, outputs = args.spec, read_json(args.base), (args.statistics, args.output)
+    identity = {
+        "spec": spec.tracked(),
+        "execution": spec.execution(),
+        "base": {name: base[name] for name in BASE},
+        "pairs": sha256(args.pairs),
+        **cache.surroundings("reference"),
+    }
+    if cache.fetch(identity, outputs):
+        return
     policy, tokenizer = load_run(args.base)
     to_device(policy)
     rows, tokens = load_pairs(args.pairs, tokenizer, spec.tokens, columns=["pair_id", "split"])
@@ -43,12 +59,13 @@ def main(args):
         safetensors.torch.save_file(statistics, temporary)
     metadata = {
         "spec": spec.tracked(),
-        "pairs_sha256": sha256(args.pairs),
+        "pairs_sha256": identity["pairs"],
         "base_sha256": base["sha256"],
         "statistics_sha256": sha256(args.statistics),
         "dropped": tokens.dropped,
     }
     write_parquet(args.output, table, metadata)
+    cache.keep(identity, outputs)
 
 
 if __name__ == "__main__":

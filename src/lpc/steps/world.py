@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+from pathlib import Path
 
 from lpc import cli, files
 from lpc.config import specs
@@ -27,7 +28,7 @@ def main(args):
         io.TextIOWrapper(packed, encoding="utf-8") as stream,
     ):
         stream.writelines(json.dumps(row) + "\n" for row in rows)
-    record = {"kind": "world", "path": args.output, "files": [args.output], "revision": None}
+    record = {"kind": "world", "path": Path(args.output).name, "files": [args.output], "revision": None}
     record["group"] = None if spec.people is None else "person"
     files.write_json(args.record, {**record, "sha256": {args.output: files.sha256(args.output)}})
 
