@@ -81,12 +81,12 @@ class Cluster:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
 
-    def snakemake(self, *arguments: str, timeout: float = 600.0, **options) -> tuple[int, str]:
+    def snakemake(self, *arguments: str, timeout: float = 840.0, **options) -> tuple[int, str]:
         """Run Snakemake to its end: exit code and output."""
         process = self.start(*arguments, **options)
         return self.finish(process, timeout)
 
-    def finish(self, process, timeout: float = 600.0) -> tuple[int, str]:
+    def finish(self, process, timeout: float = 840.0) -> tuple[int, str]:
         try:
             code = process.wait(timeout)
         except subprocess.TimeoutExpired:
