@@ -1,5 +1,5 @@
 # `make demo` on a fresh clone does everything. Variables: PYTHON (3.11 or newer), CORES, CONFIG, PROFILE,
-# PIP_ARGS, ARGUMENTS.
+# PIP_ARGS, ARGUMENTS, WORKERS.
 PYTHON ?= python3
 CORES ?= all
 CONFIG ?= config/demo.yaml
@@ -8,6 +8,8 @@ PROFILE ?= slurm
 PIP_ARGS ?=
 # For the tool behind a target, e.g. ARGUMENTS="-k config" with test
 ARGUMENTS ?=
+# Of the tests, which wait for processes that they start: three keep two cores busy.
+WORKERS ?= 3
 
 # A progress bar for each rule on a terminal, plain lines elsewhere. Snakemake writes to standard error.
 LOGGER = $$([ -t 2 ] && echo --logger rich)
@@ -37,7 +39,7 @@ crate: .venv/crate.stamp ## describe the finished results of CONFIG as an RO-Cra
 	@PYTHONPATH=src python -m lpc.crate --configfile $(CONFIG) $(ARGUMENTS)
 
 test: .venv/test.stamp ## install and run the tests
-	pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGUMENTS)
+	pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGUMENTS)
 
 lint: .venv/test.stamp ## check style and formatting of Python and Snakemake files
 	ruff check

@@ -69,7 +69,7 @@ def modules_of_task(definition: str | Path) -> tuple[Path, ...]:
             continue
         try:
             text = file.read_text(encoding="utf-8")
-            config = dict(yaml.load(text, _Definition))
+            config = dict(_Definition(text).get_single_data())
         except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
             raise UserError(f"{file}: not the definition of a task ({error}); correct it") from None
         for module in re.findall(r"!function\s+([\w./]+)\.\w+", text):
