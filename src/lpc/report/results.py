@@ -94,7 +94,7 @@ class Results:
         ]
 
     def benchmark_changes(self) -> list[dict]:
-        """Return each main recipe's mean benchmark score minus that of its base model: {base, variant, recipe, change,
+        """Return each recipe's mean benchmark score minus that of its base model: {base, variant, recipe, change,
         error}, in points.
 
         They are of training on clean data, where base and recipe have a score of every task: means over seeds, then
@@ -103,8 +103,7 @@ class Results:
         """
         models = defaultdict(lambda: defaultdict(list))
         for row in self.tables["benchmarks"]:
-            shown = row["recipe"] == "base" or (self.in_main(row) and self.is_clean(row))
-            if shown and row["primary"] == 1:
+            if (row["recipe"] == "base" or self.is_clean(row)) and row["primary"] == 1:
                 models[row["base"], row["variant"], row["recipe"]][row["task"]].append(row)
         whole = {name: mean_score(by_task) for name, by_task in models.items() if by_task.keys() == self.tasks.keys()}
         found = []

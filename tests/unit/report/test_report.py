@@ -292,7 +292,7 @@ def test_benchmarks_against_the_base_model_stand_on_the_first_screen(page):
     answer = said[: said.index("Preference accuracy is the share")]
     assert (
         "Points against the base model, mean of 2 benchmarks (standard error 3.0): simpo +20.0; simpo-lpc +20.0; "
-        "dpo +30.0; dpo-lpc +32.0; dpo-mlp +45.0." in answer
+        "dpo +30.0; dpo-lpc+latent.codes=16 +30.0; dpo-lpc +32.0; dpo-mlp +45.0." in answer
     )
     assert "More than two standard errors below" not in answer
 
