@@ -43,14 +43,14 @@ rule tsne:
         coordinates=RUN.tsne,
         by_source=report(
             RUN.tsne_figure("source"),
-            caption="../report/tsne_source.rst",
+            caption=caption("tsne_source"),
             category="Figures",
             labels={"base": "{base}", "data": "{variant}", "recipe": "{recipe}", "seed": "{seed}", "colour": "source"},
         ),
         by_source_png=RUN.tsne_figure("source", "png"),
         by_code=report(
             RUN.tsne_figure("code"),
-            caption="../report/tsne_code.rst",
+            caption=caption("tsne_code"),
             category="Figures",
             labels={"base": "{base}", "data": "{variant}", "recipe": "{recipe}", "seed": "{seed}", "colour": "code"},
         ),

@@ -209,6 +209,11 @@ def runtime(rule):
     return lambda wildcards, attempt: SETTINGS.resources.of(rule).minutes_at(attempt)
 
 
+def caption(name):
+    """The caption of a figure or page in Snakemake's own report, beside the rules that name it."""
+    return f"../report/{name}.rst"
+
+
 # Stage data
 
 

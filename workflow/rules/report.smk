@@ -23,11 +23,11 @@ rule tables:
     params:
         spec=tracked(tables_spec),
         results=lambda wildcards, output: str(RESULTS.root),
+        tables=lambda wildcards, output: str(RESULTS.tables),
     # The list of runs may be longer than one argument of a command can be.
     shell:
         "python -m lpc.steps.tables --spec @<(printf %s {params.spec:q})"
-        " --results {params.results:q} --output {params.results:q}/tables > {log:q} 2>&1"
-        + code("tables", *every_kind())
+        " --results {params.results:q} --output {params.tables:q} > {log:q} 2>&1" + code("tables", *every_kind())
 
 
 rule report:
@@ -35,7 +35,7 @@ rule report:
         results=results_of(CONFIG.runs),
         tables=table_files(),
     output:
-        report(RESULTS.report, caption="../report/report.rst", category="Report"),
+        report(RESULTS.report, caption=caption("report"), category="Report"),
     log:
         RESULTS.log("report"),
     benchmark:
