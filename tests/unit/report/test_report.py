@@ -243,6 +243,14 @@ def test_nothing_trained_yet_still_makes_a_page(tmp_path):
     assert "missing: runs/tiny/world/dpo-lpc/seed-0/completions.json" in text
     assert "LPC is not compared with plain training yet" in text
     assert "No run of the main experiment is scored on world yet" in text
+    # A dataset of other experiments alone is not awaited.
+    spec = report_spec()
+    spec["runs"].append({**spec["runs"][0], "dataset": "people", "variant": "people", "experiments": ["people"]})
+    spec["settings"]["datasets"]["people"] = spec["settings"]["datasets"]["world"]
+    tables = {**results_tree.tables_spec(), "runs": spec["runs"]}
+    run_step("tables", tables, "--results", tmp_path, "--output", tmp_path / "tables")
+    text = words_of(Page(report(tmp_path, spec, tmp_path)))
+    assert "scored on world yet" in text and "scored on people yet" not in text
 
 
 def test_the_papers_numbers_stand_beside_ours_where_base_and_task_are_the_same(results, tmp_path):

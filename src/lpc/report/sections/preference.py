@@ -36,7 +36,7 @@ def section(results: Results) -> Section:
         if rows:
             blocks += with_and_without(results, dataset, rows)
             blocks.append(Figures([accuracy_figure(results, dataset, rows)]))
-        else:
+        elif any(dataset in run["heldout"] for run in results.main):
             blocks.append(Missing(f"No run of the main experiment is scored on {dataset} yet."))
     every = results.tables["preference_accuracy"]
     columns = [
