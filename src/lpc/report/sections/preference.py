@@ -1,5 +1,7 @@
 """Section on preference accuracy: with and without LPC (shape of the paper's Table 2), then every run."""
 
+from collections import defaultdict
+
 from lpc.report import figures, paper
 from lpc.report.answer import label
 from lpc.report.cells import difference_cell, mean_cell, seeds_cell
@@ -17,7 +19,7 @@ from lpc.report.page import (
     text,
     text_column,
 )
-from lpc.report.results import Results
+from lpc.report.results import Results, over_seeds
 from lpc.report.runs import has_codes
 from lpc.report.words import interval, percent
 
@@ -66,17 +68,25 @@ def accuracy_cell(row: dict) -> Cell:
 
 
 def with_and_without(results: Results, dataset: str, rows: list[dict]) -> list[Table]:
-    """Return a table in the shape of the paper's Table 2: a row for each base and objective."""
-    by_name = {(row["base"], row["variant"], row["recipe"]): row for row in rows}
+    """Return a table in the shape of the paper's Table 2: a row for each base and objective.
+
+    rows: of the recipes to show. Both accuracies are of the seeds that both recipes have, as their difference is.
+    """
+    shown = {(row["base"], row["variant"], row["recipe"]) for row in rows}
+    seeds = defaultdict(dict)
+    for row in results.tables["preference_accuracy"]:
+        if row["dataset"] == dataset and row["accuracy"] is not None:
+            seeds[row["base"], row["variant"], row["recipe"]][row["seed"]] = row
     body = []
     for row in results.tables["comparisons"]:
         wanted = row["seed"] == "mean" and row["dataset"] == dataset
         if wanted and has_codes(row["latent"]) and row["against_latent"] is None:
-            ours = by_name.get((row["base"], row["variant"], row["recipe"]))
-            plain = by_name.get((row["base"], row["variant"], row["against"]))
+            names = [(row["base"], row["variant"], row[name]) for name in ("recipe", "against")]
+            both = sorted(seeds[names[0]].keys() & seeds[names[1]].keys())
             base = paper.base_name(results.settings["bases"][row["base"]])
             reported = paper.PREFERENCE.get(base, {}).get(row["objective"], (None, None))
-            if ours and plain:
+            if both and shown.issuperset(names):
+                ours, plain = (over_seeds([seeds[name][seed] for seed in both]) for name in names)
                 body.append({**row, "ours": ours, "plain": plain, "paper": reported})
     if not body:
         return []
