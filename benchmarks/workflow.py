@@ -1,4 +1,4 @@
-"""What a dry run of a thousand runs and the start of one of its jobs cost, and how much of it is Snakemake's own.
+"""CPU time of a dry run of a thousand runs, of the start of one job, and of importing Snakemake.
 
     python benchmarks/workflow.py --output workflow.json
 

@@ -53,7 +53,7 @@ class Layout:
         return self.root / "checkpoints" / _joined(base, variant, recipe, seed)
 
     def benchmarked(self, *names: str | int) -> Path:
-        """Return the folder of the finished benchmark tasks of a run, or of a base. It is no output of a rule, or
+        """Return the folder with the finished benchmark tasks of a run or a base. It is not an output of a rule:
         Snakemake would delete it before the job."""
         return self.root / "benchmarked" / _joined(*names)
 

@@ -19,7 +19,7 @@ from lpc.report.words import count, duration
 
 REPLACED = "this run deletes finished models and trains them again"
 WORDS = {"ok": "its inputs change", "rule implementation changed": "code changed"}
-"""What we call a status of Snakemake's. The code is the rule's command, and the modules that it runs."""
+"""Plain words for a status in Snakemake's summary. The command of a rule changes with the modules that it runs."""
 KEEP = "to keep models, give the changed recipe, base or dataset a new name, or sweep the changed key"
 
 

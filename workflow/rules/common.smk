@@ -500,7 +500,7 @@ def table_files():
 def results_of(runs):
     """All files of these runs, and of their bases, that the tables and the page show, as a function of the wildcards.
 
-    It is not called at the start of other jobs: of a thousand runs the list takes longer than all else.
+    A function, since a job's start parses all rules, and only these few jobs need the list.
     """
     return lambda wildcards: result_files(tuple(runs))
 

@@ -1,9 +1,9 @@
 """The finished benchmark tasks of a model, each with everything on which its result depends.
 
-One job has the results of all tasks as outputs, and Snakemake deletes them before the job. So a finished task is also
-kept in a folder that is no output of a rule, from which the next job takes it unless something of it has changed. Under
-`results/<project>/benchmarked/<run>/` each task has a folder with three files: identity.json, result.json and
-samples.jsonl. A task that is computed again replaces its folder; that of a task which is no longer configured stays.
+One job has the results of all tasks as outputs, and Snakemake deletes them before the job. So the step also keeps each
+finished task in a folder that is no output of a rule. The next job copies a result from there if its identity is the
+same. Under `results/<project>/benchmarked/<run>/` each task has a folder with identity.json, result.json and
+samples.jsonl. A task that is computed again replaces its folder. The folder of a removed task is not deleted.
 """
 
 import os
@@ -36,7 +36,7 @@ def identity_of_model(base: dict, model: Path | None, inference: dict | None) ->
     # Hidden files are Snakemake's timestamps, which no library reads.
     contents = model and [path for path in model.rglob("*") if path.is_file() and not path.name.startswith(".")]
     return {
-        # How long a base was trained here is no part of it.
+        # Not `training`, the seconds that it took to train the base here: no result depends on them.
         "base": {name: value for name, value in base.items() if name != "training"},
         "model": model and _digests(contents, model),
         "inference": inference,
