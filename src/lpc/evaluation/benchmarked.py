@@ -36,7 +36,7 @@ def identity_of_model(base: dict, model: Path | None, inference: dict | None) ->
     # Hidden files are Snakemake's timestamps, which no library reads.
     contents = model and [path for path in model.rglob("*") if path.is_file() and not path.name.startswith(".")]
     return {
-        # Not `training`, the seconds that it took to train the base here: no result depends on them.
+        # Not `training`, which has the seconds that it took: the digest of the files stands for its result.
         "base": {name: value for name, value in base.items() if name != "training"},
         "model": model and _digests(contents, model),
         "inference": inference,
