@@ -7,9 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lpc import latents
 from lpc.config.load import Config
-from lpc.config.models import CLEAN, ScratchBase, has_groups, members_of
+from lpc.config.models import CLEAN, ScratchBase, members_of
 from lpc.config.runs import Run
 from lpc.data.formats.mix import Mix
 from lpc.data.formats.world import World
@@ -32,24 +31,11 @@ def results_of(config: Config, layout: Layout, runs: Iterable[Run]) -> list[Job]
     tasks, found = evaluation.benchmarks.tasks, []
     for run in runs:
         names = (run.base, run.variant, run.recipe, str(run.seed))
-        of_run, latent = layout.run(*names), config.recipes[run.recipe].latent
+        of_run = layout.run(*names)
         found.append(Job("train", names, (of_run.summary, of_run.metrics)))
-        for dataset in dict.fromkeys((run.dataset, *evaluation.preference.datasets)):
-            files = (of_run.preference(dataset), of_run.rewards(dataset))
-            found.append(Job("preference", (*names, dataset), files))
+        found.append(Job("evaluate", names, (of_run.evaluation,)))
         if tasks:
             found.append(Job("benchmark", names, tuple(map(of_run.benchmarks.result, tasks))))
-        if latent:
-            found.append(Job("latents", names, (of_run.latents_summary, of_run.latents)))
-            found.append(Job("tsne", names, (of_run.tsne_figure("source"), of_run.tsne_figure("code"))))
-        has_codes = latent and latents.kind(latent.kind).has_codes
-        if evaluation.completions and has_codes:
-            found.append(Job("completions", names, (of_run.completions,)))
-        personal = has_codes or (latent and latent.pairs_together > 1)
-        if evaluation.personalise and personal and has_groups(config.settings.datasets, run.dataset):
-            found.append(Job("personalise", names, (of_run.person,)))
-            if evaluation.style and has_codes:
-                found.append(Job("style", names, (of_run.style,)))
         if evaluation.alpacaeval:
             found.append(Job("alpacaeval_judge", names, (of_run.judged,)))
         if tasks:

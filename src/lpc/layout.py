@@ -6,6 +6,8 @@ all models, and the same call with the names of one run is the model of that run
 
 from pathlib import Path
 
+from lpc.evaluation.folder import Evaluated
+
 
 def noisy(dataset: str, noise: str) -> str:
     """Return the variant of `dataset` with a noise; without noise the variant is the dataset itself."""
@@ -52,10 +54,10 @@ class Layout:
         job fails."""
         return self.root / "checkpoints" / _joined(base, variant, recipe, seed)
 
-    def benchmarked(self, *names: str | int) -> Path:
-        """Return the folder with the finished benchmark tasks of a run or a base. It is not an output of a rule:
-        Snakemake would delete it before the job."""
-        return self.root / "benchmarked" / _joined(*names)
+    def finished(self, rule: str, *names: str | int) -> Path:
+        """Return the folder with the finished parts of an evaluation job. It is not an output of a rule: Snakemake
+        would delete it before the job."""
+        return self.root / "finished" / rule / _joined(*names)
 
     def task(self, task: str) -> "Task":
         return Task(self.root / "tasks" / task)
@@ -106,37 +108,20 @@ class Reference:
         self.statistics = folder / "statistics.safetensors"
 
 
-class Run:
+class Run(Evaluated):
     """A trained run and all that was measured of it."""
 
     def __init__(self, folder: Path):
+        super().__init__(folder / "evaluation")
         self.folder = folder
         self.model = folder / "model"
         self.metrics = folder / "train.jsonl"
         self.summary = folder / "train.json"
         self.card = folder / "README.md"
         self.benchmarks = Benchmarks(folder / "benchmarks")
-        self.person = folder / "person.json"
-        self.latents = folder / "latents.parquet"
-        self.latents_summary = folder / "latents.json"
-        self.tsne = folder / "tsne.csv"
-        self.completions = folder / "completions.json"
-        self.style = folder / "style.json"
         self.answers = folder / "alpacaeval" / "outputs.json"
         self.judged = folder / "alpacaeval" / "judged.json"
         self.annotations = folder / "alpacaeval" / "annotations.json"
-
-    def preference(self, dataset: str) -> Path:
-        """Return the path of preference accuracy on the pairs of a dataset."""
-        return self.folder / "preference" / f"{dataset}.json"
-
-    def rewards(self, dataset: str) -> Path:
-        """Return the path of the rewards of each of its test pairs."""
-        return self.folder / "preference" / f"{dataset}.parquet"
-
-    def tsne_figure(self, colour: str, suffix: str = "svg") -> Path:
-        """Return a figure of t-SNE; `colour`: source or code, `suffix`: svg or png."""
-        return self.folder / f"tsne_{colour}.{suffix}"
 
 
 class Benchmarks:

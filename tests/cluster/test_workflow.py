@@ -99,10 +99,10 @@ def test_results_name_the_image_that_they_came_from(cluster, demo):
             found[str(path.relative_to(results))] = record.get("container")
     assert len(found) > 15
     assert found == {
-        path: made["evaluation" if re.search("^benchmarked/|/benchmarks/", path) else "training"] for path in found
+        path: made["evaluation" if re.search("(^finished/|/)benchmark", path) else "training"] for path in found
     }
     # What is neither: tables, figures, the model. The log of the job tells.
-    stages = {"evaluation": ["benchmark", "benchmark_base", "questions"], "reporting": ["tsne", "tables", "report"]}
+    stages = {"evaluation": ["benchmark", "benchmark_base", "questions"], "reporting": ["tables", "report"]}
     for log in (results / "logs").rglob("*.log"):
         stage = next((stage for stage, rules in stages.items() if log.parent.name in rules), "training")
         assert made[stage]["image"] in log.read_text() and made[stage]["sha256"] in log.read_text(), log

@@ -60,16 +60,16 @@ def test_the_page_of_files_lists_those_of_the_layout():
         layout.table("<table>"),
         layout.caption("<table>"),
         Path("checkpoints/<run>"),
-        Path("benchmarked/<run>/<task>"),
+        Path("finished/<rule>/<job>/<part>"),
     }
     assert layout.checkpoints(*"1234").parent == Path("checkpoints")
-    assert layout.benchmarked(*"1234").parent == Path("benchmarked")
+    assert layout.finished("<rule>", "<job>") / "<part>" in paths
     paths |= {layout.alpacaeval_instructions, layout.alpacaeval_reference}
     for folder in (dataset, reference, task):
         paths |= set(vars(folder).values())
     paths |= {base.record, base.model, base.benchmarks.result("<task>"), base.benchmarks.samples("<task>")}
     paths |= {layout.log("<rule>", "<job>"), layout.timing("<rule>", "<job>")}
-    of_run = {path for path in vars(run).values() if isinstance(path, Path)} - {run.folder}
+    of_run = {path for path in vars(run).values() if isinstance(path, Path)} - {run.folder, run.evaluation}
     of_run |= {run.preference("<dataset>"), run.rewards("<dataset>")}
     of_run |= {run.benchmarks.result("<task>"), run.benchmarks.samples("<task>")}
     of_run |= {run.tsne_figure(colour, suffix) for colour in ("source", "code") for suffix in ("svg", "png")}

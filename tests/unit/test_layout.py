@@ -25,8 +25,6 @@ TREE = {
     "bases/b/benchmarks/t.json": BASE.benchmarks.result("t"),
     "bases/b/benchmarks/t.samples.jsonl": BASE.benchmarks.samples("t"),
     "bases/b/model": BASE.model,
-    "benchmarked/b": LAYOUT.benchmarked("b"),
-    "benchmarked/b~d.n~r~3": LAYOUT.benchmarked("b", "d.n", "r", 3),
     "configuration.json": LAYOUT.configuration,
     "checkpoints/b~d.n~r~3": LAYOUT.checkpoints("b", "d.n", "r", 3),
     "data/d.n/pairs.json": NOISY.pairs_summary,
@@ -38,6 +36,8 @@ TREE = {
     "data/d/dataset.json": DATA.record,
     "data/d/split.json": DATA.split,
     "data/d/world.jsonl.gz": DATA.world,
+    "finished/benchmark_base/b": LAYOUT.finished("benchmark_base", "b"),
+    "finished/evaluate/b~d.n~r~3": LAYOUT.finished("evaluate", "b", "d.n", "r", 3),
     "logs/report/report.log": LAYOUT.log("report"),
     "logs/train/b~d.n~r~3.log": LAYOUT.log("train", "b", "d.n", "r", "3"),
     "reference/b/d.n/reference.parquet": REFERENCE.logps,
@@ -50,18 +50,19 @@ TREE = {
     "runs/b/d.n/r/seed-3/alpacaeval/outputs.json": RUN.answers,
     "runs/b/d.n/r/seed-3/benchmarks/t.json": RUN.benchmarks.result("t"),
     "runs/b/d.n/r/seed-3/benchmarks/t.samples.jsonl": RUN.benchmarks.samples("t"),
-    "runs/b/d.n/r/seed-3/completions.json": RUN.completions,
-    "runs/b/d.n/r/seed-3/latents.json": RUN.latents_summary,
-    "runs/b/d.n/r/seed-3/latents.parquet": RUN.latents,
+    "runs/b/d.n/r/seed-3/evaluation": RUN.evaluation,
+    "runs/b/d.n/r/seed-3/evaluation/completions.json": RUN.completions,
+    "runs/b/d.n/r/seed-3/evaluation/latents.json": RUN.latents_summary,
+    "runs/b/d.n/r/seed-3/evaluation/latents.parquet": RUN.latents,
     "runs/b/d.n/r/seed-3/model": RUN.model,
-    "runs/b/d.n/r/seed-3/person.json": RUN.person,
-    "runs/b/d.n/r/seed-3/preference/d.json": RUN.preference("d"),
-    "runs/b/d.n/r/seed-3/preference/d.parquet": RUN.rewards("d"),
+    "runs/b/d.n/r/seed-3/evaluation/person.json": RUN.person,
+    "runs/b/d.n/r/seed-3/evaluation/preference/d.json": RUN.preference("d"),
+    "runs/b/d.n/r/seed-3/evaluation/preference/d.parquet": RUN.rewards("d"),
     "runs/b/d.n/r/seed-3/train.json": RUN.summary,
     "runs/b/d.n/r/seed-3/train.jsonl": RUN.metrics,
-    "runs/b/d.n/r/seed-3/tsne.csv": RUN.tsne,
-    "runs/b/d.n/r/seed-3/tsne_code.png": RUN.tsne_figure("code", "png"),
-    "runs/b/d.n/r/seed-3/tsne_source.svg": RUN.tsne_figure("source"),
+    "runs/b/d.n/r/seed-3/evaluation/tsne.csv": RUN.tsne,
+    "runs/b/d.n/r/seed-3/evaluation/tsne_code.png": RUN.tsne_figure("code", "png"),
+    "runs/b/d.n/r/seed-3/evaluation/tsne_source.svg": RUN.tsne_figure("source"),
     "tables/cost.csv": LAYOUT.table("cost"),
     "tasks/t/download.json": TASK.download,
     "tasks/t/questions.jsonl": TASK.questions,
@@ -118,14 +119,13 @@ def test_the_rules_write_nothing_else():
             known |= files(layout.reference(base, dataset))
     for item in demo.runs:
         run = layout.run(item.base, item.variant, item.recipe, item.seed)
-        known |= of_model(run) | {run.preference(item.dataset), run.rewards(item.dataset)}
-        known |= {run.tsne_figure(colour, suffix) for colour in ("source", "code") for suffix in ("svg", "png")}
+        known |= of_model(run)
     assert len(fields["output"]) > 100
     assert fields["output"] <= {path.as_posix() for path in known}
 
     jobs = {path.removeprefix(f"{layout.root}/logs/").removesuffix(".log") for path in fields["log"]}
     rules = {job.split("/")[0] for job in jobs}
-    assert rules >= {"world", "reference", "train", "preference", "tables", "report"}
+    assert rules >= {"world", "reference", "train", "evaluate", "tables", "report"}
     names = {rule: [job.split("/")[1].split("~") for job in jobs if job.split("/")[0] == rule] for rule in rules}
     for kind, path in (("log", layout.log), ("benchmark", layout.timing)):
         assert fields[kind] == {str(path(rule, *job)) for rule in rules for job in names[rule]}

@@ -11,8 +11,8 @@ SUMMARY = (
     "r/a/train.json\tToday\ttrain\t-\tparams changed\tupdate pending\n"
     "r/b/train.json\t-\ttrain\t-\tmissing\tupdate pending\n"
     "r/c/train.json\tToday\ttrain\t-\tok\tno update\n"
-    "r/a/latents.json\tToday\tlatents\t-\tok\tupdate pending\n"
-    "r/a/tsne.csv\tToday\ttsne\t-\trule implementation changed\tupdate pending\n"
+    "r/a/evaluation\tToday\tevaluate\t-\tok\tupdate pending\n"
+    "r/t.csv\tToday\ttables\t-\trule implementation changed\tupdate pending\n"
     "r/report.html\t-\treport\t-\tmissing\tupdate pending\n"
 )
 
@@ -23,15 +23,15 @@ def test_jobs_by_rule_have_reasons_and_the_median_time_of_earlier_ones(tmp_path)
         file = layout.timing("train", name)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"s\th:m:s\n1.0\t0:00:01\n{seconds}\t-\n")  # the last line is that of the last attempt
-    layout.timing("latents").parent.mkdir()
-    layout.timing("latents", "a").write_text("s\th:m:s\n20\t-\n")
+    layout.timing("evaluate").parent.mkdir()
+    layout.timing("evaluate", "a").write_text("s\th:m:s\n20\t-\n")
     jobs = [Job("train", (name,), (tmp_path / f"{name}/train.json",)) for name in "abc"]
-    jobs += [Job("latents", ("a",), (tmp_path / "a/latents.json",)), Job("report", (), (tmp_path / "report.html",))]
+    jobs += [Job("evaluate", ("a",), (tmp_path / "a/evaluation",)), Job("report", (), (tmp_path / "report.html",))]
     outputs = plan.pending(SUMMARY.replace("r/", f"{tmp_path}/"))
-    assert outputs[f"{tmp_path}/a/tsne.csv"] == "code changed"
-    train, latents, report, total = plan.jobs_by_rule(jobs, outputs, layout)
+    assert outputs[f"{tmp_path}/t.csv"] == "code changed"
+    train, evaluate, report, total = plan.jobs_by_rule(jobs, outputs, layout)
     assert train.split(maxsplit=4) == ["train", "2", "2.0", "h", "params changed (1), missing (1)"]
-    assert latents.split(maxsplit=4) == ["latents", "1", "20", "s", "its inputs change (1)"]
+    assert evaluate.split(maxsplit=4) == ["evaluate", "1", "20", "s", "its inputs change (1)"]
     assert report.split(maxsplit=3) == ["report", "1", "?", "missing (1)"]
     assert total == "4 jobs, 2.0 h of work by earlier jobs of the same rules; no job of report has run yet"
 

@@ -100,7 +100,7 @@ class Checkout:
         assert files
         for name in files:
             path = self.folder / name
-            if path.name == "model":
+            if path.name in ("model", "evaluation"):
                 path.mkdir(parents=True)
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -107,7 +107,9 @@ def test_snakemakes_own_report_holds_tables_figures_and_the_page(world):
     file = checkout.folder / "own.html"
     checkout.snakemake("--report", file, "--configfile", checkout.write(config))
     page = file.read_text(encoding="utf-8")
-    captioned = [*results.glob("tables/*.csv"), *results.glob("runs/*/*/*/*/tsne_*.svg"), results / "report.html"]
+    of_runs = results.glob("runs/*/*/*/*/evaluation/**/*")
+    shown = [path for path in of_runs if path.match("tsne_*.svg") or path.match("preference/*.json")]
+    captioned = [*results.glob("tables/*.csv"), *shown, results / "report.html"]
     assert len(captioned) > 20
     for path in captioned:
         assert f"results/small/{path.relative_to(results)}" in page, path
@@ -125,7 +127,7 @@ def test_tokens_of_each_code_are_in_the_table(world):
 
 
 def test_codes_are_forced_in_runs_that_have_some(world):
-    found = {path.parts[-3] for path in world[2].glob("runs/*/*/*/*/completions.json")}
+    found = {path.parts[-4] for path in world[2].glob("runs/*/*/*/*/evaluation/completions.json")}
     assert found == {"dpo-lpc", SWEPT, "simpo-lpc"}
 
 
@@ -146,8 +148,7 @@ def test_every_job_has_its_log_and_its_timing(world):
     assert logs == timings
     downloads = {"download_dataset", "download_base", "download_task"}
     alpacaeval = {"alpacaeval_download", "alpacaeval_generate", "alpacaeval_judge"}
-    others = downloads | alpacaeval | {"personalise", "style"}  # the demo has no groups
-    others |= {"cards", "mix"}  # a target of its own, and a rule of mixtures
+    others = downloads | alpacaeval | {"cards", "mix"}  # a target of its own, and a rule of mixtures
     assert {path.parts[0] for path in logs} == Checkout.rules(ROOT) - others
 
 

@@ -61,7 +61,7 @@ def test_another_workflow_runs_its_rules_and_keeps_its_own_shell(outer, monkeypa
 def test_all_of_its_targets_are_planned(outer):
     output = outer.snakemake("lpc_all", "--dry-run")
     assert "../src/lpc/data/formats/world.py" in output  # as input: the package beside the module, not an installed one
-    for rule in ("world", "split", "pretrain", "reference", "train", "preference", "tsne", "tables", "report"):
+    for rule in ("world", "split", "pretrain", "reference", "train", "evaluate", "tables", "report"):
         assert f"rule lpc_{rule}:" in output, rule
     assert "rule mine:" not in output
     assert "lpc_main" in outer.snakemake("--list-rules")

@@ -16,7 +16,8 @@ from lpc.config.keys import Role, role_of
 from lpc.config.models import Settings
 
 DEMO = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
-# One recipe of each sort: with and without reference, latent and codes; and one task of each file.
+# One recipe of each sort: with and without reference, latent and codes; and one task of each file. A job that evaluates
+# reruns as a whole; which of its parts it computes is tested in test_evaluate_step.py and test_benchmark_step.py.
 RECIPES = ["dpo", "simpo", "dpo-lpc", "dpo-mlp"]
 DEMO["recipes"] = {name: DEMO["recipes"][name] for name in RECIPES}
 DEMO["experiments"] = {"main": {**DEMO["experiments"]["main"], "recipes": RECIPES}}
@@ -39,12 +40,11 @@ def finished(tmp_path_factory):
 
 def jobs(rules, recipes=RECIPES):
     """The jobs of per-run rules for these recipes."""
-    having = {"latents": LATENT, "tsne": LATENT, "completions": CODES}
-    return {f"{rule} {recipe} 0" for rule in rules.split() for recipe in recipes if recipe in having.get(rule, RECIPES)}
+    return {f"{rule} {recipe} 0" for rule in rules.split() for recipe in recipes}
 
 
 def after_train(recipes=RECIPES):
-    return jobs("train preference benchmark latents tsne completions", recipes) | END
+    return jobs("train evaluate benchmark", recipes) | END
 
 
 def changed(path, value, config=DEMO):
@@ -57,7 +57,6 @@ def changed(path, value, config=DEMO):
     return config
 
 
-# One job a model does all tasks; which of them it computes is tested in test_benchmarks.py.
 BENCHMARKS = jobs("benchmark") | {"benchmark_base"} | END
 FROM_BASE = after_train() | {"reference", "benchmark_base"}
 
@@ -82,10 +81,10 @@ CASES = {
         BENCHMARKS | {"questions again"},
     ),
     "evaluation/benchmarks/tasks/world_easy/metric": ("acc_norm", END),
-    "evaluation/latents/seed": (1, jobs("latents tsne completions") | END),
-    "evaluation/tsne/perplexity": (20, jobs("tsne") | END),
-    "evaluation/completions/codes": (2, jobs("completions") | END),
-    "evaluation/completions": (None, END),
+    "evaluation/latents/seed": (1, jobs("evaluate", LATENT) | END),
+    "evaluation/tsne/perplexity": (20, jobs("evaluate", LATENT) | END),
+    "evaluation/completions/codes": (2, jobs("evaluate", CODES) | END),
+    "evaluation/completions": (None, jobs("evaluate", CODES) | END),
     "experiments/main/recipes": (["dpo"], END),
 }
 
@@ -174,7 +173,7 @@ def test_execution_keys_are_those_of_training_evaluation_and_resources():
         "evaluation/benchmarks/batch_size",
         "resources/train/launch",
         "resources/train/nodes",
-        "resources/latents/max_runtime",
+        "resources/evaluate/max_runtime",
     }
 
 
@@ -248,7 +247,7 @@ def test_comments_rerun_nothing(finished):
 
 
 # SimPO trains without the reference; its accuracy by equation 4 has one.
-WITH_REFERENCE = (after_train() - after_train(["simpo"])) | {"reference"} | jobs("preference", ["simpo"]) | END
+WITH_REFERENCE = (after_train() - after_train(["simpo"])) | {"reference"} | jobs("evaluate", ["simpo"]) | END
 
 MODULES = {
     "steps/world.py": FROM_BASE | {"world", "split", "pairs", "pretrain"},
@@ -270,12 +269,12 @@ MODULES = {
     "latents/vector.py": END,
     "scoring.py": after_train() | {"reference"},
     "reference.py": WITH_REFERENCE,
-    "steps/preference.py": jobs("preference") | END,
+    "steps/preference.py": jobs("evaluate") | END,
     "steps/benchmark.py": BENCHMARKS,
     "steps/questions.py": BENCHMARKS | {f"questions {task}" for task in TASKS},
-    "steps/latents.py": jobs("latents tsne completions") | END,
-    "steps/completions.py": jobs("completions") | END,
-    "steps/tsne.py": jobs("tsne") | END,
+    "steps/latents.py": jobs("evaluate") | END,
+    "steps/completions.py": jobs("evaluate") | END,
+    "steps/tsne.py": jobs("evaluate") | END,
     "steps/tables.py": END,
     "steps/report.py": {"report"},
     "report/page.css": {"report"},
@@ -346,7 +345,7 @@ def test_every_rule_is_covered():
     """A rule that is added must be added here, too; those that the demo does not run are tested with local data."""
     covered = {job.split()[0] for _, expected in CASES.values() for job in expected}
     covered |= {job.split()[0] for expected in MODULES.values() for job in expected}
-    local = {"mix", "flip", "personalise", "style", "cards", "download_dataset", "download_base", "download_task"}
+    local = {"mix", "flip", "cards", "download_dataset", "download_base", "download_task"}
     local |= {"alpacaeval_download", "alpacaeval_generate", "alpacaeval_judge"}
     listed = Checkout.rules(ROOT)
     assert covered | local == listed
@@ -384,7 +383,7 @@ def local(tmp_path_factory):
     return checkout
 
 
-RUN = {"preference dpo 0", "benchmark dpo 0"}
+RUN = {"evaluate dpo 0", "benchmark dpo 0"}
 ALPACA = {"alpacaeval_generate dpo 0", "alpacaeval_judge dpo 0"}
 LOCAL_TRAIN = {"train dpo 0"} | RUN | ALPACA | END
 LOCAL_DATA = {"split", "pairs", "flip flip", "reference"} | LOCAL_TRAIN
@@ -453,8 +452,8 @@ def test_a_mixture_and_its_members(tmp_path):
     }
     config["datasets"]["both"] = {"kind": "mix", "mix": {"one": 1.0, "two": 0.5}}
     checkout.pretend_finished(checkout.write(config))
-    mixed = {"mix both", "reference both", "train both", "preference both", "preference unseen"} | END
-    unseen = {"split unseen", "pairs unseen", "reference unseen", "preference unseen"} | END
+    mixed = {"mix both", "reference both", "train both", "evaluate both"} | END
+    unseen = {"split unseen", "pairs unseen", "reference unseen", "evaluate both"} | END
     for path, value, expected in [
         ("datasets/two/pairs/ties", "drop", {"pairs two"} | mixed),
         ("datasets/two/split/seed", 1, {"split two", "pairs two"} | mixed),
@@ -464,21 +463,7 @@ def test_a_mixture_and_its_members(tmp_path):
         ("datasets/both", {"mix": {"two": 0.5, "one": 1}, "kind": "mix"}, set()),
     ]:
         found = checkout.planned(checkout.write(changed(path, value, config)), ("dataset", "variant"))
-        # A run is named by the variant that it is trained on; `preference` by what it is scored on, too.
-        assert {job.removesuffix(" both") if job.count(" ") == 2 else job for job in found} == expected, path
-
-
-def test_people_are_asked_for_where_they_and_codes_are(local):
-    config = copy.deepcopy(local.config)
-    config["recipes"]["exact"] = {"objective": {"name": "dpo"}, "latent": {"kind": "exact"}}
-    config["experiments"]["one"]["recipes"] = ["dpo", "exact"]
-    config["evaluation"]["personalise"] = {"contexts": [0, 4]}
-    asked = lambda: {job for job in local.planned(local.write(config)) if job.startswith("personalise")}  # noqa: E731
-    assert asked() == set()
-    config["datasets"]["mine"]["group"] = "annotator"
-    assert asked() == {"personalise exact 0"}
-    del config["evaluation"]["personalise"]
-    assert asked() == set()
+        assert found == expected, path
 
 
 def test_second_attempt_gets_more_memory_unless_the_first_had_enough(finished):

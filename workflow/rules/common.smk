@@ -341,46 +341,31 @@ def train_spec(wildcards):
 # Stage evaluate
 
 
-def inference(wildcards):
-    """How z comes from the prior of a run; None where its latent has no choice."""
-    settings = models.dump(recipe(wildcards).latent, Role.INFERENCE)
-    return specs.Inference(**settings) if settings else None
+def evaluated(wildcards):
+    """The datasets whose test pairs a run is scored on, its own first."""
+    return list(dict.fromkeys((dataset_of(wildcards.variant), *HELDOUT)))
 
 
-def scoring(wildcards):
-    """How log-probabilities of a base's pairs and of its runs are computed: alike, or their difference is not zero."""
-    return {
-        "tokens": SETTINGS.tokens,
-        "precision": SETTINGS.training.precision,
-        "inference": inference(wildcards),
-    }
+def evaluate_spec(wildcards):
+    return evaluation_of(wildcards.recipe, dataset_of(wildcards.variant))
 
 
-def preference_reference(wildcards):
+@cache  # the same for all seeds, and asked for twice by each job
+def evaluation_of(recipe, dataset):
+    return specs.Evaluate.of_run(SETTINGS, CONFIG.recipes[recipe], dataset)
+
+
+def evaluated_pairs(wildcards):
+    return [RESULTS.data(name).pairs for name in evaluated(wildcards)]
+
+
+def evaluated_references(wildcards):
     """Test pairs are never flipped, so the reference of the training variant holds those of its dataset, too.
 
     An objective that trains without one is scored with it as well: equation 4 is the paper's measure for all.
     """
-    own = dataset_of(wildcards.variant) == wildcards.dataset
-    return RESULTS.reference(wildcards.base, wildcards.variant if own else wildcards.dataset).logps
-
-
-def preference_spec(wildcards):
-    return specs.Preference(
-        **scoring(wildcards),
-        objective=recipe(wildcards).objective,
-        batch_size=EVALUATION.preference.batch_size,
-    )
-
-
-def personalise_spec(wildcards):
-    return specs.Personalise(
-        tokens=SETTINGS.tokens,
-        precision=SETTINGS.training.precision,
-        objective=recipe(wildcards).objective,
-        batch_size=EVALUATION.preference.batch_size,
-        **dict(EVALUATION.personalise),
-    )
+    _, *others = evaluated(wildcards)
+    return [RESULTS.reference(wildcards.base, variant).logps for variant in (wildcards.variant, *others)]
 
 
 def definition(name):
@@ -420,7 +405,9 @@ def benchmark_base_spec(wildcards):
 
 def benchmark_spec(wildcards):
     return specs.Benchmark(
-        tasks=benchmark_tasks(), batch_size=EVALUATION.benchmarks.batch_size, inference=inference(wildcards)
+        tasks=benchmark_tasks(),
+        batch_size=EVALUATION.benchmarks.batch_size,
+        inference=specs.Inference.of_latent(recipe(wildcards).latent),
     )
 
 
@@ -458,34 +445,13 @@ def alpacaeval_download_spec(wildcards):
 def alpacaeval_generate_spec(wildcards):
     return specs.AlpacaEvalGenerate(
         name="/".join(wildcards),
-        inference=inference(wildcards),
+        inference=specs.Inference.of_latent(recipe(wildcards).latent),
         **pick(EVALUATION.alpacaeval, "batch_size", "max_new_tokens"),
     )
 
 
 def alpacaeval_judge_spec(wildcards):
     return specs.AlpacaEvalJudge(judge=EVALUATION.alpacaeval.judge)
-
-
-# Stage analysis
-
-
-def latents_spec(wildcards):
-    return specs.Latents(
-        **scoring(wildcards), seed=EVALUATION.latents.seed, batch_size=EVALUATION.preference.batch_size
-    )
-
-
-def tsne_spec(wildcards):
-    return specs.TSNE(**dict(EVALUATION.tsne))
-
-
-def style_spec(wildcards):
-    return specs.Style(tokens=SETTINGS.tokens, precision=SETTINGS.training.precision, **dict(EVALUATION.style))
-
-
-def completions_spec(wildcards):
-    return specs.Completions(**scoring(wildcards), **dict(EVALUATION.completions))
 
 
 # Stage report

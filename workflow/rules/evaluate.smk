@@ -1,8 +1,7 @@
-# Stage evaluate: preference accuracy and benchmarks of each run, benchmarks of each base.
+# Stage evaluate: preference accuracy, latents and benchmarks of each run, benchmarks of each base.
 # Paths are below results/<project>/, as src/lpc/layout.py has them.
 # In : runs/<run>/model, bases/<base>/base.json, data/<dataset>/pairs.parquet; `evaluation` of the configuration
-# Out: runs/<run>/preference/<dataset>.{parquet,json}, runs/<run>/person.json,
-#      runs/<run>/benchmarks/<task>.{json,samples.jsonl},
+# Out: runs/<run>/evaluation/, runs/<run>/benchmarks/<task>.{json,samples.jsonl},
 #      bases/<base>/benchmarks/<task>.{json,samples.jsonl}, runs/<run>/alpacaeval/{outputs,judged,annotations}.json
 
 
@@ -41,73 +40,52 @@ rule questions:
         "python -m lpc.steps.questions --spec {params.spec:q} --output {output:q} > {log:q} 2>&1" + code("questions")
 
 
-rule preference:
+# A job does all that is measured of a run on pairs, and loads the model once. Snakemake deletes all of its outputs
+# before it, so finished parts also lie in a folder that is no output: the step takes from there what has not changed,
+# and computes the others.
+rule evaluate:
     input:
         model=RUN.model,
         base=BASE.record,
-        pairs=DATASET.pairs,
-        reference=preference_reference,
-        modules=modules("preference", "objective", "latent"),
+        pairs=evaluated_pairs,
+        reference=evaluated_references,
+        modules=modules("evaluate", "objective", "latent"),
     output:
-        rewards=RUN.rewards("{dataset}"),
-        summary=RUN.preference("{dataset}"),
+        report(
+            directory(RUN.evaluation),
+            # Of plain runs there is no figure, and Snakemake refuses a folder in which it finds nothing to show.
+            patterns=[
+                str(path.relative_to(RUN.evaluation))
+                for path in (RUN.tsne_figure("{shown}"), RUN.preference("{shown}"))
+            ],
+            caption=caption("evaluation"),
+            category="Runs",
+            labels={"base": "{base}", "data": "{variant}", "recipe": "{recipe}", "seed": "{seed}", "shown": "{shown}"},
+        ),
     log:
-        RESULTS.log("preference", *RUN_NAMES, "{dataset}"),
+        RESULTS.log("evaluate", *RUN_NAMES),
     benchmark:
-        RESULTS.timing("preference", *RUN_NAMES, "{dataset}")
+        RESULTS.timing("evaluate", *RUN_NAMES)
     container:
         image("training")
-    threads: resource("preference", "threads")
+    threads: resource("evaluate", "threads")
     resources:
-        mem_mb=memory("preference"),
-        runtime=runtime("preference"),
-        gpu=resource("preference", "gpus"),
+        mem_mb=memory("evaluate"),
+        runtime=runtime("evaluate"),
+        gpu=resource("evaluate", "gpus"),
     params:
-        spec=tracked(preference_spec),
-        execution=execution(preference_spec),
+        spec=tracked(evaluate_spec),
+        execution=execution(evaluate_spec),
+        finished=lambda wildcards, output: str(RESULTS.finished("evaluate", *wildcards)),
     shell:
-        "python -m lpc.steps.preference"
+        "python -m lpc.steps.evaluate"
         " --spec {params.spec:q} --execution {params.execution:q}"
         " --model {input.model:q} --base {input.base:q}"
         " --pairs {input.pairs:q} --reference {input.reference:q}"
-        " --output {output.rewards:q} --summary {output.summary:q} > {log:q} 2>&1" + code("preference")
+        " --finished {params.finished:q} --output {output:q} > {log:q} 2>&1" + code("evaluate")
 
 
-rule personalise:
-    input:
-        model=RUN.model,
-        base=BASE.record,
-        pairs=lambda wildcards: RESULTS.data(dataset_of(wildcards.variant)).pairs,
-        # Test pairs are never flipped, so the reference of the variant is theirs.
-        reference=training_reference,
-        modules=modules("personalise", "objective", "latent"),
-    output:
-        RUN.person,
-    log:
-        RESULTS.log("personalise", *RUN_NAMES),
-    benchmark:
-        RESULTS.timing("personalise", *RUN_NAMES)
-    container:
-        image("training")
-    threads: resource("personalise", "threads")
-    resources:
-        mem_mb=memory("personalise"),
-        runtime=runtime("personalise"),
-        gpu=resource("personalise", "gpus"),
-    params:
-        spec=tracked(personalise_spec),
-        execution=execution(personalise_spec),
-    shell:
-        "reference={input.reference:q};"
-        " python -m lpc.steps.personalise"
-        " --spec {params.spec:q} --execution {params.execution:q}"
-        " --model {input.model:q} --base {input.base:q}"
-        ' --pairs {input.pairs:q} ${{reference:+--reference "$reference"}}'
-        " --output {output:q} > {log:q} 2>&1" + code("personalise")
-
-
-# A job does all tasks of a model, which it loads once. Snakemake deletes all of its outputs before it, so finished tasks
-# also lie in a folder that is no output: the step takes from there what has not changed, and computes the others.
+# Likewise for the benchmark tasks.
 if TASKS:
 
     rule benchmark:
@@ -134,7 +112,7 @@ if TASKS:
         params:
             spec=tracked(benchmark_spec),
             execution=execution(benchmark_spec),
-            finished=lambda wildcards, output: str(RESULTS.benchmarked(*wildcards)),
+            finished=lambda wildcards, output: str(RESULTS.finished("benchmark", *wildcards)),
             folder=lambda wildcards, output: str(RESULTS.run(*wildcards).benchmarks.folder),
         shell:
             "python -m lpc.steps.benchmark"
@@ -164,7 +142,7 @@ if TASKS:
         params:
             spec=tracked(benchmark_base_spec),
             execution=execution(benchmark_base_spec),
-            finished=lambda wildcards, output: str(RESULTS.benchmarked(*wildcards)),
+            finished=lambda wildcards, output: str(RESULTS.finished("benchmark_base", *wildcards)),
             folder=lambda wildcards, output: str(RESULTS.base(*wildcards).benchmarks.folder),
         shell:
             "python -m lpc.steps.benchmark"

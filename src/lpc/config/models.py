@@ -511,14 +511,9 @@ class AllResources(Section):
     pretrain: Resources = key(Resources(), "of rule pretrain", role=Role.EXECUTION)
     reference: Resources = key(Resources(), "of rule reference", role=Role.EXECUTION)
     train: TrainResources = key(TrainResources(), "of rule train", role=Role.EXECUTION)
-    preference: Resources = key(Resources(), "of rule preference", role=Role.EXECUTION)
-    personalise: Resources = key(Resources(), "of rule personalise", role=Role.EXECUTION)
+    evaluate: Resources = key(Resources(), "of rule evaluate", role=Role.EXECUTION)
     benchmark: Resources = key(Resources(), "of rules benchmark and benchmark_base", role=Role.EXECUTION)
     alpacaeval_generate: Resources = key(Resources(), "of rule alpacaeval_generate", role=Role.EXECUTION)
-    latents: Resources = key(Resources(), "of rule latents", role=Role.EXECUTION)
-    tsne: Resources = key(Resources(), "of rule tsne", role=Role.EXECUTION)
-    completions: Resources = key(Resources(), "of rule completions", role=Role.EXECUTION)
-    style: Resources = key(Resources(), "of rule style", role=Role.EXECUTION)
 
     def of(self, rule: str) -> Resources:
         """Return the resources of a rule: its own entry, then `default`, then `DEFAULT`, key by key, all set."""

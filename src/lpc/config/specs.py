@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, JsonValue, ValidationError
 
+from lpc import latents
 from lpc.config import models
 from lpc.config.faults import explain_all, sections
 from lpc.config.keys import REQUIRED, Role, Section, Seed, key, role_of
@@ -32,6 +33,12 @@ class Inference(Section):
 
     inference: str = key(REQUIRED, "rule by which z comes from the prior", role=Role.INFERENCE)
     inference_seed: Seed = key(0, "of a rule that samples", role=Role.INFERENCE)
+
+    @classmethod
+    def of_latent(cls, latent: models.Latent | None) -> "Inference | None":
+        """Return those of a recipe's latent; None where it has no choice."""
+        settings = dump(latent, Role.INFERENCE)
+        return cls(**settings) if settings else None
 
 
 class Spec(Section):
@@ -228,6 +235,41 @@ class TSNE(Spec):
     seed: of(models.TSNE, "seed")
 
 
+class Evaluate(Spec):
+    """The steps that evaluate a run, those of them that its recipe and its dataset allow."""
+
+    datasets: list[str] = key(REQUIRED, "datasets whose test pairs are scored, that of the run first")
+    preference: Preference = key(REQUIRED, "preference accuracy")
+    latents: Latents | None = key(None, "diagnostics of the latent; null: the run has none")
+    tsne: TSNE | None = key(None, "map of the latents; null: the run has none")
+    completions: Completions | None = key(None, "completions with codes forced; null: none")
+    personalise: Personalise | None = key(None, "accuracy with a person's latent; null: none")
+    style: Style | None = key(None, "manner of the completions under each code; null: not classified")
+
+    @classmethod
+    def of_run(cls, settings: models.Settings, recipe: models.Recipe, dataset: str) -> "Evaluate":
+        """Return the spec of a recipe's run on a dataset."""
+        evaluation, latent = settings.evaluation, recipe.latent
+        # Log-probabilities of a base's pairs and of its runs are computed alike, or their difference would not be zero.
+        alike = {"tokens": settings.tokens, "precision": settings.training.precision}
+        scoring = alike | {"inference": Inference.of_latent(latent)}
+        batches = {"batch_size": evaluation.preference.batch_size}
+        found = {"preference": Preference(**scoring, **batches, objective=recipe.objective)}
+        has_codes = latent is not None and latents.kind(latent.kind).has_codes
+        if latent is not None:
+            found["latents"] = Latents(**scoring, **batches, seed=evaluation.latents.seed)
+            found["tsne"] = TSNE(**dict(evaluation.tsne))
+        if has_codes and evaluation.completions:
+            found["completions"] = Completions(**scoring, **dict(evaluation.completions))
+        of_people = has_codes or (latent is not None and latent.pairs_together > 1)
+        if of_people and evaluation.personalise and models.has_groups(settings.datasets, dataset):
+            about = dict(evaluation.personalise)
+            found["personalise"] = Personalise(**alike, **batches, **about, objective=recipe.objective)
+            if has_codes and evaluation.style:
+                found["style"] = Style(**alike, **dict(evaluation.style))
+        return cls(datasets=list(dict.fromkeys((dataset, *evaluation.preference.datasets))), **found)
+
+
 class Task(Spec):
     """A benchmark task without what tables show of it."""
 
@@ -322,8 +364,7 @@ RULES: dict[str, type[Spec]] = {
     "pretrain": Pretrain,
     "reference": Reference,
     "train": Train,
-    "preference": Preference,
-    "personalise": Personalise,
+    "evaluate": Evaluate,
     "download_task": DownloadTask,
     "questions": Questions,
     "benchmark": Benchmark,
@@ -331,10 +372,6 @@ RULES: dict[str, type[Spec]] = {
     "alpacaeval_download": AlpacaEvalDownload,
     "alpacaeval_generate": AlpacaEvalGenerate,
     "alpacaeval_judge": AlpacaEvalJudge,
-    "latents": Latents,
-    "tsne": TSNE,
-    "completions": Completions,
-    "style": Style,
     "tables": Tables,
     "report": Report,
     "cards": Report,

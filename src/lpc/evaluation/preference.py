@@ -53,7 +53,7 @@ def score_pairs(
         with torch.no_grad():
             states = prompt_states(policy, tokens, batch_size=batch_size, precision=precision)
             for rule in rules:
-                by_rule = LatentPolicy(policy.backbone, latent.with_inference(rule))
+                by_rule = LatentPolicy(policy.backbone, latent.with_inference(inference=rule))
                 scorings[f"_by_{rule}"] = _from_prior(by_rule, states, tokens.prompts)
             how, own = _from_prior(policy, states, tokens.prompts)
         scorings[""] = how, own

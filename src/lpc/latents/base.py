@@ -129,10 +129,14 @@ class Latent:
         field = cls.Settings.model_fields.get("inference")
         return () if field is None else get_args(field.annotation)
 
-    def with_inference(self, rule: str) -> Latent:
-        """Return this latent, its weights shared, whose z comes from the prior by another of `inference_rules`."""
+    def with_inference(self, **settings: Any) -> Latent:
+        """Return this latent, its weights shared, with other settings of how z comes from the prior.
+
+        settings: `inference`, one of `inference_rules`, and `inference_seed`. Raises pydantic.ValidationError for
+        others.
+        """
         other = copy.copy(self)
-        other.settings = self.settings.model_copy(update={"inference": rule})
+        other.settings = type(self.settings).model_validate(self.settings.model_dump() | settings)
         return other
 
     def rescale(self, unit: float) -> None:

@@ -1,5 +1,6 @@
 """Loading a base model, or a run trained on it, by the base's record `base.json`."""
 
+import logging
 import os
 import sys
 
@@ -12,6 +13,8 @@ from lpc.data.tokens import load_tokenizer, stop_tokens
 from lpc.files import read_json
 from lpc.model.backbone import empty_backbone, load_backbone, stored_dtype
 from lpc.model.policy import LatentPolicy
+
+log = logging.getLogger("lpc")
 
 
 def load_run(
@@ -36,6 +39,28 @@ def load_run(
     )
     stop_at_turn_end(policy, tokenizer)
     return policy, tokenizer
+
+
+class LoadedRun:
+    """`load_run` for several steps in one process: it reads the model once, at the first call."""
+
+    def __init__(self):
+        self._loaded: tuple[LatentPolicy, PreTrainedTokenizerBase] | None = None
+        self._latent, self._of = None, None
+
+    def __call__(
+        self, base: str | os.PathLike, model: str | os.PathLike, *, inference: dict | None = None
+    ) -> tuple[LatentPolicy, PreTrainedTokenizerBase]:
+        """Return the policy, the same at each call, with this `inference`, and its tokenizer; see `load_run`."""
+        if self._loaded is None:
+            log.info("%s: the model is loaded", model)
+            self._loaded, self._of = load_run(base, model), (base, model)
+            self._latent = self._loaded[0].latent
+        if self._of != (base, model):
+            raise ValueError(f"{self._of} is loaded, not {(base, model)}")
+        if self._latent is not None:
+            self._loaded[0].latent = self._latent.with_inference(**inference or {})
+        return self._loaded
 
 
 def load_empty(

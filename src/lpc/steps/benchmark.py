@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lpc import cli, files
 from lpc.config import specs
+from lpc.modules import modules_of_task
 
 
 def parser():
@@ -29,27 +30,27 @@ def main(args):
     os.environ.setdefault("TQDM_MININTERVAL", "1" if os.isatty(2) else "30")  # a bar on a terminal, lines in a log
     import logging
 
-    from lpc.evaluation import benchmarked, benchmarks, tasks
+    from lpc.evaluation import benchmarks, finished, tasks
     from lpc.evaluation.harness import LatentLM
 
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
     base = files.read_json(args.base)
     inference = args.spec.inference and dict(args.spec.inference)
-    shared = benchmarked.identity_of_model(base, args.model, inference)
+    shared = finished.of_model(base, args.model) | {"inference": inference}
+    shared |= finished.of_code("benchmark", finished.latent_module(args.model), ("torch", "transformers", "lm_eval"))
     due, failed = {}, []
     for name, task in args.spec.tasks.items():
         kept = args.finished / name
         entry = {"name": name, **task.model_dump(exclude={"download"})}
         entry["task"] = entry["task"] or name
         try:
-            identity = shared | benchmarked.identity_of_task(task.tracked(), entry)
-            if not benchmarked.holds(kept, identity):
+            identity = shared | identity_of_task(task.tracked(), entry)
+            if not finished.restore(kept, identity, files_of(args.output, name)):
                 due[name] = entry, identity, tasks.load_task(entry)  # before the model: a fault must not wait for it
                 continue
         except Exception as error:
             failed.append(reason(name, error))
             continue
-        benchmarked.copy(kept, args.output, name)
         cli.log.info("%s: taken from %s, since nothing that it depends on has changed", name, kept)
     if due:
         cli.log.info("%s: the model is loaded", ", ".join(due))
@@ -61,13 +62,36 @@ def main(args):
         except Exception as error:
             failed.append(reason(name, error))
             continue
-        kept = args.finished / name
-        benchmarked.keep(kept, identity, result | {"base": base["name"]}, samples)
-        benchmarked.copy(kept, args.output, name)
+        output, log = files_of(args.output, name)
+        files.write_json(output, result | {"base": base["name"]})
+        benchmarks.write_samples(log, samples)
+        finished.keep(args.finished / name, identity, (output, log))
         numbers = (name, entry["metric"], value, result["n"], result["seconds"])
         cli.log.info("%s %s = %.4f (n = %d, %.1f s)", *numbers)
     if failed:
         raise cli.UserError(f"{len(failed)} of {len(args.spec.tasks)} tasks failed; {'; '.join(failed)}")
+
+
+def identity_of_task(tracked: dict, entry: dict) -> dict:
+    """Return what the result of a task depends on besides the model: its settings, data, definition and functions.
+
+    tracked: of a `lpc.config.specs.BenchmarkTask`. entry: the task as in `lpc.evaluation.tasks`.
+    """
+    from lpc.evaluation import finished, tasks
+
+    own = modules_of_task(entry["task"]) if entry["task"].endswith(".yaml") else ()
+    return {
+        "task": tracked,
+        "data": tasks.describe_files(entry),
+        "download": tracked["download"] and files.sha256(tracked["download"]),
+        "definition": finished.digests(own, Path(entry["task"]).parent),
+    }
+
+
+def files_of(output: Path, name: str) -> tuple[Path, Path]:
+    """Return a task's result and samples. `lpc.layout` has the same paths, but an edit of others there must not compute
+    every benchmark again."""
+    return output / f"{name}.json", output / f"{name}.samples.jsonl"
 
 
 def reason(name: str, error: Exception) -> str:

@@ -21,9 +21,9 @@ def parser():
     return parser
 
 
-def main(args):
+def main(args, load=load_run):
     spec = args.spec
-    policy, tokenizer = load_run(args.base, args.model, inference=spec.inference and dict(spec.inference))
+    policy, tokenizer = load(args.base, args.model, inference=spec.inference and dict(spec.inference))
     if policy.latent is None or not policy.latent.has_codes:
         raise cli.UserError(f"{args.model}: no latent with codes; nothing to force")
     latents = read_parquet(args.latents, ["pair_id", "prompt_id", "source", "prior"])

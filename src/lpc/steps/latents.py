@@ -22,9 +22,9 @@ def parser():
     return parser
 
 
-def main(args):
+def main(args, load=load_run):
     spec = args.spec
-    policy, tokenizer = load_run(args.base, args.model, inference=spec.inference and dict(spec.inference))
+    policy, tokenizer = load(args.base, args.model, inference=spec.inference and dict(spec.inference))
     to_device(policy)
     if policy.latent is None:
         raise cli.UserError(f"{args.model}: a plain model without a latent; nothing to extract")

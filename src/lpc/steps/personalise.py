@@ -27,11 +27,11 @@ def parser():
     return parser
 
 
-def main(args):
+def main(args, load=load_run):
     spec = args.spec
     if spec.objective.needs_reference and args.reference is None:
         raise cli.UserError(f"objective {spec.objective.name}: needs --reference, the reference.parquet of the pairs")
-    policy, tokenizer = load_run(args.base, args.model)
+    policy, tokenizer = load(args.base, args.model)
     latent = policy.latent
     if latent is None or not (latent.has_codes or latent.has_posterior):
         raise cli.UserError(

@@ -24,12 +24,12 @@ def parser():
     return parser
 
 
-def main(args):
+def main(args, load=load_run):
     spec = args.spec
     objective = spec.objective
     if objective.needs_reference and args.reference is None:
         raise cli.UserError(f"objective {objective.name}: needs --reference, the reference.parquet of the pairs")
-    policy, tokenizer = load_run(args.base, args.model, inference=spec.inference and dict(spec.inference))
+    policy, tokenizer = load(args.base, args.model, inference=spec.inference and dict(spec.inference))
     to_device(policy)
     rules = () if policy.latent is None else policy.latent.inference_rules()
     summary = {}

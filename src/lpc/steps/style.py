@@ -19,9 +19,9 @@ def parser():
     return parser
 
 
-def main(args):
+def main(args, load=load_run):
     spec = args.spec
-    policy, tokenizer = load_run(args.base, args.model)
+    policy, tokenizer = load(args.base, args.model)
     to_device(policy)
     rows = read_parquet(args.pairs, ["pair_id", "prompt_id", "split", "source", "chosen"]).to_pylist()
     training, test = ([row for row in rows if row["split"] == split] for split in ("train", "test"))

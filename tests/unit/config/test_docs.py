@@ -43,9 +43,9 @@ def test_shipped_configurations_fit_the_schema_of_editors(file):
     [
         (docs.Settings.model_fields["training"].annotation, "learning_rate", ["train"]),
         (docs.Settings.model_fields["training"].annotation, "precision",
-         ["reference", "train", "preference", "personalise", "latents", "completions", "style"]),
+         ["reference", "train", "evaluate"]),
         (docs.Settings.model_fields["tokens"].annotation, "max_length",
-         ["pretrain", "reference", "train", "preference", "personalise", "latents", "completions", "style"]),
+         ["pretrain", "reference", "train", "evaluate"]),
         (docs.Settings.model_fields["noise"].annotation.__args__[1], "rate", ["flip"]),
     ],
 )  # fmt: skip
@@ -78,7 +78,7 @@ def test_specs_survive_their_own_command_line(rule, spec):
     values = {
         "path": "x.jsonl", "model": "m", "kind": "easy" if rule == "questions" else "pairs", "name": "n", "task": "t",
         "metric": "acc", "rate": 0.5, "split": {"validation": 1, "test": 2}, "scratch": {"dataset": "d"},
-        "objective": {"name": "dpo"}, "runs": [], "recipes": {},
+        "objective": {"name": "dpo"}, "preference": {"objective": {"name": "dpo"}}, "runs": [], "recipes": {},
         "tasks": {"x": {"metric": "acc"}} if rule.startswith("benchmark") else [], "datasets": [], "sweeps": {},
         "mix": {"a": 0.5},
         "settings": {

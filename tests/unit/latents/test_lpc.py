@@ -115,7 +115,7 @@ def test_inference_by_gumbel_softmax_is_what_the_last_step_takes_from_the_prior(
     uniform = prompt_uniform(0, [[i] for i in range(7)], latent.draw_size, torch.device("cpu"))
     noise = torch.stack([uniform, torch.full_like(uniform, 0.5)], 1)
     torch.testing.assert_close(latent.infer(h, uniform), latent(h, h, h, progress=1.0, noise=noise).z)
-    mean = latent.with_inference("mean").infer(h)
+    mean = latent.with_inference(inference="mean").infer(h)
     assert (latent.infer(h, uniform) - mean).abs().max() > 0.1 and latent.settings.inference == "gumbel"
 
 

@@ -218,7 +218,7 @@ def write_preference(folder: Path, skill: float, latent: str | None, generator) 
         kinds.append(kind)
         wrong = number * (np.arange(PAIRS) % 20 == 7)  # none by the first rule, the run's own
         columns |= {f"chosen_reward{kind}": chosen - 2 * wrong, f"rejected_reward{kind}": np.zeros(PAIRS)}
-    files.write_parquet(folder / "preference" / "world.parquet", pa.table(columns))
+    files.write_parquet(folder / "evaluation/preference/world.parquet", pa.table(columns))
     accuracy = {
         f"accuracy{kind}": float(intervals.outcomes(columns[f"chosen_reward{kind}"], np.zeros(PAIRS)).mean())
         for kind in kinds
@@ -236,7 +236,7 @@ def write_preference(folder: Path, skill: float, latent: str | None, generator) 
         **accuracy,
         **inference,
     }
-    files.write_json(folder / "preference" / "world.json", summary)
+    files.write_json(folder / "evaluation/preference/world.json", summary)
 
 
 def write_latents(folder: Path, run: dict, generator) -> None:
@@ -256,10 +256,10 @@ def write_latents(folder: Path, run: dict, generator) -> None:
         write_completions(folder, same=run["objective"]["name"] == "simpo")
     columns |= {"z": list(z.astype(np.float32)), "h_x": list(h_x.astype(np.float32))}
     columns |= {"chosen_tokens": generator.integers(5, 60, PAIRS), "rejected_tokens": generator.integers(5, 60, PAIRS)}
-    files.write_parquet(folder / "latents.parquet", pa.table(columns))
+    files.write_parquet(folder / "evaluation/latents.parquet", pa.table(columns))
     measured = latent_diagnostics(prior, posterior, z, h_x, columns["source"], prompt_id=columns["prompt_id"], seed=0)
     tokens = None if prior is None else [tokens_of(code) for code in range(prior.shape[1])]
-    files.write_json(folder / "latents.json", measured | {"code_tokens": tokens})
+    files.write_json(folder / "evaluation/latents.json", measured | {"code_tokens": tokens})
     if run["recipe"] == "dpo-lpc":
         accuracies = {"0": 0.5, "2": 0.7, "16": 0.8}
         contexts = {
@@ -278,10 +278,10 @@ def write_latents(folder: Path, run: dict, generator) -> None:
             for place, source in enumerate(SOURCES)
         ]
         person = {"n": 60, "groups": 6, "contexts": contexts, "codes": of_codes}
-        files.write_json(folder / "person.json", person)
+        files.write_json(folder / "evaluation/person.json", person)
         shares = dict(zip(SOURCES, np.full(len(SOURCES), 1 / len(SOURCES)).tolist(), strict=True))
         styles = [{"code": 3, "source": SOURCES[0], "accuracy": 0.9, "own": shares[SOURCES[0]], "shares": shares}]
-        files.write_json(folder / "style.json", {"prompts": 20, "real_accuracy": 0.75, "codes": styles})
+        files.write_json(folder / "evaluation/style.json", {"prompts": 20, "real_accuracy": 0.75, "codes": styles})
 
 
 def tokens_of(code: int) -> dict:
@@ -300,7 +300,7 @@ def write_completions(folder: Path, *, same: bool) -> None:
         messages = [{"role": "user", "content": f"What is {i + 3} plus four?"}]
         prompts.append({"prompt_id": f"prompt-{i}", "source": source, "messages": messages, "completions": completions})
     codes = [{"code": 5, "mean_prior": 0.25}, {"code": 2, "mean_prior": 0.125}]
-    files.write_json(folder / "completions.json", {"codes": codes, "prompts": prompts})
+    files.write_json(folder / "evaluation/completions.json", {"codes": codes, "prompts": prompts})
 
 
 def tables_spec() -> dict:
@@ -334,17 +334,17 @@ def build(root: Path) -> None:
     files.write_text(root / "timing/split/world.tsv", timing + "0.5\t0:00:00\t-\t-\t-\t-\t-\t-\t0\t0.0\n")
     for run in RUNS:
         folder = root / folder_of(run)
-        if (folder / "latents.parquet").exists() and run["seed"] == 0 and run["variant"] == "world":
+        if (folder / "evaluation/latents.parquet").exists() and run["seed"] == 0 and run["variant"] == "world":
             run_step(
                 "tsne",
                 SETTINGS["evaluation"]["tsne"],
                 "--latents",
-                folder / "latents.parquet",
+                folder / "evaluation/latents.parquet",
                 "--coordinates",
-                folder / "tsne.csv",
+                folder / "evaluation/tsne.csv",
                 "--by-source",
-                folder / "tsne_source.svg",
+                folder / "evaluation/tsne_source.svg",
                 "--by-code",
-                folder / "tsne_code.svg",
+                folder / "evaluation/tsne_code.svg",
             )
     run_step("tables", tables_spec(), "--results", root, "--output", root / "tables")

@@ -98,7 +98,7 @@ def test_the_answer_comes_first_and_follows_the_numbers(results, page):
     assert "dpo-lpc is not measurably different from dpo" in text
     assert "12 of 13" in text
     mi = {
-        files.read_json(results / folder_of(results_tree.a_run(r, s)) / "latents.json")["mutual_information"]
+        files.read_json(results / folder_of(results_tree.a_run(r, s)) / "evaluation/latents.json")["mutual_information"]
         for r, s in (("dpo-lpc", 0), ("dpo-lpc", 1), ("simpo-lpc", 0))
     }
     assert f"The codes carry {words.span(list(mi), 2)} nats of information about the prompt" in text
@@ -176,7 +176,7 @@ def test_long_prompts_keep_their_end_and_turns_their_roles():
 def test_what_validation_chose_stands_in_words_and_in_the_table(results, page):
     """72 % with 8 codes against 70 % with 16, as the tree has it; the test accuracy is that of the chosen run."""
     folder = results / folder_of(results_tree.a_run("dpo-lpc", 0))
-    tested = words.number(100 * files.read_json(folder / "preference/world.json")["accuracy"])
+    tested = words.number(100 * files.read_json(folder / "evaluation/preference/world.json")["accuracy"])
     said = f"latent.codes = 8 (72.0 % on validation pairs, {tested} % on test pairs)."
     assert f"codebook: dpo-lpc on tiny, trained on world: {said}" in words_of(page)
     rows = {row[4]["text"]: [cell["text"] for cell in row] for row in page.rows if row[0]["text"] == "codebook"}
@@ -240,7 +240,7 @@ def test_nothing_trained_yet_still_makes_a_page(tmp_path):
     text = words_of(Page(report(tmp_path, report_spec(), tmp_path)))
     assert "0 of 13" in text
     assert "No setting is selected while runs of the sweep are missing." in text
-    assert "missing: runs/tiny/world/dpo-lpc/seed-0/completions.json" in text
+    assert "missing: runs/tiny/world/dpo-lpc/seed-0/evaluation/completions.json" in text
     assert "LPC is not compared with plain training yet" in text
     assert "No run of the main experiment is scored on world yet" in text
     # A dataset of other experiments alone is not awaited.

@@ -26,7 +26,7 @@ def swept(tmp_path, sweep, seeds=(0,), validation=None, test=None):
             accuracy = (validation or {}).get((values, seed), 0.5)
             part = {"accuracy": accuracy, "n": 20, "low": 0.1, "high": 0.9}
             summary = {"accuracy": (test or {}).get((values, seed), 0.5), "n": PAIRS, "validation": part}
-            files.write_json(tmp_path / folder_of(run) / "preference/world.json", summary)
+            files.write_json(tmp_path / folder_of(run) / "evaluation/preference/world.json", summary)
             runs.append(run)
     other = a_run("dpo-lpc", 0) | {"experiments": ["main"], "recipe": "of-another-experiment"}
     sweeps = {"search": [[key, sweep[key]] for key in sweep]}
@@ -83,7 +83,7 @@ def test_several_keys_compete_as_combinations(tmp_path):
 
 def test_a_missing_run_leaves_the_choice_open(tmp_path):
     _, runs = swept(tmp_path, {"latent.codes": [8, 16]}, (0, 1))
-    path = f"{folder_of(runs[3])}/preference/world.json"
+    path = f"{folder_of(runs[3])}/evaluation/preference/world.json"
     (tmp_path / path).unlink()
     eight, sixteen = selection.rows(base.Inputs(Layout(tmp_path), runs, sweeps={"search": [["latent.codes", [8, 16]]]}))
     assert sixteen["status"] == f"missing: {path}" and eight["status"] == "ok"

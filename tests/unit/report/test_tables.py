@@ -68,17 +68,17 @@ def test_each_run_has_its_row_and_a_missing_one_says_so(results):
         assert len(table) == len(RUNS)
         (absent,) = [row for row in table if row["status"] != "ok"]
         assert absent["status"] == f"missing: {ABSENT}/" + (
-            "train.json" if name == "training" else "preference/world.json"
+            "train.json" if name == "training" else "evaluation/preference/world.json"
         )
         assert (absent["recipe"], absent["seed"], absent.get("accuracy")) == ("simpo-lpc", 1, None)
     (absent,) = [row for row in rows(results, "latents") if row["status"] != "ok"]
-    assert absent["status"] == f"missing: {ABSENT}/latents.json"
+    assert absent["status"] == f"missing: {ABSENT}/evaluation/latents.json"
     assert len(rows(results, "benchmarks", status=f"missing: {ABSENT}/benchmarks/sums.json")) == 1
 
 
 def test_accuracy_has_the_written_number_and_an_interval_by_prompt(results):
     (row,) = rows(results, "preference_accuracy", recipe="dpo", seed=0, variant="world")
-    folder = results / folder_of(a_run("dpo", 0)) / "preference"
+    folder = results / folder_of(a_run("dpo", 0)) / "evaluation/preference"
     assert row["accuracy"] == pytest.approx(files.read_json(folder / "world.json")["accuracy"])
     pairs = files.read_parquet(folder / "world.parquet")
     outcome = intervals.outcomes(pairs["chosen_reward"], pairs["rejected_reward"])
@@ -148,7 +148,7 @@ def test_pairs_scored_in_one_run_only_are_counted(tmp_path):
         table = pa.table(
             {"pair_id": ids, "prompt_id": ids, "source": ids, **{name: [1.0] * len(ids) for name in names}}
         )
-        files.write_parquet(tmp_path / folder_of(run) / "preference" / "world.parquet", table)
+        files.write_parquet(tmp_path / folder_of(run) / "evaluation/preference/world.parquet", table)
     found = comparisons.rows(base.Inputs(Layout(tmp_path), runs))
     row, mean = (row for row in found if row["against"] == "dpo")
     assert (row["n"], row["difference"], row["status"]) == (2, 0, "ok but 3 pairs scored in one run only")
@@ -169,7 +169,7 @@ def test_benchmarks_hold_each_metric_of_bases_and_runs(results):
 
 def test_latents_carry_accuracy_beside_the_diagnostics(results):
     (row,) = rows(results, "latents", recipe="dpo-lpc", seed=0, variant="world")
-    written = files.read_json(results / folder_of(a_run("dpo-lpc", 0)) / "latents.json")
+    written = files.read_json(results / folder_of(a_run("dpo-lpc", 0)) / "evaluation/latents.json")
     assert row["mutual_information"] == pytest.approx(written["mutual_information"])
     assert None not in (row["accuracy"], row["accuracy_zero"], row["accuracy_shuffled"], row["accuracy_posterior"])
     (control,) = rows(results, "latents", recipe="dpo-mlp", seed=0)
@@ -189,7 +189,7 @@ def test_usage_of_codes_by_source(results):
 
 def test_correlations_with_length_and_aspects(results):
     run = a_run("dpo-lpc", 0)
-    latents = files.read_parquet(results / folder_of(run) / "latents.parquet")
+    latents = files.read_parquet(results / folder_of(run) / "evaluation/latents.parquet")
     length = latents["chosen_tokens"].to_numpy() - latents["rejected_tokens"].to_numpy()
     expected = spearmanr(np.stack(latents["posterior"].to_numpy())[:, 2], length).statistic
     (row,) = rows(results, "code_correlations", recipe="dpo-lpc", seed=0, variant="world", code=2, measure="length")
@@ -205,7 +205,7 @@ def test_correlations_of_a_latent_without_a_posterior(tmp_path):
     run = {**a_run("dpo-lpc", 0), "latent": {"kind": "exact", "codes": 2}}
     columns = {"pair_id": ["a", "b", "c"], "prior": [[0.1, 0.9], [0.2, 0.8], [0.3, 0.7]]}
     columns |= {"chosen_tokens": [1, 2, 3], "rejected_tokens": [0, 0, 0]}
-    files.write_parquet(tmp_path / folder_of(run) / "latents.parquet", pa.table(columns))
+    files.write_parquet(tmp_path / folder_of(run) / "evaluation/latents.parquet", pa.table(columns))
     found = code_correlations.rows(base.Inputs(Layout(tmp_path), [run]))
     assert [(row["prior_correlation"], row["posterior_correlation"]) for row in found] == [(1.0, None), (-1.0, None)]
 

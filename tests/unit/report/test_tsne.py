@@ -28,7 +28,7 @@ def embed(latents, folder, spec=SETTINGS["evaluation"]["tsne"]):
 
 @pytest.fixture(scope="module")
 def folder(results):
-    return results / folder_of(a_run("dpo-lpc", 0))
+    return results / folder_of(a_run("dpo-lpc", 0)) / "evaluation"
 
 
 def test_files_are_the_same_bytes_twice(folder, tmp_path):
@@ -58,7 +58,7 @@ def test_titles_say_how_much_the_codes_know(folder, results):
         text = words(folder / name)
         assert f"Spread of z {measured['z_spread']:.2g}" in text
         assert f"{measured['mutual_information']:.2g} nats" in text
-    assert "a latent without codes" in words(results / folder_of(a_run("dpo-mlp", 0)) / "tsne_code.svg")
+    assert "a latent without codes" in words(results / folder_of(a_run("dpo-mlp", 0)) / "evaluation/tsne_code.svg")
 
 
 def test_svg_follows_the_theme_and_holds_no_date_font_or_style_sheet(folder):

@@ -16,8 +16,9 @@ from tiny import make_backbone, make_tokenizer
 
 from lpc import latents, modules
 from lpc.cli import UserError
-from lpc.evaluation import benchmarked
+from lpc.evaluation import finished
 from lpc.model.policy import LatentPolicy
+from lpc.steps import benchmark
 
 TASKS = Path(__file__).parents[3] / "config" / "tasks"
 SOURCE = Path(__file__).parents[3] / "src"
@@ -187,8 +188,12 @@ def test_the_base_by_its_recorded_digest(project):
 
 def test_code_versions_image_and_download_are_part_of_the_identity(project, monkeypatch, tmp_path):
     """Without an edit of the package itself: what the identity holds of each."""
-    base = json.loads(project.record.read_text())
-    found = benchmarked.identity_of_model(base, project.model, {"inference": "mean"})
+
+    def identity():
+        kinds, packages = finished.latent_module(project.model), ("torch", "transformers", "lm_eval")
+        return finished.of_code("benchmark", kinds, packages)
+
+    found = identity()
     package = {str(path.relative_to(modules.PACKAGE)) for path in modules.modules_of("lpc.steps.benchmark")}
     assert package >= {"steps/benchmark.py", "evaluation/harness.py", "model/policy.py"}
     assert (
@@ -198,14 +203,14 @@ def test_code_versions_image_and_download_are_part_of_the_identity(project, monk
     )
     assert found["versions"].keys() == {"torch", "transformers", "lm_eval"} and found["container"] is None
     monkeypatch.setenv("APPTAINER_CONTAINER", "/images/evaluation-1.sif")
-    changed = benchmarked.identity_of_model(base, project.model, {"inference": "mean"})
+    changed = identity()
     assert changed["container"]["image"] == "evaluation-1.sif"
     record = tmp_path / "download.json"
     record.write_text("{}")
     entry = {"name": "arc", "task": "arc_easy", "data": None}
-    first = benchmarked.identity_of_task({"download": str(record)}, entry)
+    first = benchmark.identity_of_task({"download": str(record)}, entry)
     append(record, "\n")
-    assert benchmarked.identity_of_task({"download": str(record)}, entry) != first
+    assert benchmark.identity_of_task({"download": str(record)}, entry) != first
 
 
 def test_the_image_is_compared(project, monkeypatch):
@@ -298,7 +303,7 @@ def test_a_killed_step_keeps_its_finished_tasks(project):
 
 def test_an_incomplete_or_damaged_record_is_not_taken(project):
     project.evaluate()
-    (project.folder / "finished/easy/samples.jsonl").unlink()
+    (project.folder / "finished/easy/easy.samples.jsonl").unlink()
     assert project.evaluate() == (["easy"], True)
     (project.folder / "finished/truths/identity.json").write_text('{"base": ')
     with pytest.raises(UserError, match=r"task truths: .*identity\.json: not valid JSON .*; delete it and rerun"):
