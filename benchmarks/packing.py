@@ -63,7 +63,9 @@ def main():
         batches = [[(prompt, completion, completion)] * args.pairs] * args.steps
         rows[f"prompt {prompt}, completions {completion}"] = compare(policy, batches, args.vocabulary, rng)
     for path in args.lengths:
-        lengths = token_lengths(path, args.vocabulary, args.pairs * args.steps)
+        texts = texts_of_pairs(path, 4 * args.pairs * args.steps)
+        tokenizer = train_tokenizer([text for row in texts for text in row], args.vocabulary)
+        lengths = [row for row in token_lengths(texts, tokenizer) if sum(row) <= 1024][: args.pairs * args.steps]
         batches = [lengths[i : i + args.pairs] for i in range(0, len(lengths), args.pairs)]
         row = compare(policy, batches, args.vocabulary, rng)
         mean = tuple(round(n) for n in np.mean(lengths, 0))
@@ -78,21 +80,21 @@ def main():
         Path(args.output).write_text(json.dumps(record, indent=2) + "\n")
 
 
-def token_lengths(path: Path, vocabulary: int, count: int) -> list[tuple[int, int, int]]:
-    """(prompt, chosen, rejected) tokens of `count` pairs drawn from a file, none longer than 1,024 in all."""
+def texts_of_pairs(path: Path, count: int) -> list[tuple[str, str, str]]:
+    """Prompt, chosen and rejected of `count` pairs drawn from a file; all of them where it has fewer."""
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as stream:
         kind = "ultrafeedback" if "completions" in json.loads(next(stream)) else "pairs"
     rows, _, _ = read.read({"kind": kind, "path": str(path), "revision": None, "files": [str(path)]})
-    rows = [read.unpack(rows[i]) for i in np.random.default_rng(0).permutation(len(rows))[: 4 * count]]
-    texts = [
+    rows = [read.unpack(rows[i]) for i in np.random.default_rng(0).permutation(len(rows))[:count]]
+    return [
         (" ".join(message["content"] for message in row["messages"]), *(c["response"] for c in row["completions"][:2]))
         for row in rows
     ]
-    tokenizer = train_tokenizer([text for row in texts for text in row], vocabulary)
-    lengths = [
-        tuple(len(ids) + 1 for ids in tokenizer(list(row), add_special_tokens=False)["input_ids"]) for row in texts
-    ]
-    return [row for row in lengths if sum(row) <= 1024][:count]
+
+
+def token_lengths(texts: list[tuple[str, str, str]], tokenizer) -> list[tuple[int, int, int]]:
+    """Their tokens, each with one for the end of the turn."""
+    return [tuple(len(ids) + 1 for ids in tokenizer(list(row), add_special_tokens=False)["input_ids"]) for row in texts]
 
 
 def compare(policy, batches, vocabulary, rng) -> dict:
