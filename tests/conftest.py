@@ -36,7 +36,15 @@ def pairs():
     return make_pairs(48)
 
 
-FIRST = ("tests/workflow/", "tests/cluster/", "tests/storm/", "tests/unit/training/")
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory):
+    """Folder of what the training step reads: a base, pairs and their references."""
+    from small import make_inputs
+
+    return make_inputs(tmp_path_factory.mktemp("inputs"), make_pairs(48), ("float32", "bfloat16"))
+
+
+FIRST = ("tests/workflow/", "tests/cluster/", "tests/storm/", "tests/training/")
 """Folders of long files. They start first: one that starts last would run alone, beside workers without work."""
 
 
