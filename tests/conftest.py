@@ -1,5 +1,6 @@
 """Fixtures of all tests."""
 
+import gc
 import os
 import signal
 
@@ -53,3 +54,9 @@ def pytest_collection_modifyitems(items):
         return next((i for i, folder in enumerate(FIRST) if item.nodeid.startswith(folder)), len(FIRST))
 
     items.sort(key=place)
+
+
+def pytest_collection_finish():
+    # Each training collects garbage, which would walk through a million objects of imported modules each time.
+    gc.collect()
+    gc.freeze()
