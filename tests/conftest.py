@@ -45,7 +45,7 @@ def inputs(tmp_path_factory):
     return make_inputs(tmp_path_factory.mktemp("inputs"), make_pairs(48), ("float32", "bfloat16"))
 
 
-FIRST = ("tests/workflow/", "tests/cluster/", "tests/storm/", "tests/training/")
+FIRST = ("tests/workflow/", "tests/cluster/", "tests/storm/", "tests/training/", "tests/unit/training/")
 """Folders of long files. They start first: one that starts last would run alone, beside workers without work."""
 
 
