@@ -47,21 +47,24 @@ class Outcome:
     """Error of the check with another base's reference."""
 
 
-def backbone(seed: int) -> LlamaForCausalLM:
+def backbone(seed: int, head_dim: int) -> LlamaForCausalLM:
     config = LlamaConfig(
         **{"vocab_size": VOCABULARY, "hidden_size": WIDTH, "intermediate_size": 256, "num_hidden_layers": 1},
-        **{"num_attention_heads": 4, "num_key_value_heads": 1},
+        **{"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": head_dim},
     )
     torch.manual_seed(seed)
     return LlamaForCausalLM(config).eval()
 
 
-def outcomes(seed: int, *, precisions: tuple[str, ...], width: int | None = None) -> Iterator[Outcome]:
-    """Run the first micro-batch of both recipes. width: of the latent's networks; None: as wide as the model."""
+def outcomes(
+    seed: int, *, precisions: tuple[str, ...], width: int | None = None, head_dim: int = WIDTH // 4
+) -> Iterator[Outcome]:
+    """Run the first micro-batch of both recipes. width: of the latent's networks; None: as wide as the model. head_dim:
+    features of each of the four attention heads."""
     rng = np.random.default_rng(seed)
     parts = [[rng.integers(3, VOCABULARY, n).astype(np.int32) for n in (60, 90)] for _ in range(3)]
     tokens = PairTokens(np.arange(PAIRS), *parts, 0)
-    policy, other = LatentPolicy(backbone(seed)), LatentPolicy(backbone(seed + 1000))
+    policy, other = (LatentPolicy(backbone(number, head_dim)) for number in (seed, seed + 1000))
     latent = latents.build(latents.parse({"kind": "lpc", "codes": 64, "width": width}), WIDTH, seed)
     latent.rescale(policy.logit_unit())
     for precision in precisions:

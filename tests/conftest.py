@@ -1,5 +1,6 @@
 """Fixtures of all tests."""
 
+import gc
 import os
 import signal
 
@@ -36,7 +37,15 @@ def pairs():
     return make_pairs(48)
 
 
-FIRST = ("tests/workflow/", "tests/cluster/", "tests/storm/", "tests/unit/training/")
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory):
+    """Folder of what the training step reads: a base, pairs and their references."""
+    from small import make_inputs
+
+    return make_inputs(tmp_path_factory.mktemp("inputs"), make_pairs(48), ("float32", "bfloat16"))
+
+
+FIRST = ("tests/workflow/", "tests/cluster/", "tests/storm/", "tests/training/", "tests/unit/training/")
 """Folders of long files. They start first: one that starts last would run alone, beside workers without work."""
 
 
@@ -45,3 +54,9 @@ def pytest_collection_modifyitems(items):
         return next((i for i, folder in enumerate(FIRST) if item.nodeid.startswith(folder)), len(FIRST))
 
     items.sort(key=place)
+
+
+def pytest_collection_finish():
+    # Each training collects garbage, which would walk through a million objects of imported modules each time.
+    gc.collect()
+    gc.freeze()

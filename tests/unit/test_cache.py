@@ -41,10 +41,17 @@ def model(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def installed():
+    """The packages here, read once: each reading of some 200 takes longer than the scores."""
+    return [SimpleNamespace(name=found.name, version=found.version) for found in cache.distributions()]
+
+
 @pytest.fixture
-def score(tmp_path, model, caplog):
+def score(tmp_path, model, installed, monkeypatch, caplog):
     """Call to the step, as another project each time: whether it took its results, and what they are."""
     caplog.set_level(logging.INFO)
+    monkeypatch.setattr(cache, "distributions", lambda: installed)
     numbers = itertools.count()
 
     def call(base=None, pairs=0, **spec):

@@ -128,7 +128,7 @@ assert {row["completions"][1]["response"] for row in rows} == {"No idea."}
     own = {**dataset, "split": {"validation": 2, "test": "held.jsonl"}}
     config = checkout.write({**SMALL, "datasets": {**SMALL["datasets"], "mine": own}})
     target = "results/small/data/mine/rows.parquet"
-    planned = checkout.snakemake(target, "--dry-run", "--configfile", config)
+    planned = checkout.forked(target, "--dry-run", "--configfile", config)
     assert re.search(r"input: mine.jsonl, held.jsonl\n    output: results/small/data/mine/dataset.json", planned)
     (inputs,) = re.findall(rf"input: (.*)\n    output: {target}", planned)
     assert [Path(file).name for file in inputs.split(", ") if "/formats/" in file] == ["better_worse.py"]
@@ -182,7 +182,7 @@ def test_rule(checkout):
     subprocess.run(["git", "apply"], input=diff, cwd=checkout.folder, env=environment, text=True, check=True)
     target = "results/small/data/world/lengths.json"
     config = checkout.write(SMALL)
-    planned = checkout.snakemake(target, "--dry-run", "--configfile", config)
+    planned = checkout.forked(target, "--dry-run", "--configfile", config)
     assert re.findall(r"^(?:local)?rule (\w+):", planned, re.MULTILINE) == ["world", "split", "pairs", "lengths"]
     program = """
 import sys
@@ -204,5 +204,5 @@ def test_configuration_of_the_page_on_running_plans_every_stage(checkout):
     (text,) = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "docs/howto/run.md").read_text(encoding="utf-8"), re.M | re.S)
     (checkout.folder / "my.yaml").write_text(text, encoding="utf-8")
     (checkout.folder / "mine.jsonl.gz").touch()
-    planned = checkout.snakemake("all", "--dry-run", "--configfile", "my.yaml")
+    planned = checkout.forked("all", "--dry-run", "--configfile", "my.yaml")
     assert {"download_base", "split", "train", "report"} <= set(re.findall(r"rule (\w+):", planned))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import math
 import os
 import re
@@ -15,8 +16,10 @@ from pathlib import Path
 import pytest
 from steps import run_step
 
+from lpc import cli
 from lpc.cli import UserError
 from lpc.evaluation import alpacaeval
+from lpc.steps import alpacaeval_judge
 
 SOURCE = Path(__file__).parents[3] / "src"
 needs_package = pytest.mark.skipif(
@@ -28,7 +31,7 @@ JUDGE = {
     "base_url": None,
     "key_variable": "TEST_JUDGE_KEY",
 }
-COUNT = 60
+COUNT = 33
 
 
 def rows(word, generator, low=1):
@@ -190,67 +193,112 @@ def step(name, environment, *arguments):
     )
 
 
-def judge_words(folder, settings, output="judged.json"):
-    files = {"outputs": "outputs.json", "reference": "reference.json", "output": output}
-    files |= {"annotations": "annotations.json"}
+def judge_words(folder, settings, output="judged.json", outputs="outputs.json"):
+    files = {"outputs": outputs, "reference": "reference.json", "output": output}
+    files |= {"annotations": f"annotations-of-{output}"}
     words = [word for name, file in files.items() for word in (f"--{name}", str(folder / file))]
     return [*words, "--spec", json.dumps({"judge": settings})]
 
 
-def judged(tmp_path, settings, environment, outputs=None, reference=None):
-    (tmp_path / "outputs.json").write_text(json.dumps(rows("mine", "tiny/dpo", 2) if outputs is None else outputs))
-    (tmp_path / "reference.json").write_text(json.dumps(rows("theirs", "base") if reference is None else reference))
-    done = step("judge", environment, *judge_words(tmp_path, settings))
-    assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "judged.json").read_text())
-    return result, json.loads((tmp_path / "annotations.json").read_text())
+def write_answers(folder, reference=None):
+    (folder / "outputs.json").write_text(json.dumps(rows("mine", "tiny/dpo", 2)))
+    (folder / "reference.json").write_text(json.dumps(rows("theirs", "base") if reference is None else reference))
 
 
-def not_judged(tmp_path, *arguments, **keys):
-    result, annotations = judged(tmp_path, *arguments, **keys)
-    assert result["status"] == "not judged" and result["metrics"] == {} and annotations == []
+def reason_of(folder):
+    """Why the answers in the folder are not judged."""
+    result = json.loads((folder / "judged.json").read_text())
+    assert result["status"] == "not judged" and result["metrics"] == {}
+    assert json.loads((folder / "annotations-of-judged.json").read_text()) == []
     assert result["n"] == COUNT and result["mean_length"] > 0
     return result["reason"]
 
 
-def test_without_a_judge_or_its_key_the_result_says_so(tmp_path):
-    assert not_judged(tmp_path, None, {}) == "no judge is configured"
-    assert "TEST_JUDGE_KEY is not set" in not_judged(tmp_path, JUDGE, {})
+@pytest.fixture
+def not_judged(tmp_path, monkeypatch):
+    """Call to the step in this process, for what is known before the package is imported; the reason."""
+    for name in ("OPENAI_API_KEY", "OPENAI_API_KEYS", "OPENAI_CLIENT_CONFIG_PATH"):
+        monkeypatch.setenv(name, "of the shell")  # the step sets them: as they were after the test
+    monkeypatch.delenv(JUDGE["key_variable"], raising=False)
+    levels = {logger: logger.level for logger in (logging.getLogger(), logging.getLogger("lpc"))}
+
+    def call(settings, **keys):
+        write_answers(tmp_path, **keys)
+        alpacaeval_judge.main(cli.parse(alpacaeval_judge.parser(), judge_words(tmp_path, settings)))
+        return reason_of(tmp_path)
+
+    yield call
+    for logger, level in levels.items():
+        logger.setLevel(level)
 
 
-def test_without_reference_outputs_the_result_says_so(tmp_path):
-    reason = not_judged(tmp_path, JUDGE, {"TEST_JUDGE_KEY": "secret"}, reference=[])
-    assert reason == f"{COUNT} of {COUNT} instructions have no reference output"
+def test_without_a_judge_or_its_key_the_result_says_so(not_judged):
+    assert not_judged(None) == "no judge is configured"
+    assert "TEST_JUDGE_KEY is not set" in not_judged(JUDGE)
 
 
-def test_without_the_package_the_result_says_so(tmp_path):
+def test_without_reference_outputs_the_result_says_so(not_judged, monkeypatch):
+    monkeypatch.setenv("TEST_JUDGE_KEY", "secret")
+    assert not_judged(JUDGE, reference=[]) == f"{COUNT} of {COUNT} instructions have no reference output"
+
+
+def test_without_the_package_the_result_says_so(not_judged, tmp_path, monkeypatch):
+    monkeypatch.setenv("TEST_JUDGE_KEY", "secret")
     (tmp_path / "alpaca_eval.py").write_text("raise ImportError('not here')")
-    environment = {
-        "TEST_JUDGE_KEY": "secret",
-        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(SOURCE), *filter(None, sys.path)]),
-    }
-    assert "alpaca_eval is not installed (not here)" in not_judged(tmp_path, JUDGE, environment)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "alpaca_eval is not installed (not here)" in not_judged(JUDGE)
 
 
 @needs_package
 def test_a_judge_that_cannot_be_reached(tmp_path, hub_cache):
+    write_answers(tmp_path)
     settings = JUDGE | {"base_url": "http://127.0.0.1:9/v1"}  # port 9: nobody listens
-    assert "the judge could not be asked (APIConnectionError" in not_judged(
-        tmp_path, settings, {"TEST_JUDGE_KEY": "secret"} | hub_cache
-    )
+    done = step("judge", {"TEST_JUDGE_KEY": "secret"} | hub_cache, *judge_words(tmp_path, settings))
+    assert done.returncode == 0, done.stderr
+    assert "the judge could not be asked (APIConnectionError" in reason_of(tmp_path)
+
+
+SEVERAL = """
+import json, sys
+import alpaca_eval
+from lpc import cli
+from lpc.steps import alpacaeval_judge as step
+for words in json.loads(sys.argv[1]):
+    step.main(cli.parse(step.parser(), words))
+table, _ = alpaca_eval.evaluate(
+    'outputs.json', 'reference.json', output_path=None, annotators_config='weighted_alpaca_eval_gpt4_turbo',
+    precomputed_leaderboard=None, caching_path=None, is_cache_leaderboard=False, is_return_instead_of_print=True,
+    metric_kwargs={'save_weights_dir': None},
+)
+print(json.dumps(table.iloc[0].to_dict(), default=str))
+"""
 
 
 @needs_package
 def test_win_rates_down_to_the_length_controlled_one(tmp_path, judge_server, hub_cache):
+    """In one process, since each import of the package takes seconds: the step; the step again, which asks the judge
+    nothing; the step with another judge; the step on a few answers; and the package's own entry point."""
+    write_answers(tmp_path)
+    (tmp_path / "few.json").write_text(json.dumps(rows("mine", "tiny/dpo", 2)[:5]))
     settings = JUDGE | {"base_url": f"http://127.0.0.1:{judge_server.server_port}/v1"}
-    environment = {"TEST_JUDGE_KEY": "secret"} | hub_cache
-    result, annotations = judged(tmp_path, settings, environment)
+    names = {"judged.json": {}, "again.json": {}, "other.json": {"model": "another"}}
+    commands = [judge_words(tmp_path, settings | changes, name) for name, changes in names.items()]
+    commands += [judge_words(tmp_path, settings | {"model": "third"}, "few-judged.json", outputs="few.json")]
+    path = os.pathsep.join([str(SOURCE), *filter(None, sys.path)])
+    environment = {"TEST_JUDGE_KEY": "secret", "PYTHONPATH": path} | hub_cache
+    done = subprocess.run(
+        [sys.executable, "-c", SEVERAL, json.dumps(commands)],
+        capture_output=True, text=True, cwd=tmp_path, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result, again, other, few = (json.loads((tmp_path / name).read_text()) for name in (*names, "few-judged.json"))
+    annotations = json.loads((tmp_path / "annotations-of-judged.json").read_text())
     assert result["status"] == "judged" and result["reason"] is None and result["n"] == COUNT == len(annotations)
 
-    assert len(judge_server.requests) == COUNT
     assert {(path, key) for path, key, _ in judge_server.requests} == {("/v1/chat/completions", "Bearer secret")}
-    assert {request["model"] for _, _, request in judge_server.requests} == {"judge-of-the-test"}
-    assert "secret" not in (tmp_path / "judged.json").read_text() + (tmp_path / "annotations.json").read_text()
+    assert [request["model"] for _, _, request in judge_server.requests[:COUNT]] == ["judge-of-the-test"] * COUNT
+    written = "".join(file.read_text() for file in tmp_path.glob("*judged.json"))
+    assert "win_rate" in written and "secret" not in written
 
     expected = [preference(i, len("mine ") * (2 + i % 7), len("theirs ") * (1 + i % 7)) for i in range(COUNT)]
     assert result["metrics"]["win_rate"]["value"] == pytest.approx(100 * sum(expected) / COUNT, abs=1e-3)
@@ -258,41 +306,18 @@ def test_win_rates_down_to_the_length_controlled_one(tmp_path, judge_server, hub
     controlled = result["metrics"]["length_controlled_winrate"]
     assert 0 < controlled["value"] < 100 and controlled["stderr"] > 0.01
 
-    # In another process, since each import of the package takes seconds: run again, the judge is not asked again;
-    # another judge is; and the package's own entry point says the same of the same files.
-    code = (
-        "import json, sys; from lpc import cli; from lpc.steps import alpacaeval_judge as step\n"
-        "for words in json.loads(sys.argv[1]): step.main(cli.parse(step.parser(), words))\n"
-        "import alpaca_eval; table, _ = alpaca_eval.evaluate('outputs.json', 'reference.json', output_path=None,"
-        " annotators_config='weighted_alpaca_eval_gpt4_turbo', precomputed_leaderboard=None, caching_path=None,"
-        " is_cache_leaderboard=False, is_return_instead_of_print=True, metric_kwargs={'save_weights_dir': None})\n"
-        "print(json.dumps(table.iloc[0].to_dict(), default=str))"
-    )
-    other = settings | {"model": "another"}
-    commands = [judge_words(tmp_path, settings, "again.json"), judge_words(tmp_path, other, "other.json")]
-    path = os.pathsep.join([str(SOURCE), *filter(None, sys.path)])
-    done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(commands)],
-        capture_output=True, text=True, cwd=tmp_path, env=environment | {"PYTHONPATH": path},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    again, other = (json.loads((tmp_path / name).read_text()) for name in ("again.json", "other.json"))
+    kept = sorted(len(json.loads(file.read_text())) for file in tmp_path.glob(".judge-*.json"))
+    assert kept == [5, COUNT, COUNT], "a file for each judge, for later processes"
     assert again["metrics"]["win_rate"] == pytest.approx(result["metrics"]["win_rate"])
     asked = Counter(request["model"] for _, _, request in judge_server.requests)
-    assert asked["judge-of-the-test"] == COUNT == asked["another"] == other["n"]
+    assert asked["judge-of-the-test"] == COUNT == asked["another"] == other["n"] and asked["third"] == 5
     table = json.loads(done.stdout.splitlines()[-1])
-    assert sum(asked.values()) == 3 * COUNT, "the package's entry point has asked for itself"
+    assert sum(asked.values()) == 3 * COUNT + 5, "the package's entry point has asked for itself"
     assert result["metrics"]["win_rate"]["value"] == pytest.approx(table["win_rate"])
     assert controlled["value"] == pytest.approx(table["length_controlled_winrate"])
 
-
-@needs_package
-def test_length_control_is_for_the_whole_set_alone(tmp_path, judge_server, hub_cache):
-    settings = JUDGE | {"base_url": f"http://127.0.0.1:{judge_server.server_port}/v1"}
-    few = rows("mine", "tiny/dpo", 2)[:5]
-    result, _ = judged(tmp_path, settings, {"TEST_JUDGE_KEY": "secret"} | hub_cache, outputs=few)
-    assert result["status"] == "judged" and set(result["metrics"]) == {"win_rate"} and result["n"] == 5
+    # Length control is for the whole set alone.
+    assert few["status"] == "judged" and set(few["metrics"]) == {"win_rate"} and few["n"] == 5
     assert (
-        result["reason"]
-        == f"no length-controlled win rate: it is defined for all {COUNT} instructions, and 5 were judged"
+        few["reason"] == f"no length-controlled win rate: it is defined for all {COUNT} instructions, and 5 were judged"
     )

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from small import LATENT, make_base, run, tokenised, train_step
+from small import LATENT, make_base, run, tokenised
 from tiny import make_backbone
 
 from lpc.cli import UserError
@@ -94,19 +94,6 @@ def test_adapters_are_drawn_by_the_seed_alone():
 
 
 @needs_peft
-def test_the_step_saves_a_merged_checkpoint(inputs, tmp_path):
-    train_step(inputs, tmp_path, lora={"rank": 4, "target_modules": ["q_proj", "v_proj"]}, learning_rate=1e-2)
-    record, policy = read_json(tmp_path / "train.json"), LatentPolicy.from_pretrained(tmp_path / "model")
-    assert record["identity"]["spec"]["training"]["lora"]["rank"] == 4 and record["identity"]["versions"]["peft"]
-    assert record["parameters"] == sum(parameter.numel() for parameter in policy.backbone.parameters())
-    # Of two layers: 32 × 4 and 4 × 32 of queries, 32 × 4 and 4 × 16 of values.
-    assert record["trained_parameters"] == 2 * (128 + 128 + 128 + 64) + record["latent_parameters"]
-    base = dict(make_base().named_parameters())
-    changed = {name for name, value in policy.backbone.named_parameters() if not torch.equal(value, base[name])}
-    assert changed == {f"model.layers.{layer}.self_attn.{which}_proj.weight" for layer in (0, 1) for which in "qv"}
-
-
-@needs_peft
 @pytest.mark.parametrize(
     ("targets", "words"),
     [
@@ -125,9 +112,3 @@ def test_without_peft_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UserError, match=r"needs peft, .* pip install 'lpc\[lora\]'"):
         adapters.load_peft()
-
-
-@needs_peft
-def test_a_sharded_training_is_refused(inputs, tmp_path):
-    errors = train_step(inputs, tmp_path, expect=1, environment={"ACCELERATE_USE_FSDP": "true"}, lora={"rank": 2})
-    assert "training.lora: not with FSDP" in errors

@@ -1,51 +1,32 @@
-"""Evaluation on validation pairs during training: its measures, the best model, the early stop, and exact resumes."""
+"""Evaluation on validation pairs during training: its measures, the best model, and the early stop."""
 
 import functools
-import json
-import signal
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import safetensors.torch
 import torch
 from small import (
     LATENT,
-    OBJECTIVES,
     TOKENS,
     TRAINING,
-    UNEVEN,
     make_base,
     run,
-    start_and_wait_for_step,
-    train_step,
-    train_step_together,
+    scores_of,
 )
-from test_checkpoints import assert_same_run
 from test_trainer import tensorboard_values
 from tiny import make_pairs, make_tokenizer
 
-from lpc import latents, objectives
+from lpc import latents
 from lpc.cli import UserError
-from lpc.config.models import Tokens, Training
+from lpc.config.models import Training
 from lpc.data.tokens import PairTokens, tokenize_pairs
-from lpc.evaluation.preference import score_pairs
 from lpc.model.policy import LatentPolicy
 from lpc.reference import reference_logps
-from lpc.scoring import load_pairs
 from lpc.training.evaluate import Evaluate
 from lpc.training.train import training_arguments
 
 EXACT = {"kind": "exact", "codes": 4, "code_scale": 0.5, "learning_rate": 1e-2}
-SETTINGS = UNEVEN | {"evaluate": {"steps": 2, "best_by": "loss"}}
-
-
-@pytest.fixture(scope="module")
-def evaluated(split_inputs, tmp_path_factory):
-    """The folder of a training with evaluation that nothing interrupted."""
-    folder = tmp_path_factory.mktemp("evaluated")
-    assert "12 validation pairs tokenised" in train_step(split_inputs, folder, **SETTINGS)
-    return folder
 
 
 @functools.cache
@@ -58,11 +39,6 @@ def validation() -> PairTokens:
     none = np.zeros(len(tokens), bool)
     tokens.reference, _ = reference_logps(LatentPolicy(make_base()), tokens, none, batch_size=16, precision="float32")
     return tokens
-
-
-def scores_of(policy: LatentPolicy, pairs: PairTokens) -> dict:
-    dpo = objectives.parse(OBJECTIVES["dpo"])
-    return score_pairs(policy, pairs, None, dpo, batch_size=5, precision="float32")
 
 
 @pytest.mark.parametrize(
@@ -131,65 +107,6 @@ def test_a_loss_that_is_not_finite_is_an_error(tmp_path):
     broken.reference = broken.reference * float("nan")
     with pytest.raises(UserError, match="step 2: the loss of validation pairs is nan"):
         run(tmp_path, evaluate={"steps": 2}, validation=broken)
-
-
-def test_a_killed_run_keeps_its_best_model(split_inputs, evaluated, tmp_path):
-    """SIGKILL after the best evaluation: the checkpoint's link replaces what lies beside it, and all is bit-equal."""
-    step = start_and_wait_for_step(split_inputs, tmp_path, 11, **SETTINGS)
-    step.send(signal.SIGKILL)
-    step.wait()
-    (best,) = tmp_path.glob("checkpoints/*/best.safetensors")
-    copies = list(tmp_path.glob("checkpoints/*/checkpoint-*/best.safetensors"))
-    assert copies and all(copy.samefile(best) for copy in copies)  # one file on the disk
-    best.unlink()
-    best.write_bytes(b"of a later step, which the killed process did not save")
-    assert "resuming from checkpoint-" in train_step(split_inputs, tmp_path, **SETTINGS)
-    whole, killed = (json.loads((folder / "train.json").read_text()) for folder in (evaluated, tmp_path))
-    assert whole["evaluations"] == killed["evaluations"] and [e["pairs"] for e in whole["evaluations"]] == [12] * 9
-    assert whole["best_step"] == killed["best_step"] < 11
-    assert_same_run(evaluated, tmp_path)
-
-
-def test_two_processes_evaluate_as_one(split_inputs, evaluated, tmp_path):
-    train_step_together(split_inputs, tmp_path, **SETTINGS)
-    one, two = (json.loads((folder / "train.json").read_text()) for folder in (evaluated, tmp_path))
-    assert one["best_step"] == two["best_step"]
-    for a, b in zip(one["evaluations"], two["evaluations"], strict=True):
-        assert (a["step"], a["pairs"], a["accuracy"]) == (b["step"], b["pairs"], b["accuracy"])
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-    a, b = (safetensors.torch.load_file(folder / "model/latent.safetensors") for folder in (evaluated, tmp_path))
-    for key in a:
-        torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-5)
-
-
-def test_the_best_adapters_are_merged(split_inputs, tmp_path):
-    """The best weights are those of adapters and latent alone; the finished model scores as that evaluation did."""
-    pytest.importorskip("peft", reason="peft is not installed: pip install -e '.[lora]'")
-    settings = SETTINGS | {"lora": {"rank": 4}, "learning_rate": 3e-2, "latent": LATENT}
-    step = start_and_wait_for_step(split_inputs, tmp_path, 3, **settings)
-    step.send(signal.SIGKILL)
-    step.wait()
-    (best,) = tmp_path.glob("checkpoints/*/best.safetensors")
-    names = safetensors.torch.load_file(best)
-    assert names and all("lora" in name or name.startswith("latent.") for name in names)
-    train_step(split_inputs, tmp_path, **settings)
-    summary = json.loads((tmp_path / "train.json").read_text())
-    best = next(e for e in summary["evaluations"] if e["step"] == summary["best_step"])
-    assert best["step"] < 18
-    policy = LatentPolicy.from_pretrained(tmp_path / "model").eval()
-    reference = split_inputs / "reference-float32.parquet"
-    _, pairs = load_pairs(
-        split_inputs / "pairs.parquet", make_tokenizer(), Tokens(**TOKENS), split="validation", reference=reference
-    )
-    scores = scores_of(policy, pairs)
-    margins = torch.tensor(scores["chosen_reward"] - scores["rejected_reward"])
-    assert -torch.nn.functional.logsigmoid(margins).mean().item() == pytest.approx(best["loss"], rel=1e-3)
-
-
-def test_a_sharded_training_is_refused(split_inputs, tmp_path):
-    environment = {"ACCELERATE_USE_FSDP": "true"}
-    errors = train_step(split_inputs, tmp_path, expect=1, environment=environment, evaluate={"steps": 2})
-    assert "error: training.evaluate: not with FSDP" in errors
 
 
 def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):

@@ -1,15 +1,9 @@
 """The finished model."""
 
-import json
-
 import numpy as np
-import pytest
-import safetensors.torch
 import torch
-from small import LATENT, lines_of, make_base, run, tokenised, train_step
-from tiny import make_backbone, make_tokenizer
+from small import LATENT, make_base, run, tokenised
 
-from lpc.files import read_json, write_json
 from lpc.model.policy import LatentPolicy
 from lpc.reference import reference_logps
 from lpc.training.saving import rounded_state
@@ -44,26 +38,3 @@ def test_training_that_rounding_undoes_is_counted_and_warned_about(tmp_path, cap
     assert all(value.dtype == torch.bfloat16 for value in state.values())
     for name, parameter in trainer.policy.backbone.named_parameters():
         assert torch.equal(parameter, weights[name].bfloat16().float())
-
-
-@pytest.mark.parametrize("save_dtype,expected", [(None, "bfloat16"), ("float32", "float32")])
-def test_the_step_saves_in_the_type_asked_for_and_says_so(inputs, tmp_path, save_dtype, expected):
-    """A base of tied embeddings in bfloat16: its config states the saved type, and what is tied is stored once."""
-    tied = make_backbone(tie_word_embeddings=True).to(torch.bfloat16)
-    tied.save_pretrained(tmp_path / "base")
-    make_tokenizer().save_pretrained(tmp_path / "base")
-    record = read_json(inputs / "base.json") | {"path": str(tmp_path / "base"), "dtype": "bfloat16"}
-    write_json(tmp_path / "base.json", record)
-    files = {"base": tmp_path / "base.json", "objective": "simpo"}
-    train_step(inputs, tmp_path, latent=None, save_minutes=60, save_dtype=save_dtype, **files)
-    weights = safetensors.torch.load_file(tmp_path / "model/model.safetensors")
-    assert {str(value.dtype) for value in weights.values()} == {f"torch.{expected}"}
-    assert "lm_head.weight" not in weights
-    assert json.loads((tmp_path / "model/config.json").read_text())["dtype"] == expected
-    summary = read_json(tmp_path / "train.json")
-    assert (
-        summary["parameters"] == sum(p.numel() for p in tied.parameters()) == sum(v.numel() for v in weights.values())
-    )
-    assert summary["saved"]["dtype"] == expected and ("undone" in summary["saved"]) == (expected == "bfloat16")
-    assert summary["cut"] == tokenised().cut_shares()
-    assert lines_of(tmp_path)

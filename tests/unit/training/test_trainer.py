@@ -184,7 +184,7 @@ def test_recipes_pass_the_first_batch_at_the_width_of_an_8b_model():
 
     `benchmarks/first_batch.py` does it for many seeds.
     """
-    found = list(first_batch.outcomes(0, precisions=("float32",), width=64))
+    found = list(first_batch.outcomes(0, precisions=("float32",), width=64, head_dim=256))
     assert [outcome.own for outcome in found] == ["", ""]
     assert all("first batch: the policy's log-probabilities differ from the reference by" in o.other for o in found)
     assert {o.recipe: o.moved > 0.001 for o in found}["ipo-lpc"]

@@ -1,8 +1,7 @@
-"""What the tests of training share: settings of a small training, and the step in processes that start at once."""
+"""The training step in processes of its own, which start at once."""
 
 import contextlib
 import functools
-import json
 import multiprocessing
 import os
 import socket
@@ -11,89 +10,11 @@ import time
 from multiprocessing import forkserver
 from pathlib import Path
 
-import numpy as np
 import torch
-from tiny import make_backbone, make_pairs, make_tokenizer
+from small import LATENT, OBJECTIVES, TOKENS, TRAINING, UNEVEN, lines_of
 
-from lpc import latents, objectives
-from lpc.config.models import Training
-from lpc.data.tokens import PairTokens, tokenize_pairs
-from lpc.files import canonical
-from lpc.model.policy import LatentPolicy
-from lpc.reference import reference_logps
+from lpc.files import canonical, sha256
 from lpc.training.checkpoints import complete_checkpoints
-from lpc.training.train import train
-
-TOKENS = {"max_length": 64, "max_prompt_length": 32}
-TRAINING = {
-    "epochs": 2,
-    "batch_size": 16,
-    "micro_batch_size": 8,
-    "learning_rate": 1e-3,
-    "warmup_ratio": 0.1,
-    "weight_decay": 0.0,
-    "max_grad_norm": 1.0,
-    "precision": "float32",
-    "gradient_checkpointing": False,
-    "logging_steps": 1,
-    "save_minutes": 60,
-}
-LATENT = latents.parse({"codes": 6, "learning_rate": 1e-3}).model_dump()
-OBJECTIVES = {
-    "dpo": {"name": "dpo", "beta": 0.1},
-    "ipo": {"name": "ipo", "tau": 0.1},
-    "simpo": {"name": "simpo", "beta": 2.0, "margin": 1.0},
-}
-UNEVEN = {"epochs": 6, "logging_steps": 4}
-"""Checkpoints fall inside log windows and inside epochs of three steps."""
-
-
-def make_base(seed: int = 0):
-    """A tiny model in float32 whose weights are numbers of bfloat16, as those of most published models are."""
-    base = make_backbone(seed=seed)
-    with torch.no_grad():
-        for parameter in base.parameters():
-            parameter.copy_(parameter.bfloat16())
-    return base
-
-
-@functools.cache
-def tokenised(precision: str = "float32", seed: int = 0) -> PairTokens:
-    """48 pairs with their reference under the base of that seed."""
-    tokens = tokenize_pairs(make_pairs(48), make_tokenizer(), **TOKENS)
-    policy = LatentPolicy(make_base(seed))
-    everything = np.ones(len(tokens), bool)
-    tokens.reference, _ = reference_logps(policy, tokens, everything, batch_size=16, precision=precision)
-    return tokens
-
-
-def run(
-    folder: Path, objective="dpo", latent: dict | None = None, tokens=None, policy=None, validation=None, **training
-):
-    """Train in this process; the trainer and its log lines."""
-    policy = policy or LatentPolicy(make_base())
-    if latent is not None:
-        policy.latent = latents.build(latents.parse(latent), 32, 0)
-    trainer = train(
-        policy,
-        tokens or tokenised(),
-        objective=objectives.parse(OBJECTIVES[objective] if isinstance(objective, str) else objective),
-        training=Training(**TRAINING | training),
-        seed=0,
-        checkpoints=folder / "checkpoints",
-        log_file=folder / "train.jsonl",
-        validation_pairs=validation,
-    )
-    return trainer, lines_of(folder)
-
-
-def lines_of(folder: Path) -> list[dict]:
-    file = folder / "train.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
-# ---- steps in processes of their own
-
 
 STEP_LATENT = LATENT | {"standardize": True, "codebook_init": "kmeans", "latent_first": 0.4}
 """With what a resume or a second process could break: weights that wait, and codes that start from a file."""
@@ -217,3 +138,12 @@ def start_and_wait_for_step(inputs: Path, folder: Path, number: int, **settings)
         time.sleep(0.005)
     step.process.kill()
     raise AssertionError(f"step {number} was not reached: {step.errors[-2000:]}")
+
+
+def assert_same_run(a: Path, b: Path):
+    """Bit-equal weights and log lines, but for the clock and the memory."""
+    for name in ("model.safetensors", "latent.safetensors"):
+        assert sha256(a / "model" / name) == sha256(b / "model" / name), name
+    volatile = {"tokens_per_second", "memory_gib"}
+    strip = lambda lines: [{k: v for k, v in line.items() if k not in volatile} for line in lines]  # noqa: E731
+    assert strip(lines_of(a)) == strip(lines_of(b)) and lines_of(a)

@@ -5,7 +5,8 @@ import json
 import pytest
 import safetensors.torch
 import torch
-from small import UNEVEN, lines_of, train_step, train_step_together
+from processes import train_step, train_step_together
+from small import UNEVEN, lines_of
 
 
 def test_two_processes_give_the_losses_of_one(inputs, unbroken, tmp_path):
@@ -38,3 +39,10 @@ def test_a_launcher_that_starts_fewer_processes_than_asked_fails_loudly(inputs, 
     errors = train_step(inputs, tmp_path, expect=1, processes=2)
     assert "error: 2 processes were asked for, 1 with" in errors
     assert not (tmp_path / "model").exists()
+
+
+def test_processes_with_other_numbers_of_micro_batches_give_the_losses_of_one(inputs, unbroken, tmp_path):
+    train_step_together(inputs, tmp_path, **UNEVEN, micro_batch_tokens=100)
+    for one, two in zip(lines_of(unbroken), lines_of(tmp_path), strict=True):
+        for key in set(one) - {"tokens_per_second", "memory_gib"}:
+            assert one[key] == pytest.approx(two[key], rel=1e-5, abs=1e-5), key

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from small import STEP_LATENT, lines_of, tokenised, train_step, train_step_together
+from processes import STEP_LATENT, train_step, train_step_together
+from small import lines_of, tokenised
 
 from lpc.model.policy import LatentPolicy
 from lpc.reference import reference_logps
@@ -16,7 +17,7 @@ from lpc.reference import reference_logps
 
 def launch_file() -> dict[str, str]:
     """What `accelerate launch --config_file config/accelerate/fsdp.yaml` puts into the environment."""
-    settings = yaml.safe_load((Path(__file__).parents[3] / "config/accelerate/fsdp.yaml").read_text())
+    settings = yaml.safe_load((Path(__file__).parents[2] / "config/accelerate/fsdp.yaml").read_text())
     environment = {key.upper(): str(value).lower() for key, value in settings["fsdp_config"].items()}
     for name in ("FSDP_AUTO_WRAP_POLICY", "FSDP_STATE_DICT_TYPE"):
         environment[name] = environment[name].upper()
