@@ -42,18 +42,22 @@ class Stopped(Exception):
     """Work was saved before its end, on a signal or before the end of a job: to run again is to go on. Exit code 85."""
 
 
+class _StepParser(argparse.ArgumentParser):
+    """Describes the keys of its spec when help is asked for: that takes as long as a small job's imports."""
+
+    def format_help(self) -> str:
+        from lpc.config.docs import help_text  # which imports this module
+
+        self.epilog = f"keys of --spec and --execution:\n{help_text(self.get_default('spec_type'))}"
+        return super().format_help()
+
+
 def step_parser(description: str, spec) -> argparse.ArgumentParser:
     """Return a parser with `--spec` and `--execution`, from which `run` makes `args.spec`, of the type `spec`.
 
     spec: a class of `lpc.config.specs`, whose keys `--help` lists.
     """
-    from lpc.config.docs import help_text  # which imports this module
-
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=f"keys of --spec and --execution:\n{help_text(spec)}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = _StepParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.set_defaults(spec_type=spec)
     words = "or @FILE to read it from a file"
     parser.add_argument(
