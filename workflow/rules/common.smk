@@ -459,7 +459,7 @@ def alpacaeval_generate_spec(wildcards):
     return specs.AlpacaEvalGenerate(
         name="/".join(wildcards),
         inference=inference(wildcards),
-        **pick(EVALUATION.alpacaeval, "batch_size", "max_new_tokens"),
+        **pick(EVALUATION.alpacaeval, "batch_size", "max_new_tokens", "engine"),
     )
 
 
