@@ -110,8 +110,9 @@ def write_table(policy: LatentPolicy, folder: Path) -> None:
     with torch.no_grad():
         table = policy.z_logits(exported.tensors.pop("codebook")) * policy.scale
     folder.mkdir()
-    for name in ("lpc_codes.py", "lpc_vllm.py", "lpc_vllm_v2.py"):
-        shutil.copy(FILES / name, folder)
+    # Named from here, so that `lpc.modules` counts them: an edit reruns a rule that generates with them.
+    for name in ("files/lpc_codes.py", "files/lpc_vllm.py", "files/lpc_vllm_v2.py"):
+        shutil.copy(FILES.parent / name, folder)
     prior = {f"prior.{name}": tensor.detach().contiguous() for name, tensor in exported.tensors.items()}
     safetensors.torch.save_file({"table": table.contiguous(), **prior}, folder / "codes.safetensors")
     files.write_json(folder / "codes.json", _rule(exported))

@@ -15,6 +15,7 @@ from lpc.evaluation import alpacaeval
 from lpc.evaluation.harness import LatentLM
 from lpc.evaluation.vllm_engine import ENVIRONMENT, EngineLM
 from lpc.model.policy import LatentPolicy
+from lpc.modules import modules_of
 
 LONGEST = 12
 END = 5  # <|end|>, which the tokenizer's chat template writes
@@ -175,6 +176,11 @@ def test_the_step_generates_with_the_configured_engine(vllm, save, tmp_path):
     ((request,),) = [engine.requests for engine in vllm.engines]
     lm = LatentLM(folder, device="cpu", inference=inference)
     assert request.output == generated(lm.policy, request.ids)
+
+
+def test_an_edit_of_the_logits_processor_generates_again():
+    names = {path.name for path in modules_of("lpc.steps.alpacaeval_generate")}
+    assert {"vllm_engine.py", "lpc_codes.py", "lpc_vllm.py"} <= names
 
 
 def test_without_vllm_the_error_names_the_cure(save, monkeypatch, tmp_path):
