@@ -422,6 +422,7 @@ def test_changed_file_of_the_user_reruns_what_reads_it(local, file, expected):
         ("noise/flip/marker", None, {"flip flip", "reference"} | LOCAL_TRAIN),
         ("bases/own/chat_template", "{{ messages }}", {"download_base"} | LOCAL_BASE),
         ("evaluation/alpacaeval/max_new_tokens", 7, ALPACA | END),
+        ("evaluation/alpacaeval/engine", "vllm", ALPACA | END),
         ("evaluation/alpacaeval/judge", {}, {"alpacaeval_judge dpo 0"} | END),
     ],
 )

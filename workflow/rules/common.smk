@@ -446,7 +446,7 @@ def alpacaeval_generate_spec(wildcards):
     return specs.AlpacaEvalGenerate(
         name="/".join(wildcards),
         inference=specs.Inference.of_latent(recipe(wildcards).latent),
-        **pick(EVALUATION.alpacaeval, "batch_size", "max_new_tokens"),
+        **pick(EVALUATION.alpacaeval, "batch_size", "max_new_tokens", "engine"),
     )
 
 

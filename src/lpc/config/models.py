@@ -395,6 +395,10 @@ class AlpacaEval(Section):
     reference: Text | None = key(None, "local JSON list of `{instruction, output, generator}` to compare with")
     batch_size: Integer = key(8, "answers generated at once", role=Role.EXECUTION, ge=1)
     max_new_tokens: Integer = key(2048, "longest answer", ge=1)
+    engine: Literal["transformers", "vllm"] = key(
+        "transformers",
+        "what generates answers; `vllm` must be installed (docs/howto/vllm.md), and rounds differently",
+    )
     judge: Judge | None = key(None, "null: answers are written and not judged")
 
 

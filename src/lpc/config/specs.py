@@ -313,6 +313,7 @@ class AlpacaEvalGenerate(Spec):
     name: str = key(REQUIRED, "name of the model in the file of answers")
     max_new_tokens: of(models.AlpacaEval, "max_new_tokens")
     batch_size: of(models.AlpacaEval, "batch_size")
+    engine: of(models.AlpacaEval, "engine")
     inference: Inference | None = key(None, "how z comes from the prior; null: the latent has no choice")
 
 

@@ -87,26 +87,32 @@ def write_code(policy: LatentPolicy, code: int, folder: Path) -> None:
     backbone.save_pretrained(folder)
 
 
+def table_obstacle(policy: LatentPolicy) -> str | None:
+    """Return why no table can hold the biases of a latent policy; None where one can.
+
+    The latent has no codes, or the logits are capped: then z is no bias.
+    """
+    if not policy.latent.has_codes:
+        return f"latent.kind {policy.latent.settings.kind}: it has no codes, so no table can hold its z"
+    if policy.softcap is not None:
+        return f"{policy.config.model_type}: its logits are capped after z is added, so z is no bias of them"
+    return None
+
+
 def write_table(policy: LatentPolicy, folder: Path) -> None:
     """Write the biases of the codes [K, V] and the prior's network as safetensors, and logits processors of vLLM.
 
-    Raises UserError where the latent has no codes, or the logits are capped: then z is no bias.
+    Raises UserError where there is a `table_obstacle`.
     """
-    if not policy.latent.has_codes:
-        raise UserError(
-            f"latent.kind {policy.latent.settings.kind}: it has no codes, so no table can hold its z; use --form latent"
-        )
-    if policy.softcap is not None:
-        raise UserError(
-            f"{policy.config.model_type}: its logits are capped after z is added, so z is no bias of them; "
-            "use --form latent"
-        )
+    if why := table_obstacle(policy):
+        raise UserError(f"{why}; use --form latent")
     exported = policy.latent.exported()
     with torch.no_grad():
         table = policy.z_logits(exported.tensors.pop("codebook")) * policy.scale
     folder.mkdir()
-    for name in ("lpc_codes.py", "lpc_vllm.py", "lpc_vllm_v2.py"):
-        shutil.copy(FILES / name, folder)
+    # Named from here, so that `lpc.modules` counts them: an edit reruns a rule that generates with them.
+    for name in ("files/lpc_codes.py", "files/lpc_vllm.py", "files/lpc_vllm_v2.py"):
+        shutil.copy(FILES.parent / name, folder)
     prior = {f"prior.{name}": tensor.detach().contiguous() for name, tensor in exported.tensors.items()}
     safetensors.torch.save_file({"table": table.contiguous(), **prior}, folder / "codes.safetensors")
     files.write_json(folder / "codes.json", _rule(exported))

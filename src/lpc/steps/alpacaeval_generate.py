@@ -23,10 +23,14 @@ def main(args):
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TQDM_MININTERVAL", "1" if os.isatty(2) else "30")
     from lpc.evaluation import alpacaeval
-    from lpc.evaluation.harness import LatentLM
+
+    if args.spec.engine == "vllm":
+        from lpc.evaluation.vllm_engine import EngineLM as Engine
+    else:
+        from lpc.evaluation.harness import LatentLM as Engine
 
     options = {"batch_size": args.spec.batch_size, "inference": args.spec.inference and dict(args.spec.inference)}
-    lm = LatentLM.of_base(files.read_json(args.base), args.model, **options)
+    lm = Engine.of_base(files.read_json(args.base), args.model, **options)
     instructions = files.read_json(args.instructions)
     name, tokens = args.spec.name, args.spec.max_new_tokens
     files.write_json(args.output, alpacaeval.answer(lm, instructions, generator=name, max_new_tokens=tokens))

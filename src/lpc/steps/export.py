@@ -13,7 +13,7 @@ from lpc.model.policy import LatentPolicy
 FORMS = {
     "latent": "a model of `AutoModelForCausalLM` with `trust_remote_code`, with its latent",
     "code": "an ordinary checkpoint with one code in its head's bias, where the architecture has one",
-    "vllm": "biases of the logits for each code, and logits processors of vLLM, which serves the run's model with them",
+    "vllm": "biases of the logits for each code, and logits processors of vLLM, which serves the run with them",
 }
 
 

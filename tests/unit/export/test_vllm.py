@@ -1,38 +1,28 @@
 """Logits processors of vLLM, against fake engines: vLLM itself cannot be installed where the tests run."""
 
-import enum
 import importlib
 import json
 import sys
-from collections import namedtuple
 from types import ModuleType, SimpleNamespace
 
+import fake_vllm
 import numpy as np
 import pytest
 import torch
+from fake_vllm import SLOTS, Batch
 from safetensors.torch import load_file
 from test_export_model import KINDS, policy_of, prompts
 
 from lpc.cli import UserError
 from lpc.export.write import write_table
 
-BatchUpdate = namedtuple("BatchUpdate", "batch_size removed added moved")
-MoveDirectionality = enum.Enum("MoveDirectionality", "UNIDIRECTIONAL SWAP")
-V1 = "vllm.v1.sample.logits_processor"
-V2 = "vllm.v1.worker.gpu.sample.logits_processor.interface"
-CODES, STEPS, SLOTS = 4, 24, 5
+CODES = 4
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with an exported table, importable beside a package `vllm` that has the interfaces alone."""
-    for name in (V1, V2):
-        parts = name.split(".")
-        for depth in range(1, len(parts) + 1):
-            monkeypatch.setitem(sys.modules, ".".join(parts[:depth]), ModuleType(parts[depth - 1]))
-    for name in (V1, V2):
-        sys.modules[name].LogitsProcessor = type("LogitsProcessor", (), {})
-    sys.modules[V1].BatchUpdate, sys.modules[V1].MoveDirectionality = BatchUpdate, MoveDirectionality
+    """A folder with an exported table, importable beside a package `vllm`."""
+    fake_vllm.install(monkeypatch)
     monkeypatch.syspath_prepend(str(tmp_path / "table"))
     for name in ("lpc_codes", "lpc_vllm", "lpc_vllm_v2"):
         monkeypatch.delitem(sys.modules, name, raising=False)
@@ -47,16 +37,11 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-class Request:
-    """A prompt, what it asks for, and what it has so far."""
-
+class Request(fake_vllm.Request):
     def __init__(self, policy, prompt: list[int], extra: dict, length: int):
-        self.policy, self.ids, self.output, self.length = policy, prompt, [], length
-        self.params = SimpleNamespace(extra_args=extra)
-
-    @torch.no_grad()
-    def logits(self) -> torch.Tensor:
-        return self.policy.backbone(torch.tensor([self.ids + self.output])).logits[0, -1].float()
+        params = SimpleNamespace(extra_args=extra, max_tokens=length, stop_token_ids=[], repetition_penalty=1.0)
+        super().__init__(policy.backbone, prompt, params)
+        self.policy, self.length = policy, length
 
     def expected(self) -> list[int]:
         extra, ids = self.params.extra_args, torch.tensor([self.ids])
@@ -78,55 +63,15 @@ def requests(policy, count: int, rng) -> list[Request]:
     return [Request(policy, rows[i % 3], extra, int(rng.integers(2, 6))) for i, extra in enumerate(extras)]
 
 
-class Batch:
-    """vLLM's persistent batch, as `InputBatch` keeps it: a new request takes the lowest slot that became free in this
-    step, the last ones move into slots that stay free, and an attention backend may swap two."""
-
-    def __init__(self, processor, rng):
-        self.processor, self.rng, self.slots = processor, rng, []
-
-    def step(self, waiting: list[Request]) -> None:
-        removed = [i for i, request in enumerate(self.slots) if len(request.output) == request.length]
-        for i in removed:
-            self.slots[i] = None
-        added, moved = [], []
-        while waiting and len([slot for slot in self.slots if slot]) < SLOTS and self.rng.random() < 0.7:
-            request = waiting.pop(0)
-            if removed:
-                slot = removed.pop(0)
-                self.slots[slot] = request
-            else:
-                slot = len(self.slots)
-                self.slots.append(request)
-            added.append((slot, request.params, request.ids, request.output))
-        for free in list(removed):
-            while self.slots and self.slots[-1] is None:
-                self.slots.pop()
-            if free < len(self.slots):
-                moved.append((len(self.slots) - 1, free, MoveDirectionality.UNIDIRECTIONAL))
-                self.slots[free] = self.slots.pop()
-        if len(self.slots) > 1 and self.rng.random() < 0.5:
-            a, b = self.rng.choice(len(self.slots), 2, replace=False).tolist()
-            self.slots[a], self.slots[b] = self.slots[b], self.slots[a]
-            moved.append((a, b, MoveDirectionality.SWAP))
-        changed = removed or added or moved
-        update = BatchUpdate(len(self.slots), sorted(removed, reverse=True), added, moved) if changed else None
-        self.processor.update_state(update)
-        if self.slots:
-            logits = self.processor.apply(torch.stack([request.logits() for request in self.slots]))
-            for request, row in zip(self.slots, logits, strict=True):
-                request.output.append(int(row.argmax()))
-
-
 def test_each_request_has_its_code_while_the_batch_changes(folder):
     policy, rng = policy_of(KINDS["mode"]), np.random.default_rng(0)
     write_table(policy, folder)
     module = load("lpc_vllm")
-    assert issubclass(module.CodeBias, sys.modules[V1].LogitsProcessor)
+    assert issubclass(module.CodeBias, sys.modules[fake_vllm.V1].LogitsProcessor)
     processor = module.CodeBias(SimpleNamespace(), torch.device("cpu"), False)
     assert not processor.is_argmax_invariant()
     everyone = requests(policy, 16, rng)
-    waiting, batch = list(everyone), Batch(processor, rng)
+    waiting, batch = list(everyone), Batch([processor], rng)
     for _ in range(40):
         batch.step(waiting)
     assert not waiting and not batch.slots
@@ -143,7 +88,7 @@ def test_model_runner_v2(folder):
     everyone, slots = requests(policy, 12, rng), {}
     waiting = list(everyone)
     while waiting or slots:
-        slots = {slot: request for slot, request in slots.items() if len(request.output) < request.length}
+        slots = {slot: request for slot, request in slots.items() if not request.finished}
         for slot in set(range(SLOTS)) - slots.keys():
             if waiting:
                 slots[slot] = waiting.pop(0)

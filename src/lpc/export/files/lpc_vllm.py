@@ -1,7 +1,8 @@
 """Logits processor of vLLM for codes of Latent Preference Coding, by the interface `vllm.v1.sample.logits_processor`.
 
-It serves the run's `model/`: vllm serve run/model --logits-processors lpc_vllm:CodeBias, with this folder on
-PYTHONPATH. Newer versions of vLLM need `lpc_vllm_v2:CodeBias`, unless VLLM_USE_V2_MODEL_RUNNER is 0.
+It serves the run's `model/` without the files latent.*, whose tensors vLLM does not know:
+vllm serve model --logits-processors lpc_vllm:CodeBias, with this folder on PYTHONPATH. Newer versions of vLLM need
+`lpc_vllm_v2:CodeBias`, unless VLLM_USE_V2_MODEL_RUNNER is 0.
 """
 
 import torch

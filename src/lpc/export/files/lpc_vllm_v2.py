@@ -1,7 +1,7 @@
 """Logits processor of vLLM for codes of Latent Preference Coding, by the interface of its Model Runner V2.
 
-It serves the run's `model/`: vllm serve run/model --logits-processors lpc_vllm_v2:CodeBias, with this folder on
-PYTHONPATH.
+It serves the run's `model/` without the files latent.*, whose tensors vLLM does not know:
+vllm serve model --logits-processors lpc_vllm_v2:CodeBias, with this folder on PYTHONPATH.
 """
 
 import torch
