@@ -1,4 +1,4 @@
-"""What the tests of training share: a small training, its inputs, and what it leaves."""
+"""Helpers of the training tests: a small training, its inputs and its results."""
 
 import functools
 import json

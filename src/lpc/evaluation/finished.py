@@ -1,7 +1,7 @@
 """The finished parts of an evaluation job, each with everything on which its results depend.
 
 One job has the results of several parts as outputs: benchmark tasks, or preference, latents and completions. Snakemake
-deletes them all before the job. So a step also keeps each finished part in a folder that is no output of a rule. The
+deletes them all before the job. So a step also keeps each finished part in a folder that no rule has as output. The
 next job copies the part's files from there if its identity is the same. Each part has a folder with identity.json and
 copies of its files, under `results/<project>/finished/<rule>/<job>/`. A part that is computed again replaces its
 folder. The folder of a removed part is not deleted.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 class Evaluated:
-    """What was measured of a run on test pairs; `evaluation` is the folder, which holds nothing else."""
+    """Paths of the results on test pairs of one run, all in the folder `evaluation`."""
 
     def __init__(self, evaluation: Path):
         self.evaluation = evaluation

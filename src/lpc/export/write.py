@@ -90,12 +90,12 @@ def write_code(policy: LatentPolicy, code: int, folder: Path) -> None:
 def table_obstacle(policy: LatentPolicy) -> str | None:
     """Return why no table can hold the biases of a latent policy; None where one can.
 
-    The latent has no codes, or the logits are capped: then z is no bias.
+    The obstacles are a latent without codes, and capped logits, to which z does not add a bias.
     """
     if not policy.latent.has_codes:
         return f"latent.kind {policy.latent.settings.kind}: it has no codes, so no table can hold its z"
     if policy.softcap is not None:
-        return f"{policy.config.model_type}: its logits are capped after z is added, so z is no bias of them"
+        return f"{policy.config.model_type}: its logits are capped after z is added, so z does not add a bias to them"
     return None
 
 
