@@ -129,10 +129,16 @@ def main():
     median = lambda case, key: statistics.median(result[key] for result in runs[case])  # noqa: E731
     print("\n| vocabulary | what | time | memory above the start | peak of the process |\n|---|---|---|---|---|")
     for vocabulary, (title, ours, theirs) in product(args.vocabulary, RATIOS):
-        a, b = f"{vocabulary} {ours}", f"{vocabulary} {theirs}"
+        label = label_of(args, vocabulary)
+        a, b = f"{label} {ours}", f"{label} {theirs}"
         if a in runs and b in runs:
             ratios = " | ".join(f"{median(a, key) / median(b, key):.2f}" for key in ("seconds", "grow_gib", "peak_gib"))
-            print(f"| {args.model.name if args.model else vocabulary} | {title} | {ratios} |")
+            print(f"| {label} | {title} | {ratios} |")
+
+
+def label_of(args, vocabulary: int) -> str:
+    """Return the name of the model that is trained in lines and keys of the results."""
+    return args.model.name if args.model else str(vocabulary)
 
 
 def lengths_of_pairs(args, vocabulary: int) -> list[tuple[int, int, int]]:
@@ -166,16 +172,16 @@ def measure(args, case: str, vocabulary: int, file: Path, common: dict, runs: di
     command += ["--profile"] * args.profile + ["--checkpointing"] * args.checkpointing
     # Ours have them and TRL has not, but for the case of either whose name ends so.
     has_variables = case.startswith("lpc") != case.endswith("variables")
-    environment = common | (VARIABLES if has_variables else {})
+    environment, label = common | (VARIABLES if has_variables else {}), label_of(args, vocabulary)
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        print(f"{vocabulary:>7} {case:<20} failed with exit code {done.returncode}; its error stands above", flush=True)
+        print(f"{label:>7} {case:<20} failed with exit code {done.returncode}; its error stands above", flush=True)
         return
     result = json.loads(done.stdout.splitlines()[-1])
-    runs.setdefault(f"{vocabulary} {case}", []).append(result)
+    runs.setdefault(f"{label} {case}", []).append(result)
     rate = f"  {result['matrix_share']:.0%} of the matrix rate" if result["matrix_share"] else ""
     print(
-        f"{vocabulary:>7} {case:<20} {result['seconds']:7.3f} s  {result['tokens_per_second']:8.0f} tokens/s  "
+        f"{label:>7} {case:<20} {result['seconds']:7.3f} s  {result['tokens_per_second']:8.0f} tokens/s  "
         f"grow {result['grow_gib']:6.3f} GiB  peak {result['peak_gib']:6.3f} GiB{rate}",
         flush=True,
     )
@@ -330,12 +336,16 @@ def prepare_trl(args, model, ids, objective: str, option: str, folder: Path, gpu
         config = CPOConfig(loss_type="simpo", cpo_alpha=0.0, simpo_gamma=0.5, beta=2.0, **common)
         kind = CPOTrainer
     trainer = kind(model, args=config, train_dataset=Dataset.from_dict(text), processing_class=tokenizer)
-    if objective == "dpo":
-        names = ("prompt_ids", "chosen_ids", "rejected_ids")
-        found = [tuple(len(row[name]) for name in names) for row in trainer.train_dataset]
-        # A random prompt and completion may share tokens where chosen and rejected begin alike: then the prompt grows.
-        if sum(map(sum, found)) != (expected := sum(len(part) for row in ids for part in row)):
-            raise SystemExit(f"TRL trains on {sum(map(sum, found))} tokens, ours on {expected}")
+    # Of SimPO, each completion's sequence has the prompt, too.
+    prompts, *names = (
+        (1, "prompt_ids", "chosen_ids", "rejected_ids")
+        if objective == "dpo"
+        else (2, "chosen_input_ids", "rejected_input_ids")
+    )
+    found = sum(len(row[name]) for row in trainer.train_dataset for name in names)
+    # A random prompt and completion may share tokens where chosen and rejected begin alike: then the prompt grows.
+    if found != (expected := sum(prompts * len(row[0]) + len(row[1]) + len(row[2]) for row in ids)):
+        raise SystemExit(f"TRL trains on {found} tokens, ours on {expected}")
     return trainer.train
 
 

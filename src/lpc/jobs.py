@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lpc.config.load import Config
-from lpc.config.models import CLEAN, ScratchBase, members_of
+from lpc.config.models import CLEAN, QuantizedBase, ScratchBase, members_of, with_source
 from lpc.config.runs import Run
 from lpc.data.formats.mix import Mix
 from lpc.data.formats.world import World
@@ -54,7 +54,7 @@ def _inputs(config: Config, layout: Layout) -> Iterator[Job]:
     """What the results of all runs are made from."""
     settings, runs = config.settings, config.runs
     held_out = settings.evaluation.preference.datasets
-    bases = {run.base: settings.bases[run.base] for run in runs}
+    bases = {name: settings.bases[name] for run in runs for name in with_source(settings.bases, run.base)}
     paired = dict.fromkeys([*(run.dataset for run in runs), *held_out])
     members = dict.fromkeys(member for name in paired for member in members_of(settings.datasets, name))
     scratch = [base.scratch.dataset for base in bases.values() if isinstance(base, ScratchBase)]
@@ -72,7 +72,7 @@ def _inputs(config: Config, layout: Layout) -> Iterator[Job]:
         if run.noise != CLEAN:
             yield Job("flip", (run.dataset, run.noise), (layout.data(run.variant).pairs,))
     for name, base in bases.items():
-        rule = "pretrain" if isinstance(base, ScratchBase) else "download_base"
+        rule = {ScratchBase: "pretrain", QuantizedBase: "quantize"}.get(type(base), "download_base")
         yield Job(rule, (name,), (layout.base(name).record,))
     for run in runs:
         for variant in (run.variant, *(name for name in held_out if name != run.dataset)):

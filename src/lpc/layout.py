@@ -92,7 +92,7 @@ class Data:
 
 
 class Base:
-    """A base model: its record, and the model where it is trained here from scratch."""
+    """A base model: its record, and the model where it is made here: trained from scratch, or quantised."""
 
     def __init__(self, folder: Path):
         self.record = folder / "base.json"

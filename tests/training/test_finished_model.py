@@ -1,13 +1,15 @@
 """The finished model of the training step: its type, its weights under other settings, and its summary."""
 
 import json
+import shutil
 from importlib.util import find_spec
 
 import pytest
 import safetensors.torch
 import torch
-from processes import train_step
-from small import lines_of, make_base, tokenised
+from processes import train_step, train_step_together
+from small import TOKENS, lines_of, make_base, tokenised
+from steps import run_step
 from tiny import make_backbone, make_tokenizer
 
 from lpc.files import read_json, write_json
@@ -63,6 +65,34 @@ def test_the_step_saves_a_merged_checkpoint(inputs, tmp_path):
     base = dict(make_base().named_parameters())
     changed = {name for name, value in policy.backbone.named_parameters() if not torch.equal(value, base[name])}
     assert changed == {f"model.layers.{layer}.self_attn.{which}_proj.weight" for layer in (0, 1) for which in "qv"}
+
+
+@needs_peft
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is missing: pip install -e '.[qlora]'")
+def test_the_step_trains_adapters_over_a_quantised_base(inputs, tmp_path):
+    """Its first batch is held against the reference of the quantised base; two processes train what one does."""
+    make_backbone(hidden=64).bfloat16().save_pretrained(tmp_path / "whole")
+    make_tokenizer().save_pretrained(tmp_path / "whole")
+    source, base, pairs = (tmp_path / name for name in ("source.json", "base.json", "pairs.parquet"))
+    run_step("download_base", {"name": "whole", "model": str(tmp_path / "whole")}, "--output", source)
+    spec = {"name": "short", "quantize": "whole"}
+    run_step("quantize", spec, "--base", source, "--output", tmp_path / "short", "--record", base)
+    shutil.copy(inputs / "pairs.parquet", pairs)
+    files = ["--base", base, "--pairs", pairs, "--output", tmp_path / "reference-bfloat16.parquet"]
+    files += ["--statistics", tmp_path / "statistics.safetensors"]
+    run_step("reference", {"tokens": TOKENS, "precision": "bfloat16", "micro_batch_size": 8}, *files)
+
+    settings = {"lora": {"rank": 4, "target_modules": ["q_proj"]}, "precision": "bfloat16", "latent": None}
+    settings |= {"base": base, "learning_rate": 1e-2, "save_dtype": "float32"}
+    train_step(tmp_path, tmp_path / "one", **settings)
+    train_step_together(tmp_path, tmp_path / "two", **settings)
+    one, two = (read_json(tmp_path / name / "train.json") for name in ("one", "two"))
+    assert one["identity"]["versions"]["bitsandbytes"] and one["last_loss"] < 0.9 * one["first_loss"]
+    assert two["last_loss"] == pytest.approx(one["last_loss"], rel=0.02)
+    trained = dict(LatentPolicy.from_pretrained(tmp_path / "one/model").backbone.named_parameters())
+    before = dict(LatentPolicy.from_pretrained(tmp_path / "short").backbone.named_parameters())
+    changed = {name for name, value in trained.items() if not torch.equal(value, before[name])}
+    assert changed == {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1)}
 
 
 @needs_peft

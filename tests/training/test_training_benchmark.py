@@ -21,10 +21,10 @@ def test_ours_and_trl_on_the_lengths_of_a_file(tmp_path):
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = [sys.executable, SCRIPT, "--shape", "tiny", "--vocabulary", "300", "--pairs", "2", "--steps", "1"]
     command += ["--lengths", tmp_path / "pairs.jsonl", "--longest", "24", "--checkpointing", "--threads", "1"]
-    command += ["--cases", "trl dpo", "lpc dpo", "lpc dpo exact8", "--output", tmp_path / "out.json"]
+    command += ["--cases", "trl dpo", "trl simpo", "lpc dpo", "lpc dpo exact8", "--output", tmp_path / "out.json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     results = json.loads((tmp_path / "out.json").read_text())["results"]
-    assert results.keys() == {"300 trl dpo", "300 lpc dpo", "300 lpc dpo exact8"}
+    assert results.keys() == {"300 trl dpo", "300 trl simpo", "300 lpc dpo", "300 lpc dpo exact8"}
     for (result,) in results.values():
         assert len(result["steps"]) == 1 and result["seconds"] > 0 and 0 < result["grow_gib"] < result["peak_gib"]
     assert "| 300 | DPO, step time and memory | " in done.stdout

@@ -345,7 +345,7 @@ def test_every_rule_is_covered():
     """A rule that is added must be added here, too; those that the demo does not run are tested with local data."""
     covered = {job.split()[0] for _, expected in CASES.values() for job in expected}
     covered |= {job.split()[0] for expected in MODULES.values() for job in expected}
-    local = {"mix", "flip", "cards", "download_dataset", "download_base", "download_task"}
+    local = {"mix", "flip", "cards", "download_dataset", "download_base", "download_task", "quantize"}
     local |= {"alpacaeval_download", "alpacaeval_generate", "alpacaeval_judge"}
     listed = Checkout.rules(ROOT)
     assert covered | local == listed
@@ -465,6 +465,34 @@ def test_a_mixture_and_its_members(tmp_path):
     ]:
         found = checkout.planned(checkout.write(changed(path, value, config)), ("dataset", "variant"))
         assert found == expected, path
+
+
+def test_a_quantised_base_and_its_source(tmp_path):
+    """One run is on the source, the other on the rounded copy."""
+    checkout = Checkout(tmp_path)
+    for name in ("base/config.json", "base/model.safetensors", "pairs.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}\n")
+    config = {
+        "project": "short",
+        "datasets": {"mine": {"kind": "pairs", "path": "pairs.jsonl", "split": {"validation": 1, "test": 1}}},
+        "bases": {"own": {"model": "./base"}, "short": {"quantize": "own"}},
+        "recipes": {"dpo": {"objective": {"name": "dpo"}}},
+        "experiments": {"main": {"bases": ["own", "short"], "datasets": ["mine"], "recipes": ["dpo"]}},
+    }
+    checkout.pretend_finished(checkout.write(config))
+    copy_alone = {"quantize short", "reference short", "train short", "evaluate short"} | END
+    both = copy_alone | {"download_base own", "reference own", "train own", "evaluate own"}
+    for file, expected in [
+        ("src/lpc/model/quantization.py", copy_alone | {"train own", "evaluate own"}),
+        ("src/lpc/steps/quantize.py", copy_alone),
+        ("base/model.safetensors", both),
+    ]:
+        original = (tmp_path / file).read_bytes()
+        (tmp_path / file).write_bytes(original + b"\n")
+        found = checkout.planned(checkout.write(config), ("base",))
+        (tmp_path / file).write_bytes(original)
+        assert found == expected, file
 
 
 def test_second_attempt_gets_more_memory_unless_the_first_had_enough(finished):

@@ -29,6 +29,8 @@ EVERYTHING = {
         "tiny": {"scratch": {**SMALL["bases"]["tiny"]["scratch"], "dataset": "texts"}},
         "hub": {"model": "a/model"},
         "spare": {"model": "a/spare"},
+        "large": {"model": "a/large"},
+        "short": {"quantize": "large"},
     },
     "recipes": {
         **SMALL["recipes"],
@@ -39,6 +41,7 @@ EVERYTHING = {
         **SMALL["experiments"],
         "more": {"bases": ["hub"], "datasets": ["other"], "recipes": ["simpo", "vector", "dpo-lpc"]},
         "noise": {"bases": ["tiny"], "datasets": ["world"], "noise": ["flip"], "recipes": ["dpo"], "seeds": [0, 1]},
+        "quantised": {"bases": ["short"], "datasets": ["world"], "recipes": ["dpo"]},
         "mixture": {"bases": ["tiny"], "datasets": ["both"], "recipes": ["dpo"]},
         "sweep": {"bases": ["tiny"], "datasets": ["world"], "recipes": ["dpo-lpc"], "sweep": {"latent.codes": [4, 8]}},
     },

@@ -45,6 +45,7 @@ TASKS = EVALUATION.benchmarks.tasks
 MIXTURES = [name for name, entry in SETTINGS.datasets.items() if isinstance(entry, Mix)]
 WORLDS = [name for name, entry in SETTINGS.datasets.items() if isinstance(entry, World)]
 SCRATCH = [name for name, entry in SETTINGS.bases.items() if isinstance(entry, models.ScratchBase)]
+QUANTIZED = [name for name, entry in SETTINGS.bases.items() if isinstance(entry, models.QuantizedBase)]
 
 # Files of a dataset, a base, a run, ... as patterns with the wildcards that name them.
 RESULTS = Layout(f"results/{SETTINGS.project}")
@@ -278,6 +279,14 @@ def flip_spec(wildcards):
 
 def download_base_spec(wildcards):
     return specs.DownloadBase(name=wildcards.base, **dict(base(wildcards)))
+
+
+def quantize_source(wildcards):
+    return RESULTS.base(base(wildcards).quantize).record
+
+
+def quantize_spec(wildcards):
+    return specs.Quantize(name=wildcards.base, quantize=base(wildcards).quantize)
 
 
 def pretrain_spec(wildcards):

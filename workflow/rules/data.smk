@@ -2,7 +2,7 @@
 # Paths are below results/<project>/, as src/lpc/layout.py has them.
 # In : `datasets`, `noise`, `bases` and `tokens` of the configuration; the hub or local files
 # Out: data/<dataset>/{dataset.json,rows.parquet,rejects.jsonl,split.json}, data/<variant>/{pairs.parquet,pairs.json},
-#      bases/<base>/base.json (and model/ where it is trained from scratch)
+#      bases/<base>/base.json (and model/ where it is trained from scratch or quantised)
 
 
 rule world:
@@ -60,7 +60,7 @@ rule download_base:
     benchmark:
         RESULTS.timing("download_base", "{base}")
     wildcard_constraints:
-        base=one_of(name for name in SETTINGS.bases if name not in SCRATCH),
+        base=one_of(name for name in SETTINGS.bases if name not in SCRATCH + QUANTIZED),
     localrule: True
     container:
         image("training")
@@ -195,3 +195,28 @@ rule pretrain:
     shell:
         "python -m lpc.steps.pretrain --spec {params.spec:q} --rows {input.rows:q}"
         " --output {output.model:q} --record {output.base:q} > {log:q} 2>&1" + code("pretrain")
+
+
+rule quantize:
+    input:
+        base=quantize_source,
+    output:
+        base=BASE.record,
+        model=directory(BASE.model),
+    log:
+        RESULTS.log("quantize", "{base}"),
+    benchmark:
+        RESULTS.timing("quantize", "{base}")
+    wildcard_constraints:
+        base=one_of(QUANTIZED),
+    container:
+        image("training")
+    threads: resource("quantize", "threads")
+    resources:
+        mem_mb=memory("quantize"),
+        runtime=runtime("quantize"),
+    params:
+        spec=tracked(quantize_spec),
+    shell:
+        "python -m lpc.steps.quantize --spec {params.spec:q} --base {input.base:q}"
+        " --output {output.model:q} --record {output.base:q} > {log:q} 2>&1" + code("quantize")

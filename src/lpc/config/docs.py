@@ -150,7 +150,9 @@ def _tag(kind: type[Section]) -> str:
     for name in _TAGS:
         if name in kind.model_fields and typing.get_origin(kind.model_fields[name].annotation) is typing.Literal:
             return typing.get_args(kind.model_fields[name].annotation)[0]
-    return {"ScratchBase": "scratch", "PretrainedBase": "model"}.get(kind.__name__, kind.__name__)
+    return {"ScratchBase": "scratch", "PretrainedBase": "model", "QuantizedBase": "quantize"}.get(
+        kind.__name__, kind.__name__
+    )
 
 
 def _title(kind: type[Section]) -> str:

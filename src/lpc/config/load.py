@@ -15,7 +15,7 @@ from lpc.cli import UserError
 from lpc.config import specs
 from lpc.config.faults import Faults, closest, explain_all, kind, one_line, one_of
 from lpc.config.keys import Name
-from lpc.config.models import CLEAN, Recipe, Settings, Training, has_groups, members_of
+from lpc.config.models import CLEAN, QuantizedBase, Recipe, Settings, Training, has_groups, members_of
 from lpc.config.runs import Run, runs_of
 from lpc.data.formats.mix import Mix
 from lpc.paths import is_local
@@ -229,12 +229,17 @@ def _check_references(sound: dict, raw: dict, faults: Faults) -> None:
         for index, entry in enumerate(sound["evaluation"].preference.datasets):
             wanted.append((("evaluation", "preference", "datasets", index), entry, "datasets"))
     wanted += [(path, name, "datasets") for path, name in _sources_of_rows(sound)]
+    sources = {name: base.quantize for name, base in sound["bases"].items() if isinstance(base, QuantizedBase)}
+    wanted += [(("bases", name, "quantize"), source, "bases") for name, source in sources.items()]
     for path, name, section in wanted:
         # The names as written: an entry with a fault of its own is still defined.
         defined = raw.get(section)
         names = [CLEAN] * (section == "noise") + (list(defined) if isinstance(defined, dict) else [])
         if name not in names:
             faults.add(path, f"{name} is not defined under {section}{closest(name, names)} (defined: {one_of(names)})")
+    for name, source in sources.items():
+        if source in sources:
+            faults.add(("bases", name, "quantize"), f"{source} is quantised itself; name the base that it rounds")
 
 
 def _sources_of_rows(sound: dict) -> list[tuple[tuple, str]]:

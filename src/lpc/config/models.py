@@ -139,22 +139,36 @@ class PretrainedBase(Section):
     dtype: Dtype = key("bfloat16", "dtype in which a run's weights are saved, and evaluated")
 
 
+class QuantizedBase(Section):
+    quantize: str = key(
+        REQUIRED, "another base, whose linear layers' weights are rounded to 4-bit NormalFloat, as QLoRA holds them"
+    )
+
+
 def _base_kind(value: Any) -> str | None:
     if isinstance(value, dict):
-        return "<scratch>" if "scratch" in value else "<model>"
-    return "<scratch>" if isinstance(value, ScratchBase) else "<model>" if isinstance(value, PretrainedBase) else None
+        return next((f"<{name}>" for name in ("scratch", "quantize") if name in value), "<model>")
+    return {ScratchBase: "<scratch>", PretrainedBase: "<model>", QuantizedBase: "<quantize>"}.get(type(value))
 
 
 AnyBase = Annotated[
-    Annotated[ScratchBase, Tag("<scratch>")] | Annotated[PretrainedBase, Tag("<model>")], Discriminator(_base_kind)
+    Annotated[ScratchBase, Tag("<scratch>")]
+    | Annotated[PretrainedBase, Tag("<model>")]
+    | Annotated[QuantizedBase, Tag("<quantize>")],
+    Discriminator(_base_kind),
 ]
+
+
+def with_source(bases: dict[str, Any], name: str) -> list[str]:
+    """Return the names of the bases that a base is made from, and its own: two where it is quantised."""
+    return [bases[name].quantize, name] if isinstance(bases[name], QuantizedBase) else [name]
 
 
 # Training and recipes
 
 
 class Lora(Section):
-    """Low-rank adapters in place of all weights; needs a larger `learning_rate`."""
+    """Low-rank adapters in place of all weights; needs a larger `learning_rate`. Over a base with `quantize`: QLoRA."""
 
     rank: Integer = key(16, "of the adapters", ge=1)
     alpha: float = key(32.0, "the adapters' output is multiplied by alpha / rank", gt=0)
@@ -513,6 +527,7 @@ class AllResources(Section):
     pairs: Resources = key(Resources(), "of rules pairs and mix", role=Role.EXECUTION)
     flip: Resources = key(Resources(), "of rule flip", role=Role.EXECUTION)
     pretrain: Resources = key(Resources(), "of rule pretrain", role=Role.EXECUTION)
+    quantize: Resources = key(Resources(), "of rule quantize", role=Role.EXECUTION)
     reference: Resources = key(Resources(), "of rule reference", role=Role.EXECUTION)
     train: TrainResources = key(TrainResources(), "of rule train", role=Role.EXECUTION)
     evaluate: Resources = key(Resources(), "of rule evaluate", role=Role.EXECUTION)

@@ -155,6 +155,11 @@ class Pretrain(Spec):
     dtype: of(models.ScratchBase, "dtype")
 
 
+class Quantize(Spec):
+    name: str = key(REQUIRED, "name of the base")
+    quantize: of(models.QuantizedBase, "quantize")
+
+
 # Training
 
 
@@ -363,6 +368,7 @@ RULES: dict[str, type[Spec]] = {
     "flip": Flip,
     "download_base": DownloadBase,
     "pretrain": Pretrain,
+    "quantize": Quantize,
     "reference": Reference,
     "train": Train,
     "evaluate": Evaluate,

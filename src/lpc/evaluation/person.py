@@ -143,12 +143,12 @@ def code_shares(
 
 
 def context_first(
-    groups: list[str | None], pair_ids: list[str], *, contexts: list[int], seed: int
+    groups: list[str | None], pair_ids: list[str], *, contexts: list[int], seed: int, split: str = "test"
 ) -> dict[str, list[int]]:
     """Return the positions of each group's pairs, in the order of a hash of seed and pair_id; groups sorted by name.
 
     The first max(contexts) of a group are context, and the others are scored. Groups without others are left out, and
-    pairs of group None. Raises UserError where no group is left.
+    pairs of group None. Raises UserError, which names the split, where no group is left.
     """
     members, most = defaultdict(list), max(contexts)
     for position, group in enumerate(groups):
@@ -160,8 +160,8 @@ def context_first(
     if not large:
         largest = max(map(len, members.values()), default=0)
         raise UserError(
-            f"evaluation.personalise.contexts: no group has more than {most} test pairs, the largest has {largest}; "
-            "lower the largest context, or make `split.test` of this dataset larger"
+            f"evaluation.personalise.contexts: no group has more than {most} {split} pairs, the largest has {largest}; "
+            f"lower the largest context, or make `split.{split}` of this dataset larger"
         )
     return large
 

@@ -111,6 +111,19 @@ class LatentPolicy(nn.Module):
             policy.latent.to(policy.head.weight.device)
         return policy
 
+    def trained_parameters(self) -> dict[str, Tensor]:
+        """Return the trained parameters by name, tied ones once: adapters and latent alone where there are adapters."""
+        return {name: parameter.detach() for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    @torch.no_grad()
+    def load_trained_parameters(self, file: str | os.PathLike) -> None:
+        """Take them from a file of safetensors. Raises UserError where it is of others."""
+        own, weights = self.trained_parameters(), safetensors.torch.load_file(file)
+        if others := sorted(own.keys() ^ weights.keys()):
+            raise UserError(f"{file}: not of the parameters that are trained, {others[0]} first; delete its folder")
+        for name, parameter in own.items():
+            parameter.copy_(weights[name])
+
     def save_pretrained(self, folder: str | os.PathLike, state_dict: dict | None = None) -> None:
         """Write the backbone as transformers does, and beside it latent.json and latent.safetensors.
 

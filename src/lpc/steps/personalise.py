@@ -1,4 +1,12 @@
-"""Accuracy of a run on test pairs of people whose latent it infers from some of their labelled pairs."""
+"""Accuracy of a run on pairs of unseen people whose latent it infers from some of their labelled pairs.
+
+Test people are the result. Validation people have the same measure, by which settings can be selected.
+"""
+
+from collections import Counter
+
+import pyarrow.compute as pc
+from transformers import PreTrainedTokenizerBase
 
 from lpc import cli
 from lpc.config import specs
@@ -12,8 +20,9 @@ from lpc.evaluation.person import (
     score_codes,
     score_posteriors,
 )
-from lpc.files import write_json
+from lpc.files import read_parquet, write_json
 from lpc.model.loading import load_run
+from lpc.model.policy import LatentPolicy
 from lpc.scoring import load_pairs, to_device
 
 
@@ -38,10 +47,31 @@ def main(args, load=load_run):
             f"{args.model}: its latent has neither codes nor a posterior, so no person has one; use another run"
         )
     to_device(policy)
-    rows, tokens = load_pairs(args.pairs, tokenizer, spec.tokens, split="test", reference=args.reference)
+    validation = None
+    if has_people(args.pairs, "validation", max(spec.contexts)):
+        validation = measure(args, policy, tokenizer, "validation")
+        del validation["codes"]
+    result = {"spec": spec.tracked(), **measure(args, policy, tokenizer, "test"), "validation": validation}
+    write_json(args.output, result)
+    for size, accuracy in result["contexts"].items():
+        cli.log.info("%s context pairs: accuracy %.3f", size, accuracy["accuracy"])
+
+
+def has_people(pairs: str, split: str, contexts: int) -> bool:
+    """Return whether a group has more than `contexts` pairs in a split of a file of pairs."""
+    table = read_parquet(pairs, columns=["split", "group"])
+    groups = table.filter(pc.equal(table["split"], split))["group"].drop_null()
+    return max(Counter(groups.to_pylist()).values(), default=0) > contexts
+
+
+def measure(args, policy: LatentPolicy, tokenizer: PreTrainedTokenizerBase, split: str) -> dict:
+    """Return accuracies by number of known pairs, those of codes, and counts, on the people of a split."""
+    spec, latent = args.spec, policy.latent
+    rows, tokens = load_pairs(args.pairs, tokenizer, spec.tokens, split=split, reference=args.reference)
     how = {"batch_size": spec.batch_size, "precision": spec.precision}
     groups, sources = rows["group"].to_pylist(), rows["source"].to_pylist()
-    by_group = context_first(groups, rows["pair_id"].to_pylist(), contexts=spec.contexts, seed=spec.seed)
+    which = {"contexts": spec.contexts, "seed": spec.seed, "split": split}
+    by_group = context_first(groups, rows["pair_id"].to_pylist(), **which)
     people = [*by_group.values()]
     codes, agreement = None, dict.fromkeys(spec.contexts)
     if latent.has_codes:
@@ -56,8 +86,7 @@ def main(args, load=load_run):
     else:
         rewards = score_posteriors(policy, tokens, spec.objective, people, spec.contexts, **how)
     found = personal_accuracy(rewards, people)
-    result = {
-        "spec": spec.tracked(),
+    return {
         "n": sum(len(positions) - max(spec.contexts) for positions in people),
         "groups": len(people),
         "groups_left_out": len(set(groups) - {None}) - len(people),
@@ -65,9 +94,6 @@ def main(args, load=load_run):
         "contexts": {str(size): accuracy | {"nmi": agreement[size]} for size, accuracy in found.items()},
         "codes": codes,
     }
-    write_json(args.output, result)
-    for size, accuracy in found.items():
-        cli.log.info("%d context pairs: accuracy %.3f", size, accuracy["accuracy"])
 
 
 if __name__ == "__main__":

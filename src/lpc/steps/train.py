@@ -19,7 +19,9 @@ from lpc.config import specs
 from lpc.data.tokens import PairTokens
 from lpc.files import atomic, fingerprint, read_json, sha256, write_json
 from lpc.lock import lock
+from lpc.model.backbone import stored_dtype
 from lpc.model.loading import load_empty, load_run, load_run_tokenizer
+from lpc.model.quantization import hold_in_4_bits
 from lpc.scoring import load_pairs
 from lpc.training import sharding
 from lpc.training.adapters import add_adapters
@@ -92,12 +94,14 @@ def tokenise(args, now: dict) -> None:
 
 def run(args, now: dict, changed: list[str], main_process: bool) -> None:
     spec, objective = args.spec, args.spec.objective
-    weights = None
+    base, weights = read_json(args.base), None
+    hold = spec.training.lora is not None and "quantization" in base
+    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else None
     if sharding.launched():
         policy, tokenizer, weights = load_empty(args.base, with_weights=main_process)
     else:
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else None
-        policy, tokenizer = load_run(args.base, device=device)
+        # Weights to hold in 4 bits go to the GPU one layer after the other: all of them would not fit in float32.
+        policy, tokenizer = load_run(args.base, device=None if hold else device)
     if (settings := spec.latent) is not None:
         policy.latent = latents.build(settings, policy.head.weight.shape[1], spec.seed)
         if settings.needs_statistics:
@@ -118,6 +122,9 @@ def run(args, now: dict, changed: list[str], main_process: bool) -> None:
                 "training.lora: not with FSDP, since adapters leave little to shard; set resources.train.launch to "
                 "config/accelerate/ddp.yaml, or lora to null"
             )
+        if hold:
+            compute = getattr(torch, spec.training.precision)
+            hold_in_4_bits(policy, stored=stored_dtype(base["path"]), compute=compute, device=device or "cpu")
         merge = add_adapters(policy, lora, spec.seed)
     trained = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
 
@@ -141,7 +148,6 @@ def run(args, now: dict, changed: list[str], main_process: bool) -> None:
 
     if merge is not None:
         merge()
-    base = read_json(args.base)
     # As large as the base unless the recipe sets it: for a 7B model half of what float32 would take.
     dtype = getattr(torch, spec.training.save_dtype or base["dtype"])
     state_dict, saved = rounded_state(trainer, base, dtype)

@@ -1,14 +1,19 @@
-"""Low-rank adapters of a policy's backbone (LoRA, arXiv 2106.09685), by peft."""
+"""Low-rank adapters of a policy's backbone (LoRA, arXiv 2106.09685), by peft.
+
+Beneath them may be layers of `lpc.model.quantization.hold_in_4_bits` (QLoRA).
+"""
 
 import importlib
 from collections.abc import Callable
 from types import ModuleType
 
 import torch
+from torch import nn
 
 from lpc.cli import UserError
 from lpc.config.models import Lora
 from lpc.model.policy import LatentPolicy
+from lpc.model.quantization import is_held, whole_weight
 
 
 def load_peft() -> ModuleType:
@@ -24,8 +29,9 @@ def load_peft() -> ModuleType:
 def add_adapters(policy: LatentPolicy, lora: Lora, seed: int) -> Callable[[], object]:
     """Freeze the backbone, add adapters that change nothing yet, and return the function that merges them.
 
-    A merged backbone has its former modules and names. `seed` draws the adapters' weights. Raises UserError where peft
-    is missing, no module has one of the names, or one has that the latent or the saved weights could not follow.
+    A merged backbone has its former modules and names, and whole weights where they were held in 4 bits. `seed` draws
+    the adapters' weights. Raises UserError where peft is missing, no module has one of the names, or one has that the
+    latent or the saved weights could not follow.
     """
     peft, backbone, targets = load_peft(), policy.backbone, lora.target_modules
     config = peft.LoraConfig(
@@ -47,4 +53,22 @@ def add_adapters(policy: LatentPolicy, lora: Lora, seed: int) -> Callable[[], ob
                 f"training.lora.target_modules: {targets} names the head or the embeddings, which have no adapters; "
                 "name layers between them"
             )
-    return tuner.merge_and_unload
+    return lambda: _merge(backbone, tuner)
+
+
+@torch.no_grad()
+def _merge(backbone: nn.Module, tuner: nn.Module) -> None:
+    """Make plain linear layers of all layers in 4 bits, then merge the adapters. peft alone would round the sums."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, layer in list(backbone.named_modules()):
+        adapted = isinstance(layer, LoraLayer)
+        held = layer.get_base_layer() if adapted else layer
+        if is_held(held) and not name.endswith(".base_layer"):  # the layer around that one was replaced
+            weight = whole_weight(held).float()
+            if adapted:
+                weight += layer.get_delta_weight("default").float()
+            plain = nn.Linear(held.in_features, held.out_features, held.bias is not None, device="meta")
+            plain.weight, plain.bias = nn.Parameter(weight), held.bias
+            backbone.set_submodule(name, plain)
+    tuner.merge_and_unload()

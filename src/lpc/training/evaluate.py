@@ -19,10 +19,7 @@ from lpc.config.keys import REQUIRED, Integer, Section, fault, key
 from lpc.files import atomic
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from lpc.data.tokens import PairTokens
-    from lpc.model.policy import LatentPolicy
     from lpc.training.trainer import PreferenceTrainer
 
 log = logging.getLogger("lpc")
@@ -94,7 +91,7 @@ class Validation:
         is_best = self.settings.best_by is not None and self.best(evaluations) is result
         if is_best and args.should_save:
             with atomic(Path(args.output_dir) / BEST) as temporary:
-                safetensors.torch.save_file(_trained(policy), temporary)
+                safetensors.torch.save_file(policy.trained_parameters(), temporary)
         trainer.clock += time.monotonic() - started  # the time of training alone is in its speed
         log.info(
             "step %d/%d  validation: accuracy %.3f  loss %.4f%s",
@@ -117,23 +114,11 @@ class Validation:
 
     def load_best(self, trainer: PreferenceTrainer) -> None:
         """Give a finished training's policy its best weights, and name their step in the totals."""
-        import safetensors.torch
-        import torch
-
         from lpc.training.checkpoints import BEST
 
         if self.settings.best_by is None:
             return
         trainer.totals["best_step"] = self.best(trainer.totals["evaluations"])["step"]
         trainer.accelerator.wait_for_everyone()  # the first process has written them
-        parameters = _trained(trainer.policy)
-        weights = safetensors.torch.load_file(Path(trainer.args.output_dir) / BEST)
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(weights[name])
+        trainer.policy.load_trained_parameters(Path(trainer.args.output_dir) / BEST)
         log.info("finished model: that of step %d, the best by %s", trainer.totals["best_step"], self.settings.best_by)
-
-
-def _trained(policy: LatentPolicy) -> dict[str, Tensor]:
-    """The trained parameters by name, tied ones once: adapters and latent alone where there are adapters."""
-    return {name: parameter.detach() for name, parameter in policy.named_parameters() if parameter.requires_grad}

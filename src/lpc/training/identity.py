@@ -8,6 +8,7 @@ import transformers
 
 from lpc.config.specs import Train
 from lpc.files import read_json, sha256
+from lpc.model.quantization import load_bitsandbytes
 from lpc.modules import PACKAGE, modules_of
 from lpc.training.adapters import load_peft
 from lpc.training.optimizers import load_torchao
@@ -27,6 +28,8 @@ def identity(
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     if spec.training.lora is not None:
         versions["peft"] = load_peft().__version__
+        if "quantization" in record:
+            versions["bitsandbytes"] = load_bitsandbytes().__version__
     if spec.training.optimizer.startswith("adamw_8bit"):
         load_torchao()
         versions["torchao"] = version("torchao")

@@ -16,6 +16,7 @@ from torch.optim.adamw import adamw
 from lpc.cli import UserError
 from lpc.config.models import LOW_WEIGHTS
 from lpc.model.policy import LatentPolicy
+from lpc.model.quantization import linear_layers
 
 TIE = -(2**15)
 """Of the lower half of a float32's bits, as int16: halfway between two bfloat16 numbers."""
@@ -80,9 +81,7 @@ def load_torchao():
 def low_weights(policy: LatentPolicy) -> list[nn.Parameter]:
     """Return the weights that products alone read, which autocast rounds to bfloat16: those of the linear layers, but
     for the head, whose gradient is float32."""
-    whole = {id(module.weight) for module in (policy.head, policy.backbone.get_input_embeddings())}
-    linear = [module.weight for module in policy.backbone.modules() if isinstance(module, nn.Linear)]
-    return [weight for weight in dict.fromkeys(linear) if id(weight) not in whole]
+    return list(dict.fromkeys(layer.weight for layer in linear_layers(policy).values()))
 
 
 def restore_weights(optimizer: torch.optim.Optimizer) -> None:

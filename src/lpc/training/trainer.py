@@ -43,6 +43,8 @@ Both are the same model in batches of other shapes. Rounding puts a token's log-
 and 0.03 in bfloat16, with either sign, so that the mean over a completion is smaller. Deep models need the room. A
 reference of another base model or chat template differs by 0.1 to 10.
 """
+WEIGHTS = "model.safetensors"
+"""In a checkpoint of whole copies: the trained parameters. Trainer looks for this name."""
 LARGEST_Z = 1.0
 """Of `z_to_logits`, in any line of the log, before a warning: above, z outweighs the context of the next token."""
 SMALLEST_Z = 2**-8
@@ -341,16 +343,16 @@ class PreferenceTrainer(Trainer):
     # ---- checkpoints
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Weights alone, as safetensors; Trainer would add a pickle of its arguments."""
+        """Trained weights alone, as safetensors; Trainer would add a pickle of its arguments."""
         if self.args.should_save:
             os.makedirs(output_dir, exist_ok=True)
-            safetensors.torch.save_model(self.policy, os.path.join(output_dir, "model.safetensors"))
+            safetensors.torch.save_file(self.policy.trained_parameters(), os.path.join(output_dir, WEIGHTS))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            safetensors.torch.load_model(self.model, os.path.join(resume_from_checkpoint, "model.safetensors"))
+            self.policy.load_trained_parameters(Path(resume_from_checkpoint) / WEIGHTS)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         # torch's sharded checkpoints expect moments of every trained parameter, and would make up those of parameters

@@ -80,7 +80,7 @@ def test_specs_survive_their_own_command_line(rule, spec):
         "metric": "acc", "rate": 0.5, "split": {"validation": 1, "test": 2}, "scratch": {"dataset": "d"},
         "objective": {"name": "dpo"}, "preference": {"objective": {"name": "dpo"}}, "runs": [], "recipes": {},
         "tasks": {"x": {"metric": "acc"}} if rule.startswith("benchmark") else [], "datasets": [], "sweeps": {},
-        "mix": {"a": 0.5},
+        "mix": {"a": 0.5}, "quantize": "b",
         "settings": {
             "project": "p", "datasets": {"d": {"kind": "world", "split": {"validation": 1, "test": 2}}},
             "bases": {"b": {"model": "m"}}, "recipes": {"r": {"objective": {"name": "dpo"}}},

@@ -165,6 +165,12 @@ HUB = {"kind": "pairs", "path": "org/prefs", "split": {"validation": 5, "test": 
         ({"bases__tiny__scratch__heads": 3}, ["bases.tiny.scratch.hidden_size: 128 must be a multiple of heads (3)"]),
         ({"bases__mine": {"model": "./tests"}}, ["bases.mine.model: ./tests is not a checkpoint"]),
         ({"bases__mine": {}}, ["bases.mine: model is missing"]),
+        ({"bases__mine": {"quantize": "tinny"}}, ["bases.mine.quantize: tinny is not defined", "did you mean tiny?"]),
+        (
+            {"bases__mine": {"quantize": "tiny"}, "bases__again": {"quantize": "mine"}},
+            ["bases.again.quantize: mine is quantised itself; name the base that it rounds"],
+        ),
+        ({"bases__mine": {"quantize": "tiny", "dtype": "float32"}}, ["bases.mine.dtype: unknown key"]),
         (
             {"recipes__dpo__objective": {"name": "dpo", "tau": 0.1}},
             ["recipes.dpo.objective.tau: unknown key", "(allowed: name, nll_weight, beta, label_smoothing"],

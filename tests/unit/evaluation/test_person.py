@@ -215,7 +215,7 @@ def trained(folder: Path, latent: dict | None) -> LatentPolicy:
 
 def test_groups_find_tastes_that_no_prompt_reveals(tmp_path):
     """Of 20 new people: DPO cannot know their taste; two labelled pairs of theirs tell it."""
-    table = world(20, 8, "test", 1)
+    table, validation = world(20, 8, "test", 1), world(6, 8, "validation", 2)
     tokens = tokenize_pairs(table, make_tokenizer(), **TOKENS)
     base = LatentPolicy(make_backbone())
     everything = np.ones(len(tokens), bool)
@@ -241,10 +241,15 @@ def test_groups_find_tastes_that_no_prompt_reveals(tmp_path):
     policy.save_pretrained(tmp_path / "model")
     record = {"path": "unused", "chat_template": None, "chat_template_kwargs": {}, "trust_remote_code": False}
     write_json(tmp_path / "base.json", record)
-    write_parquet(tmp_path / "pairs.parquet", table)
-    lengths = {f"{side}_tokens": [len(ids) for ids in getattr(tokens, side)] for side in ("chosen", "rejected")}
-    logps = {"chosen_logp": tokens.reference[:, 0], "rejected_logp": tokens.reference[:, 1]}
-    write_parquet(tmp_path / "reference.parquet", pa.table({"pair_id": table["pair_id"], **logps, **lengths}))
+    write_parquet(tmp_path / "pairs.parquet", pa.concat_tables([table, validation]))
+    parts = []
+    for pairs in (table, validation):
+        scored = tokenize_pairs(pairs, make_tokenizer(), **TOKENS)
+        logps, _ = reference_logps(base, scored, np.ones(len(scored), bool), batch_size=64, precision="float32")
+        columns = {f"{side}_tokens": [len(ids) for ids in getattr(scored, side)] for side in ("chosen", "rejected")}
+        columns |= {"chosen_logp": logps[:, 0], "rejected_logp": logps[:, 1]}
+        parts.append(pa.table({"pair_id": pairs["pair_id"], **columns}))
+    write_parquet(tmp_path / "reference.parquet", pa.concat_tables(parts))
     spec = {"tokens": TOKENS, "precision": "float32", "objective": DPO, "batch_size": 64, "contexts": [0, 1, 2, 4]}
     words = ["--model", "model", "--base", "base.json", "--pairs", "pairs.parquet", "--output", "person.json"]
     words = [word if word.startswith("--") else str(tmp_path / word) for word in words]
@@ -255,3 +260,6 @@ def test_groups_find_tastes_that_no_prompt_reveals(tmp_path):
     assert written["n"] == 20 * 4 and written["groups"] == 20 and not math.isnan(written["contexts"]["0"]["low"])
     for size, value in written["contexts"].items():
         assert value == pytest.approx(found[int(size)] | {"nmi": None}), size
+    assert (written["validation"]["n"], written["validation"]["groups"]) == (6 * 4, 6)
+    assert written["validation"]["contexts"].keys() == written["contexts"].keys()
+    assert written["validation"]["contexts"]["4"]["accuracy"] > 0.85 and "codes" not in written["validation"]

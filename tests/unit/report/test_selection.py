@@ -42,8 +42,9 @@ def test_the_highest_mean_validation_accuracy_over_seeds_is_chosen(tmp_path):
     low, high = max(low, 0), min(high, 1)
     assert eight == {
         "experiment": "search", "base": "tiny", "variant": "world", "recipe": "dpo-lpc", "key": "latent.codes",
-        "value": "8", "seeds": 2, "n": 20, "validation_accuracy": pytest.approx(0.65), "low": pytest.approx(low),
-        "high": pytest.approx(high), "chosen": 1, "test_accuracy": pytest.approx(0.35), "status": "ok",
+        "value": "8", "seeds": 2, "known_pairs": None, "n": 20, "validation_accuracy": pytest.approx(0.65),
+        "low": pytest.approx(low), "high": pytest.approx(high), "chosen": 1, "test_accuracy": pytest.approx(0.35),
+        "status": "ok",
     }  # fmt: skip
     assert (sixteen["value"], sixteen["chosen"]) == ("16", 0)
     assert "test_accuracy" not in sixteen, "no test accuracy by which to choose after all"
@@ -88,3 +89,25 @@ def test_a_missing_run_leaves_the_choice_open(tmp_path):
     eight, sixteen = selection.rows(base.Inputs(Layout(tmp_path), runs, sweeps={"search": [["latent.codes", [8, 16]]]}))
     assert sixteen["status"] == f"missing: {path}" and eight["status"] == "ok"
     assert all("chosen" not in row and "test_accuracy" not in row for row in (eight, sixteen))
+
+
+def test_people_of_validation_are_scored_with_the_most_pairs_known(tmp_path):
+    """By the prior alone 8 codes win; of people with four known pairs, 16 codes do, and their test people count."""
+    validation = {((8,), 0): 0.55, ((16,), 0): 0.5}
+    _, runs = swept(tmp_path, {"latent.codes": [8, 16]}, validation=validation)
+    of = lambda accuracy: {"accuracy": accuracy, "low": 0.2, "high": 0.95}  # noqa: E731
+    for run, better in zip(runs, (0.0, 0.2), strict=True):
+        held_out = {"n": 12, "contexts": {"0": of(0.5), "4": of(0.6 + better)}}
+        test = {"n": 30, "contexts": {"0": of(0.4), "2": of(0.9), "4": of(0.7 + better)}}
+        person = {**test, "validation": held_out}
+        files.write_json(tmp_path / folder_of(run) / "evaluation/person.json", person)
+    inputs = base.Inputs(Layout(tmp_path), runs, sweeps={"search": [["latent.codes", [8, 16]]]})
+    eight, sixteen = selection.rows(inputs)
+    assert [row["known_pairs"] for row in (eight, sixteen)] == [4, 4]
+    assert (eight["chosen"], sixteen["chosen"]) == (0, 1) and "test_accuracy" not in eight
+    assert (sixteen["n"], sixteen["validation_accuracy"], sixteen["low"]) == (12, 0.8, 0.2)
+    assert sixteen["test_accuracy"] == pytest.approx(0.9)
+
+    files.write_json(tmp_path / folder_of(runs[1]) / "evaluation/person.json", {**test, "validation": None})
+    eight, sixteen = selection.rows(base.Inputs(Layout(tmp_path), runs, sweeps=inputs.sweeps))
+    assert (eight["chosen"], sixteen["chosen"], sixteen["known_pairs"]) == (1, 0, None), "all by the prior, or none"

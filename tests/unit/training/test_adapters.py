@@ -6,7 +6,8 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from small import LATENT, make_base, run, tokenised
+from safetensors.torch import load_file
+from small import LATENT, OBJECTIVES, make_base, run, tokenised
 from tiny import make_backbone
 
 from lpc.cli import UserError
@@ -14,10 +15,14 @@ from lpc.config.models import Lora
 from lpc.data.tokens import MODEL_INPUTS, collate
 from lpc.files import read_json
 from lpc.model.policy import LatentPolicy
+from lpc.model.quantization import hold_in_4_bits, round_to_4_bits
 from lpc.training import adapters
 from lpc.training.adapters import add_adapters
 from lpc.training.checkpoints import complete_checkpoints
 
+needs_bitsandbytes = pytest.mark.skipif(
+    find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed: pip install -e '.[qlora]'"
+)
 needs_peft = pytest.mark.skipif(find_spec("peft") is None, reason="peft is not installed: pip install -e '.[lora]'")
 
 FULL = Lora(rank=64, alpha=64.0)  # no layer of the tiny model has more inputs or outputs
@@ -56,6 +61,51 @@ def test_the_first_loss_is_the_plain_ones_and_adapters_alone_learn(tmp_path, lat
     assert after.keys() == base.keys()
     adapted = {name for name in base if not torch.equal(after[name], base[name])}
     assert adapted == {name for name in base if "_proj." in name}, "all linear layers but the head"
+
+
+@needs_peft
+@needs_bitsandbytes
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_adapters_over_4_bits_train_as_over_the_whole_weights(tmp_path, precision):
+    """The base is on the grid of 4 bits. So losses, gradients and merged weights are those of plain adapters."""
+    lora = Lora(rank=4)
+
+    def train(folder, *, hold: bool):
+        policy = LatentPolicy(make_backbone(hidden=64))
+        round_to_4_bits(policy)
+        if hold:
+            hold_in_4_bits(policy, stored=torch.float32, compute=getattr(torch, precision), device="cpu")
+        merge = add_adapters(policy, lora, seed=0)
+        # Without a reference: that at hand is of the base before it was rounded.
+        options = {"objective": OBJECTIVES["simpo"], "precision": precision, "learning_rate": 1e-2}
+        _, lines = run(folder, policy=policy, **options)
+        before = logps(policy)
+        merge()
+        if precision == "float32":
+            torch.testing.assert_close(logps(policy), before, rtol=1e-5, atol=1e-4)
+        return [line["loss"] for line in lines], dict(policy.backbone.named_parameters())
+
+    wanted, weights = train(tmp_path / "whole", hold=False)
+    losses, merged = train(tmp_path / "held", hold=True)
+    assert wanted[-1] < 0.9 * wanted[0]
+    assert losses == pytest.approx(wanted, rel=1e-4 if precision == "float32" else 2e-2)
+    assert merged.keys() == weights.keys() and all(value.dtype == torch.float32 for value in merged.values())
+    for name, value in merged.items():
+        close = {"rtol": 0, "atol": 1e-4 if precision == "float32" else 5e-2}
+        torch.testing.assert_close(value, weights[name], **close, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@needs_peft
+def test_checkpoints_hold_the_trained_weights_alone(tmp_path):
+    policy = LatentPolicy(make_base())
+    add_adapters(policy, Lora(rank=4), seed=0)
+    run(tmp_path, latent=LATENT, policy=policy, save_minutes=1e-9)
+    checkpoint = complete_checkpoints(tmp_path / "checkpoints")[-1]
+    saved = load_file(checkpoint / "model.safetensors")
+    assert saved.keys() == policy.trained_parameters().keys()
+    assert all("lora_" in name or name.startswith("latent.") for name in saved)
+    with pytest.raises(UserError, match="not of the parameters that are trained"):
+        LatentPolicy(make_base()).load_trained_parameters(checkpoint / "model.safetensors")
 
 
 @needs_peft

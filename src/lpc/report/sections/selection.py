@@ -25,6 +25,7 @@ def section(results: Results) -> Section | None:
     blocks: list = [lead, Points("Selected:", points)] if points else [lead]
     if any(row["chosen"] is None for row in rows):
         blocks.append(Missing("No setting is selected while runs of the sweep are missing."))
+    of_people = [number_column("known pairs", "known_pairs")] if any(row["known_pairs"] for row in rows) else []
     columns = [
         text_column("experiment"),
         text_column("recipe"),
@@ -34,6 +35,7 @@ def section(results: Results) -> Section | None:
         Column("validation %", validation_cell, "95 % interval over seeds; with one seed, over validation pairs"),
         number_column("seeds"),
         number_column("pairs", "n"),
+        *of_people,
         Column("selected", lambda row: text("yes" if row["chosen"] == 1 else None), number=False),
         Column("test %", lambda row: cell(percent(row["test_accuracy"]))),
         text_column("status"),

@@ -1,13 +1,16 @@
-"""Table of swept settings: each with its accuracy on validation pairs, and which one is selected by it."""
+"""Table of swept settings: each with its accuracy on validation pairs, and which one is selected by it.
+
+Where people of validation have a latent of their own, it is the accuracy with the most of their pairs known: that by
+the prior alone says nothing of a latent that a prompt does not determine.
+"""
 
 import itertools
 import json
 import math
 from collections import defaultdict
-from pathlib import Path
 
 from lpc.evaluation import intervals
-from lpc.report.runs import setting
+from lpc.report.runs import latent_kind, setting
 from lpc.report.tables.base import RUN, STATUS, Inputs, TableDefinition
 
 
@@ -36,7 +39,8 @@ def group_rows(inputs: Inputs, keys: list[str], settings: list[list[dict]]) -> l
 
     Only the selected setting's test accuracy is read.
     """
-    found = [validation(inputs, runs) for runs in settings]
+    known = known_pairs(inputs, settings)
+    found = [validation(inputs, runs, known) for runs in settings]
     complete = all(row["status"] == "ok" for row in found)
     best = highest([row["validation_accuracy"] for row in found]) if complete else None
     for i, (row, runs) in enumerate(zip(found, settings, strict=True)):
@@ -44,7 +48,7 @@ def group_rows(inputs: Inputs, keys: list[str], settings: list[list[dict]]) -> l
         if complete:
             row["chosen"] = int(i == best)
         if i == best:
-            row["test_accuracy"] = mean([inputs.load(summary_file(inputs, run))[0]["accuracy"] for run in runs])
+            row["test_accuracy"] = mean([results(inputs, run, known)[0]["test"]["accuracy"] for run in runs])
     return found
 
 
@@ -53,9 +57,31 @@ def highest(accuracies: list[float]) -> int:
     return accuracies.index(max(accuracies))
 
 
-def validation(inputs: Inputs, runs: list[dict]) -> dict:
+def known_pairs(inputs: Inputs, settings: list[list[dict]]) -> int | None:
+    """Return the most pairs of a person that are known in every run's validation; None where a run has no people."""
+    sizes = []
+    for run in (run for runs in settings for run in runs):
+        person, _ = inputs.load(inputs.layout.of(run).person) if latent_kind(run) else ({}, "")
+        sizes.append({int(size) for size in (person.get("validation") or {}).get("contexts", {})})
+    return max(set.intersection(*sizes), default=None)
+
+
+def results(inputs: Inputs, run: dict, known: int | None) -> tuple[dict, str]:
+    """Return a run's results on `validation` and `test`, {accuracy, low, high, n} each, and the status of their file.
+
+    known: pairs of a person that are known; None: accuracies with z from the prior, of all pairs.
+    """
+    if known is None:
+        summary, status = inputs.load(inputs.layout.of(run).preference(run["dataset"]))
+        return {"test": summary, "validation": summary.get("validation")}, status
+    person, status = inputs.load(inputs.layout.of(run).person)
+    parts = {"test": person, "validation": person["validation"]}
+    return {name: part["contexts"][str(known)] | {"n": part["n"]} for name, part in parts.items()}, status
+
+
+def validation(inputs: Inputs, runs: list[dict], known: int | None) -> dict:
     """Return the mean validation accuracy of one setting over its seeds; without it where a run is missing."""
-    found, states = zip(*(inputs.load(summary_file(inputs, run)) for run in runs), strict=True)
+    found, states = zip(*(results(inputs, run, known) for run in runs), strict=True)
     missing = [status for status in states if status != "ok"]
     if missing:
         return {"seeds": len(runs), "status": missing[0]}
@@ -65,12 +91,8 @@ def validation(inputs: Inputs, runs: list[dict]) -> dict:
     low, high = parts[0]["low"], parts[0]["high"]
     if over_seeds:
         low, high = max(over_seeds.low, 0.0), min(over_seeds.high, 1.0)
-    row = {"seeds": len(runs), "n": parts[0]["n"], "validation_accuracy": mean(accuracies), "low": low, "high": high}
-    return {**row, "status": "ok"}
-
-
-def summary_file(inputs: Inputs, run: dict) -> Path:
-    return inputs.layout.of(run).preference(run["dataset"])
+    row = {"seeds": len(runs), "known_pairs": known, "n": parts[0]["n"], "validation_accuracy": mean(accuracies)}
+    return {**row, "low": low, "high": high, "status": "ok"}
 
 
 def mean(values: list[float]) -> float:
@@ -87,7 +109,8 @@ TABLE = TableDefinition(
     caption=(
         "Every setting of each experiment's sweep with its mean accuracy over seeds on validation pairs. The setting "
         "with the highest mean is selected; of equal ones, the first in the configuration. Test pairs are not used for "
-        "selection: their accuracy is given for the selected setting alone."
+        "selection: their accuracy is given for the selected setting alone. Where people have a latent of their own, "
+        "both are of unseen people with the most of their pairs known."
     ),
     section="selection",
     columns={
@@ -98,6 +121,7 @@ TABLE = TableDefinition(
         "key": "swept keys, separated by spaces",
         "value": "their values in the same order",
         "seeds": "number of seeds",
+        "known_pairs": "pairs of a person from which its latent is inferred; empty: z from the prior",
         "n": "validation pairs",
         "validation_accuracy": "mean accuracy over seeds on validation pairs",
         "low": "lower end of the 95 % t interval over seeds; with one seed, of the interval over validation pairs",
