@@ -5,7 +5,6 @@ The server generates one answer at a time. It has no password, so everyone who r
 
 import argparse
 import contextlib
-import importlib
 import json
 import queue
 import socket
@@ -26,11 +25,13 @@ from lpc.config.keys import REQUIRED, Integer, Section, key
 from lpc.data.formats.base import Malformed
 from lpc.data.formats.dialogues import check_prompt
 from lpc.data.tokens import encode_prompts
+from lpc.extras import import_extra
 from lpc.trained import Policy, load
 
 ONE_AT_A_TIME = threading.Lock()
 """Generation changes the state of the model and of torch's random numbers."""
 DEFAULT_MAX_TOKENS = 256
+SERVE = {"extra": "serve", "needed_by": "lpc.serve"}
 
 
 class Message(Section):
@@ -222,7 +223,9 @@ def _events(about: dict, answer: Answer) -> Iterator[str]:
 
 def make_app(service: Service):
     """Return the FastAPI application of a service. Raises UserError where FastAPI is not installed."""
-    fastapi, exceptions, responses = map(_installed, ("fastapi", "fastapi.exceptions", "fastapi.responses"))
+    fastapi, exceptions, responses = (
+        import_extra(name, **SERVE) for name in ("fastapi", "fastapi.exceptions", "fastapi.responses")
+    )
     app = fastapi.FastAPI(openapi_url=None)
 
     # Both without `async`: FastAPI calls them in threads, and stays able to answer others.
@@ -247,13 +250,6 @@ def make_app(service: Service):
     return app
 
 
-def _installed(name: str):
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f"{name} cannot be imported ({error}); run: pip install 'lpc[serve]'") from None
-
-
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", help="folder of a run or its model/, or any checkpoint")
@@ -264,7 +260,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    uvicorn = _installed("uvicorn")
+    uvicorn = import_extra("uvicorn", **SERVE)
     with socket.socket(socket.AF_INET6 if ":" in args.host else socket.AF_INET) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -4,13 +4,13 @@ A quantised base is an ordinary checkpoint whose linear layers have weights on t
 evaluation and the merged adapters all see the weights that a training holds in 4 bits.
 """
 
-import importlib
 from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
 from lpc.cli import UserError
+from lpc.extras import import_extra
 from lpc.model.policy import LatentPolicy
 
 BLOCK = 64
@@ -21,12 +21,7 @@ NF4 = {"quant_type": "nf4", "blocksize": BLOCK, "compress_statistics": False}
 
 def load_bitsandbytes() -> ModuleType:
     """Import bitsandbytes. Raises UserError where it is not installed."""
-    try:
-        return importlib.import_module("bitsandbytes")
-    except ImportError as error:
-        raise UserError(
-            f"4-bit weights need bitsandbytes, which cannot be imported ({error}); run: pip install 'lpc[qlora]'"
-        ) from None
+    return import_extra("bitsandbytes", extra="qlora", needed_by="bases: quantize")
 
 
 def linear_layers(policy: LatentPolicy) -> dict[str, nn.Linear]:

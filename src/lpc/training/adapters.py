@@ -3,7 +3,6 @@
 Beneath them may be layers of `lpc.model.quantization.hold_in_4_bits` (QLoRA).
 """
 
-import importlib
 from collections.abc import Callable
 from types import ModuleType
 
@@ -12,18 +11,14 @@ from torch import nn
 
 from lpc.cli import UserError
 from lpc.config.models import Lora
+from lpc.extras import import_extra
 from lpc.model.policy import LatentPolicy
 from lpc.model.quantization import is_held, whole_weight
 
 
 def load_peft() -> ModuleType:
     """Import peft. Raises UserError where it is not installed."""
-    try:
-        return importlib.import_module("peft")
-    except ImportError as error:
-        raise UserError(
-            f"training.lora: needs peft, which cannot be imported ({error}); run: pip install 'lpc[lora]'"
-        ) from None
+    return import_extra("peft", extra="lora", needed_by="training.lora")
 
 
 def add_adapters(policy: LatentPolicy, lora: Lora, seed: int) -> Callable[[], object]:

@@ -6,15 +6,14 @@ that of `adamw` bit for bit, without autocast's copies. `adamw_8bit_bfloat16` ha
 Gradients are float32 everywhere.
 """
 
-import importlib
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from lpc.cli import UserError
 from lpc.config.models import LOW_WEIGHTS
+from lpc.extras import import_extra
 from lpc.model.policy import LatentPolicy
 from lpc.model.quantization import linear_layers
 
@@ -69,13 +68,7 @@ def make_optimizer(
 
 def load_torchao():
     """Import torchao's optimizers. Raises UserError where it is not installed."""
-    try:
-        return importlib.import_module("torchao.optim")
-    except ImportError as error:
-        raise UserError(
-            f"training.optimizer: 8-bit states need torchao, which cannot be imported ({error}); run: pip install "
-            "'lpc[optimizers]'"
-        ) from None
+    return import_extra("torchao.optim", extra="optimizers", needed_by="training.optimizer")
 
 
 def low_weights(policy: LatentPolicy) -> list[nn.Parameter]:

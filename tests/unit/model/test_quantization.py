@@ -128,5 +128,5 @@ def test_the_step_writes_a_base_of_its_own(tmp_path):
 
 def test_without_bitsandbytes_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(UserError, match=r"need bitsandbytes, .* pip install 'lpc\[qlora\]'"):
+    with pytest.raises(UserError, match=r"quantize needs bitsandbytes, .* pip install 'lpc\[qlora\]'"):
         quantization.load_bitsandbytes()

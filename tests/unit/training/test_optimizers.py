@@ -153,7 +153,7 @@ def test_untested_combinations_are_refused(monkeypatch, name):
 
 def test_without_torchao_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.optim", None)
-    with pytest.raises(UserError, match=r"need torchao, .* pip install 'lpc\[optimizers\]'"):
+    with pytest.raises(UserError, match=r"needs torchao, .* pip install 'lpc\[optimizers\]'"):
         check_optimizer(Training(optimizer="adamw_8bit"), 1, sharded=False)
 
 
