@@ -41,10 +41,11 @@ def _recipe(run: dict) -> dict:
 
 
 def _hub_names(results: Results, run: dict) -> dict[str, str]:
-    """Hub names of the base and of the dataset, those that have one."""
+    """Hub names of the base, or of what it was quantised from, and of the dataset, those that have one."""
     settings = results.settings
+    bases, base = settings["bases"], settings["bases"][run["base"]]
     found = {
-        "base_model": settings["bases"][run["base"]].get("model"),
+        "base_model": bases.get(base.get("quantize"), base).get("model"),
         "dataset": settings["datasets"][run["dataset"]].get("path"),
     }
     return {key: name for key, name in found.items() if name and not is_local(name)}
@@ -69,8 +70,11 @@ def _what(results: Results, run: dict, summary: dict) -> str:
         parameters += f", and {summary['latent_parameters']:,} of the latent"
     known = _hub_names(results, run)
     base = f"[{known['base_model']}](https://huggingface.co/{known['base_model']})" if "base_model" in known else ""
+    base = base or f"the base model {run['base']}"
+    if "quantize" in results.settings["bases"][run["base"]]:
+        base += ", rounded to 4 bits,"
     return (
-        f"Trained from {base or 'the base model ' + run['base']} with {objective(run['objective']['name'])} and {which}"
+        f"Trained from {base} with {objective(run['objective']['name'])} and {which}"
         f" ([Latent Preference Coding](https://arxiv.org/abs/2505.04993)). It has {parameters}."
     )
 

@@ -69,6 +69,11 @@ def test_the_hub_reads_names_of_the_hub_alone(results):
     local = the_card(results, "dpo-lpc", bases={"tiny": {"model": "./model"}})
     assert "base_model" not in metadata(local) and "./model" not in local
 
+    bases = {"tiny": {"quantize": "whole"}, "whole": {"model": "a/model"}}
+    short = the_card(results, "dpo-lpc", bases=bases)
+    assert metadata(short)["base_model"] == "a/model"
+    assert "Trained from [a/model](https://huggingface.co/a/model), rounded to 4 bits, with " in short
+
 
 def test_a_latent_says_how_it_is_loaded(results):
     assert "lpc.load(" in the_card(results, "dpo-lpc") and "lpc.load(" not in the_card(results, "dpo")
