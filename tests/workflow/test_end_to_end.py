@@ -148,7 +148,7 @@ def test_every_job_has_its_log_and_its_timing(world):
     assert logs == timings
     downloads = {"download_dataset", "download_base", "download_task"}
     alpacaeval = {"alpacaeval_download", "alpacaeval_generate", "alpacaeval_judge"}
-    others = downloads | alpacaeval | {"cards", "mix"}  # a target of its own, and a rule of mixtures
+    others = downloads | alpacaeval | {"cards", "mix", "quantize"}  # a target of its own; mixtures; quantised bases
     assert {path.parts[0] for path in logs} == Checkout.rules(ROOT) - others
 
 
