@@ -35,15 +35,15 @@ def linear_layers(policy: LatentPolicy) -> dict[str, nn.Linear]:
 def round_to_4_bits(policy: LatentPolicy) -> int:
     """Round the weights of `linear_layers` to the grid in place, in their dtype; return the number of weights.
 
-    Raises UserError where a layer's inputs are no multiple of `BLOCK`: on a CPU, bitsandbytes 0.50 gives blocks that
-    span two rows the scale of the first.
+    Raises UserError unless each layer's number of inputs is a multiple of `BLOCK`. Otherwise a block spans two rows,
+    and bitsandbytes 0.50 dequantises it with a wrong scale on a CPU.
     """
     layers = linear_layers(policy)
     for name, layer in layers.items():
         if layer.in_features % BLOCK:
             raise UserError(
-                f"{name}: {layer.in_features} inputs cannot be held in 4 bits, since they are no multiple of {BLOCK}; "
-                "use another base, or none with `quantize`"
+                f"{name}: {layer.in_features} inputs cannot be held in 4 bits; must be a multiple of {BLOCK}; use "
+                "another base, or this one without `quantize`"
             )
         layer.weight.copy_(_on_the_grid(layer.weight))
     return sum(layer.weight.numel() for layer in layers.values())
@@ -60,8 +60,8 @@ def hold_in_4_bits(policy: LatentPolicy, *, stored: torch.dtype, compute: torch.
         weight = layer.weight.detach().to(stored)
         if not torch.equal(_on_the_grid(weight).to(layer.weight.dtype), layer.weight):
             raise UserError(
-                f"{name}: its weights are not those of a quantised base, although the base's record says so; delete "
-                "the base's folder in results and run again"
+                f"{name}: its weights are not those of a quantised base, but base.json has `quantization`; delete the "
+                "base's folder in results and run again"
             )
         short = bitsandbytes.nn.Linear4bit(
             *(layer.in_features, layer.out_features, layer.bias is not None), compute_dtype=compute, device="meta"

@@ -68,14 +68,13 @@ def test_the_first_loss_is_the_plain_ones_and_adapters_alone_learn(tmp_path, lat
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_adapters_over_4_bits_train_as_over_the_whole_weights(tmp_path, precision):
     """The base is on the grid of 4 bits. So losses, gradients and merged weights are those of plain adapters."""
-    lora = Lora(rank=4)
 
     def train(folder, *, hold: bool):
         policy = LatentPolicy(make_backbone(hidden=64))
         round_to_4_bits(policy)
         if hold:
             hold_in_4_bits(policy, stored=torch.float32, compute=getattr(torch, precision), device="cpu")
-        merge = add_adapters(policy, lora, seed=0)
+        merge = add_adapters(policy, Lora(rank=4), seed=0)
         # Without a reference: that at hand is of the base before it was rounded.
         options = {"objective": OBJECTIVES["simpo"], "precision": precision, "learning_rate": 1e-2}
         _, lines = run(folder, policy=policy, **options)

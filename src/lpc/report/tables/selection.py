@@ -1,7 +1,7 @@
 """Table of swept settings: each with its accuracy on validation pairs, and which one is selected by it.
 
-Where people of validation have a latent of their own, it is the accuracy with the most of their pairs known: that by
-the prior alone says nothing of a latent that a prompt does not determine.
+For a latent that is inferred per person, the table has the accuracy on validation people with the largest number of
+known pairs. The prior alone does not measure such a latent.
 """
 
 import itertools
