@@ -1,11 +1,12 @@
 """Training on two processes (gloo, on the CPU) against one."""
 
 import json
+import time
 
 import pytest
 import safetensors.torch
 import torch
-from processes import train_step, train_step_together
+from processes import assert_same_run, train_step, train_step_together
 from small import UNEVEN, lines_of
 
 
@@ -46,3 +47,14 @@ def test_processes_with_other_numbers_of_micro_batches_give_the_losses_of_one(in
     for one, two in zip(lines_of(unbroken), lines_of(tmp_path), strict=True):
         for key in set(one) - {"tokens_per_second", "memory_gib"}:
             assert one[key] == pytest.approx(two[key], rel=1e-5, abs=1e-5), key
+
+
+def test_two_processes_go_on_bit_equal(inputs, tmp_path):
+    """A stop between two log lines: each process takes up the sums of its own pairs, since sums depend on the order."""
+    settings = UNEVEN | {"logging_steps": 12}
+    train_step_together(inputs, tmp_path / "unbroken", **settings)
+    for _ in range(2):  # the first step has a line of its own; the second begins a window
+        soon = {"SLURM_JOB_END_TIME": str(int(time.time()) + 5)}
+        train_step_together(inputs, tmp_path / "stopped", expect=85, environment=soon, **settings)
+    train_step_together(inputs, tmp_path / "stopped", **settings)
+    assert_same_run(tmp_path / "unbroken", tmp_path / "stopped")

@@ -371,8 +371,9 @@ class PreferenceTrainer(Trainer):
                 shutil.rmtree(older)
         self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
-        # Sums since the last log line belong to the state: without them the next line after a resume would differ.
-        sums = {name: self.accelerator.reduce(value, "sum").tolist() for name, value in sorted(self.sums.items())}
+        # Sums since the last log line belong to the state, those of each process apart: float32 sums depend on the
+        # order, and the next line after a resume would differ.
+        sums = {name: self.accelerator.gather(value[None]).tolist() for name, value in sorted(self.sums.items())}
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             moments = self.optimizer.optimizer.state
@@ -397,12 +398,12 @@ class PreferenceTrainer(Trainer):
         self.totals["resumed_from"].append(int(checkpoint.name.rpartition("-")[2]))
         if self.is_world_process_zero():
             link_best(checkpoint, checkpoint.parent)
-            self.sums = {name: torch.tensor(value, device=self.args.device) for name, value in saved["sums"].items()}
-        else:
-            self.sums = {
-                name: torch.zeros_like(torch.tensor(value), device=self.args.device)
-                for name, value in saved["sums"].items()
-            }
+        sums = {name: torch.tensor(value, device=self.args.device) for name, value in saved["sums"].items()}
+        for name, of_processes in sums.items():
+            if len(of_processes) != self.args.world_size:  # the first process takes the sums of all
+                others = of_processes.new_zeros(self.args.world_size - 1, *of_processes.shape[1:])
+                of_processes = torch.cat([of_processes.sum(0, keepdim=True), others])
+            self.sums[name] = of_processes[self.args.process_index]
         self.check_first_loss = self.check_gradients = False
 
 
