@@ -27,6 +27,7 @@ def launch_file() -> dict[str, str]:
 # In bfloat16 a log-probability of a completion is a sum of some 20 numbers with errors near 0.02 each, which beta = 0.1
 # makes 0.01 in a margin. Two processes add up gradients in another order, and training carries both on.
 EXACT = {"kind": "exact", "codes": 4, "group_size": 2, "code_scale": 0.5}
+HEADS = EXACT | {"kind": "heads", "rank": 2}
 
 
 @pytest.mark.parametrize(
@@ -34,8 +35,8 @@ EXACT = {"kind": "exact", "codes": 4, "group_size": 2, "code_scale": 0.5}
     [
         pytest.param(precision, tolerance, latent, id=f"{precision}-{name}")
         for precision, tolerance in (("float32", 1e-4), ("bfloat16", 0.02))
-        for name, latent in (("plain", None), ("lpc", STEP_LATENT), ("exact", EXACT))
-        if name != "plain" or precision == "float32"  # bfloat16 of a plain model is in both others
+        for name, latent in (("plain", None), ("lpc", STEP_LATENT), ("exact", EXACT), ("heads", HEADS))
+        if name in ("lpc", "exact") or precision == "float32"  # bfloat16 of a plain model is in both of these
     ],
 )
 def test_a_sharded_training_is_that_of_one_process(inputs, tmp_path, precision, tolerance, latent):

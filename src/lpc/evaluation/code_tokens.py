@@ -15,8 +15,9 @@ def code_tokens(policy: LatentPolicy, tokenizer: PreTrainedTokenizerBase, count:
 
     A logit is that of W·(e_k − ē), where ē is the mean of all codes, less its mean over the tokens: what a softmax sees
     of code k where ē stood. What all codes share is left out, since it would fill every code's list. Scales of the
-    logits are applied, caps are not, since they bend large logits alone. Rows of W beyond the tokenizer's vocabulary
-    are padding and left out. Raises ValueError where the latent has no codes.
+    logits are applied, caps are not, since they bend large logits alone. Of a head (`lpc.latents.heads`) e_k is the
+    part that no hidden state changes. Rows of W beyond the tokenizer's vocabulary are padding and left out. Raises
+    ValueError where the latent has no codes.
     """
     if policy.latent is None or not policy.latent.has_codes:
         raise ValueError("a latent without codes has no tokens of codes")

@@ -71,7 +71,7 @@ def score_pairs(
     under_codes = any(how in ("code", "mixture") for how, _ in scorings.values())
     for positions, batch, encoded in encoded_batches(policy, tokens, batch_size, precision, "rewards"):
         with torch.no_grad():
-            code_logps = policy.code_pair_logps(encoded, latent.codebook) if under_codes else None
+            code_logps = policy.code_pair_logps(encoded, latent.all_codes()) if under_codes else None
             for variant, (how, values) in scorings.items():
                 value = None if values is None else values[positions]
                 if how in ("posterior", "swapped"):
@@ -121,11 +121,12 @@ def accuracy(chosen: np.ndarray, rejected: np.ndarray) -> float:
 
 @torch.no_grad()
 def pair_latents(policy: LatentPolicy, tokens: PairTokens, *, batch_size: int, precision: str) -> dict[str, np.ndarray]:
-    """Return float32 arrays of each pair: `z` [n, d] from the prior, `h_x` [n, d], and for latents with codes `prior`
-    [n, K], and `posterior` [n, K] where it is a network."""
+    """Return float32 arrays of each pair: `h_x` [n, d], `z` [n, d], what the prior's z adds to it, and for latents with
+    codes `prior` [n, K], and `posterior` [n, K] where it is a network."""
     states = prompt_states(policy, tokens, batch_size=batch_size, precision=precision)
-    result = {"h_x": states.cpu().numpy(), "z": policy.prior_z(states, tokens.prompts).float().cpu().numpy()}
     latent = policy.latent
+    z = latent.shift(policy.prior_z(states, tokens.prompts), states)
+    result = {"h_x": states.cpu().numpy(), "z": z.float().cpu().numpy()}
     if latent.has_codes:
         result["prior"] = latent.prior_logits(states).softmax(-1).cpu().numpy()
     if latent.has_codes and latent.has_posterior:

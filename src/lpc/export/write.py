@@ -68,6 +68,9 @@ def write_code(policy: LatentPolicy, code: int, folder: Path) -> None:
     Raises UserError where the architecture's head has no bias, or there is no such code.
     """
     backbone, head = policy.backbone, policy.head
+    if policy.latent.reads_hidden:
+        kind = policy.latent.settings.kind
+        raise UserError(f"latent.kind {kind}: what it adds depends on the token, so no bias of the head can hold it")
     try:
         z = policy.latent.force(code, 1)
     except ValueError as error:
@@ -90,10 +93,12 @@ def write_code(policy: LatentPolicy, code: int, folder: Path) -> None:
 def table_obstacle(policy: LatentPolicy) -> str | None:
     """Return why no table can hold the biases of a latent policy; None where one can.
 
-    The obstacles are a latent without codes, and capped logits, to which z does not add a bias.
+    The obstacles are a latent without codes, one that reads hidden states, and capped logits, to which z does not add a
+    bias.
     """
-    if not policy.latent.has_codes:
-        return f"latent.kind {policy.latent.settings.kind}: it has no codes, so no table can hold its z"
+    if not policy.latent.has_codes or policy.latent.reads_hidden:
+        why = "what it adds depends on the token" if policy.latent.has_codes else "it has no codes"
+        return f"latent.kind {policy.latent.settings.kind}: {why}, so no table can hold its z"
     if policy.softcap is not None:
         return f"{policy.config.model_type}: its logits are capped after z is added, so z does not add a bias to them"
     return None

@@ -66,7 +66,7 @@ class LatentSettings(Section):
 @dataclass
 class LatentStep:
     """What one training step needs of the latent. z [B, d]; kl [B] in nats (0 where the kind has none); the logits
-    [B, K] of kinds with codes, else None; codes [K, d] where `Latent.marginal`."""
+    [B, K] of kinds with codes, else None; where `Latent.marginal`, codes as `Codes.all_codes` returns them."""
 
     z: Tensor
     kl: Tensor
@@ -111,6 +111,9 @@ class Latent:
 
     linear: ClassVar[tuple[str, ...]] = ()
     """Names of the parameters that z is a linear function of: they are as large as z."""
+
+    reads_hidden: ClassVar[bool] = False
+    """Whether what z adds depends on the hidden state (`shift`), so that it is not one bias of the logits a prompt."""
 
     marginal: ClassVar[bool] = False
     """Whether a pair's loss is that of every code of `LatentStep.codes`, weighed (`marginalise`), and not of one z."""
@@ -194,6 +197,10 @@ class Latent:
         uniform [B, `draw_size`]: in (0, 1), see `lpc.latents.parts.draws.prompt_uniform`; None where that size is 0.
         """
         raise NotImplementedError
+
+    def shift(self, z: Tensor, hidden: Tensor) -> Tensor:
+        """Return what z [..., D] adds to the last hidden states [..., d]: z itself, unless the kind `reads_hidden`."""
+        return z
 
     def posterior_z(self, h_chosen: Tensor, h_rejected: Tensor) -> Tensor:
         """Return z [B, d] of the posterior, without noise. It sees which completion won: never for a result."""

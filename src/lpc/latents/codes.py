@@ -75,6 +75,10 @@ class Codes(Prior):
     def infer(self, h_x: Tensor, uniform: Tensor | None = None) -> Tensor:
         return self.inferred_weights(h_x, uniform) @ self.codebook
 
+    def all_codes(self) -> Tensor:
+        """Return the codes [K, d], as `LatentPolicy.code_pair_logps` takes them."""
+        return self.codebook
+
     def force(self, code: int, batch: int) -> Tensor:
         if not 0 <= code < self.settings.codes:
             raise ValueError(f"code {code}: this latent has codes 0 to {self.settings.codes - 1}")

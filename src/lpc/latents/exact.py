@@ -90,8 +90,8 @@ class Exact(Codes):
         logits = self.prior_logits(h_x.detach() if self.settings.detach else h_x)
         logits = logits.unflatten(0, (-1, size)).mean(1).repeat_interleave(size, 0)
         # A copy: FSDP gives back the memory of gathered parameters at the end of this function.
-        codes = self.codebook.clone()
-        return LatentStep(logits.softmax(-1) @ codes, h_x.new_zeros(len(h_x)).float(), logits, codes=codes)
+        codes = self.all_codes().clone()
+        return LatentStep(logits.softmax(-1) @ self.codebook, h_x.new_zeros(len(h_x)).float(), logits, codes=codes)
 
     def marginalise(
         self, step: LatentStep, losses: Tensor, chosen_rewards: Tensor, rejected_rewards: Tensor

@@ -17,6 +17,7 @@ from lpc.cli import UserError
 from lpc.data.tokens import MODEL_INPUTS, collate, tokenize_context
 from lpc.latents.base import Latent, LatentStep
 from lpc.latents.parts.draws import prompt_uniform
+from lpc.latents.parts.heads import head_shift
 from lpc.latents.parts.mixture import infer_code
 from lpc.model import packing
 from lpc.model.attention import LAYOUTS
@@ -197,16 +198,18 @@ class LatentPolicy(nn.Module):
         return outputs.last_hidden_state
 
     def _head_input(self, hidden: Tensor, z: Tensor | None) -> Tensor:
-        return hidden if z is None else hidden + z.to(hidden.dtype)
+        if z is None:
+            return hidden
+        return hidden + (z if self.latent is None else self.latent.shift(z, hidden)).to(hidden.dtype)
 
     @torch.no_grad()
     def z_logits(self, z: Tensor) -> Tensor:
-        """Return W·z [B, V] of z [B, d], float32 or wider, before any scale or cap of the logits."""
+        """Return W·z [..., V] of z [..., d], float32 or wider, before any scale or cap of the logits."""
         weight = self.head.weight
         dtype = torch.promote_types(weight.dtype, torch.float32)
         with torch.autocast(z.device.type, enabled=False):
             # In pieces: in float32 the whole of W may be large.
-            return torch.cat([z.to(dtype) @ part.to(dtype).t() for part in weight.split(8192)], 1)
+            return torch.cat([z.to(dtype) @ part.to(dtype).t() for part in weight.split(8192)], -1)
 
     def token_logps(self, hidden: Tensor, labels: Tensor, z: Tensor | None = None) -> Tensor:
         """Return log π(label) [N] of hidden states [N, d] before each label, given z [N, d] or none. Differentiable."""
@@ -227,6 +230,8 @@ class LatentPolicy(nn.Module):
         """
         head, added = self.head, None
         if z is not None and product_dtype(head.weight).itemsize < 4:
+            if self.latent.reads_hidden:
+                z, rows = self.latent.shift(z[rows], hidden), torch.arange(len(hidden), device=hidden.device)
             added = self.z_logits(z), rows
         elif z is not None:
             hidden = self._head_input(hidden, z[rows])
@@ -304,12 +309,20 @@ class LatentPolicy(nn.Module):
         return _completion_sums(encoded, logps)
 
     def code_pair_logps(self, encoded: Encoded, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the sums of `pair_logps` under each of the codes [K, d], (chosen [B, K], rejected [B, K]), by one pass
-        of the head."""
-        head = self.head
-        logps = code_logps(
-            encoded.tokens, head.weight, encoded.labels, codes, head.bias, softcap=self.softcap, scale=self.scale
-        )
+        """Return the sums of `pair_logps` under each of the codes, (chosen [B, K], rejected [B, K]).
+
+        Codes [K, d] take one pass of the head. Those of `lpc.latents.heads`, [K, 1 + 2 rank, d], take one each.
+        """
+        head, options = self.head, {"softcap": self.softcap, "scale": self.scale}
+        if codes.dim() == 2:
+            logps = code_logps(encoded.tokens, head.weight, encoded.labels, codes, head.bias, **options)
+        else:
+            shifts = (head_shift(code, encoded.tokens).to(encoded.tokens.dtype) for code in codes)
+            of_heads = [
+                token_logps(encoded.tokens + shift, head.weight, encoded.labels, head.bias, **options)
+                for shift in shifts
+            ]
+            logps = torch.stack(of_heads, -1)
         return _completion_sums(encoded, logps)
 
     def score_codes(self, encoded: Encoded, batch: dict[str, Tensor], objective) -> dict[str, Tensor]:
@@ -320,7 +333,7 @@ class LatentPolicy(nn.Module):
         """
         with torch.autocast(encoded.h_x.device.type, enabled=False):
             log_prior = self.latent.prior_logits(encoded.h_x).double().log_softmax(-1)
-        values = objective.evaluate(*self.code_pair_logps(encoded, self.latent.codebook), batch)
+        values = objective.evaluate(*self.code_pair_logps(encoded, self.latent.all_codes()), batch)
         names = ("losses", "chosen_rewards", "rejected_rewards")
         return {"log_prior": log_prior} | {name: value.double() for name, value in zip(names, values, strict=True)}
 
@@ -407,19 +420,21 @@ class LatentPolicy(nn.Module):
                 )
         masks = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         prompts = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, masks, strict=True)]
-        added = None
+        z = added = None
 
         def add_z(module: nn.Module, inputs: tuple[Tensor], logits: Tensor) -> Tensor:
-            nonlocal added
+            nonlocal z, added
             hidden = inputs[0]
-            if added is None:
+            if z is None:
                 # First pass: the last position is the end of the prompt. Beams and samples of one prompt are rows of
                 # their own by now, one after the other. All have the z of their prompt, so reordering beams later never
                 # moves z to another one.
                 copies = len(hidden) // len(prompts)
                 rows = [prompt for prompt in prompts for _ in range(copies)]
                 z = self.prior_z(hidden[:, -1], rows) if code is None else self.latent.force(code, len(hidden))
-                added = self.z_logits(z)[:, None]
+                z = z[:, None]
+            if added is None or self.latent.reads_hidden:
+                added = self.z_logits(self.latent.shift(z, hidden))
             return logits + added  # in float32: a head in bfloat16 would round h + z to the grid of h
 
         handle = self.head.register_forward_hook(add_z)

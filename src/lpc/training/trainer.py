@@ -420,10 +420,12 @@ def squared_sizes(step: LatentStep, h_x: Tensor, covariance: Tensor) -> dict[str
     coordinates, and `z_variance` and `h_variance`, that of the logits they add, over the vocabulary
     (`LatentPolicy.logit_covariance`).
 
-    Where the latent is `marginal`, z is each code, and its square their mean by the prior.
+    Where the latent is `marginal`, z is each code, and its square their mean by the prior. Of a head it is the part
+    that no hidden state changes.
     """
     squares = {}
-    for name, vectors in (("z", step.z if step.codes is None else step.codes), ("h", h_x.float())):
+    z = step.z if step.codes is None else step.codes if step.codes.dim() == 2 else step.codes[:, 0]
+    for name, vectors in (("z", z), ("h", h_x.float())):
         measures = {"square": vectors.square().mean(-1), "variance": ((vectors @ covariance) * vectors).sum(-1)}
         for measure, value in measures.items():
             is_of_codes = step.codes is not None and name == "z"

@@ -57,6 +57,9 @@ OURS = {
     "latent.inference_seed": 0,
     "latent.exact.inference": "mixture",
     "latent.exact.prior": "prompt",
+    "latent.heads.inference": "mixture",
+    "latent.heads.prior": "prompt",
+    "latent.heads.rank": 8,
     "objective.cpo.beta": 0.1,
     "objective.cpo.nll_weight": 1.0,  # the paper's
     "objective.dpo.beta": 0.1,  # usual

@@ -38,22 +38,36 @@ OPTIONS = [
     {"group_size": 3, "code_scale": 2.0},
     {"group_size": 2, "prior": "shared"},
     {"prior": "shared"},
+    {"kind": "heads", "rank": 3, "group_size": 2, "prior": "shared"},
 ]
 
 
 def make_policy(code_scale: float = 0.3, codes: int = 5, dtype=torch.float64, **settings) -> LatentPolicy:
     backbone = make_backbone()
     policy = LatentPolicy(in_float64(backbone) if dtype == torch.float64 else backbone)
-    settings = ExactSettings(codes=codes, code_scale=code_scale, **settings)
+    settings = latents.parse({"kind": "exact", "codes": codes, "code_scale": code_scale} | settings)
     policy.latent = latents.build(settings, 32, seed=1).to(dtype)
+    if settings.kind == "heads":  # whose low-rank part starts at 0
+        torch.nn.init.normal_(policy.latent.up, std=0.2, generator=torch.Generator().manual_seed(2))
     return policy
+
+
+def naive_codes(latent):
+    """What each code adds to a hidden state, as functions of it."""
+    if latent.settings.kind == "exact":
+        return [lambda hidden, code=code: code for code in latent.codebook]
+    scaled = lambda hidden: hidden / hidden.square().mean(-1, keepdim=True).sqrt()  # noqa: E731
+    return [
+        lambda hidden, e=e, up=up, down=down: e + torch.einsum("tr,rd->td", scaled(hidden) @ down.T, up)
+        for e, up, down in zip(latent.codebook, latent.up, latent.down, strict=True)
+    ]
 
 
 def naive_loss_under(code, sequences, item, model, objective):
     """Loss of one pair under one code, with full logits, from equations 5, 12 and 13."""
     start, logps = len(item["prompt"]), []
     for ids, hidden in sequences:
-        log_softmax = ((hidden + code) @ model.lm_head.weight.T).log_softmax(-1)
+        log_softmax = ((hidden + code(hidden)) @ model.lm_head.weight.T).log_softmax(-1)
         logps.append(sum(log_softmax[t - 1, ids[t]] for t in range(start, len(ids))))
     reference = torch.tensor(item["reference"])
     lengths = [len(item["chosen"]), len(item["rejected"])]
@@ -105,7 +119,7 @@ def naive_step(policy, items, objective):
         if latent.settings.detach:
             h_x = h_x.detach()
         priors.append(naive_prior(latent, h_x))
-        losses = [naive_loss_under(code, sequences, item, model, objective) for code in latent.codebook]
+        losses = [naive_loss_under(code, sequences, item, model, objective) for code in naive_codes(latent)]
         likelihoods.append(torch.stack(losses).neg().exp())
     for start in range(0, len(items), size):
         mean = torch.stack([p.log() for p in priors[start : start + size]]).mean(0).exp()

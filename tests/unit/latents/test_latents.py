@@ -72,7 +72,7 @@ def test_defaults_that_kinds_share_are_those_of_lpc():
     lpc_settings = latents.parse({}).model_dump()
     for kind in latents.KINDS:
         settings = latents.parse({"kind": kind}).model_dump()
-        own = {"kind", "inference", "group_size", "prior"} if latents.kind(kind).marginal else {"kind"}
+        own = {"kind", "inference", "group_size", "prior", "rank"} if latents.kind(kind).marginal else {"kind"}
         assert {key: value for key, value in settings.items() if key not in own}.items() <= lpc_settings.items()
 
 
@@ -82,7 +82,7 @@ def test_every_kind_starts_small_and_trains(kind):
     latent = make(kind)
     step = step_of(latent)
     assert step.z.shape == (7, 16) and step.kl.shape == (7,) and step.z.abs().max() < 0.2
-    (step.z.pow(2).sum() + step.kl.sum()).backward()
+    (step.z.pow(2).sum() + step.kl.sum() + (0 if step.codes is None else step.codes.sum())).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in latent.parameters())
     h, uniform = torch.randn(7, 16), torch.rand(7, latent.draw_size) if latent.draw_size else None
     alone = latent.infer(h[2:3], None if uniform is None else uniform[2:3])
@@ -97,7 +97,8 @@ def test_every_kind_is_what_it_says(kind):
     assert (step.prior_logits is not None) == latent.has_codes
     assert (step.posterior_logits is not None) == (latent.has_codes and latent.has_posterior)
     if latent.has_codes:
-        assert latent.force(0, 3).shape == (3, 16) and latent.prior_logits(h).shape == (3, latent.settings.codes)
+        assert latent.shift(latent.force(0, 3), h).shape == (3, 16)
+        assert latent.prior_logits(h).shape == (3, latent.settings.codes)
     else:
         with pytest.raises(ValueError, match=f"a latent of kind {kind} has no codes to force"):
             latent.force(0, 3)
@@ -127,12 +128,12 @@ def test_a_unit_scales_z_and_the_steps_of_what_z_is_made_of(kind):
     uniform = torch.rand(3, one.draw_size) if one.draw_size else None
     moved = []
     for latent in (one, other):
-        moved.append([latent.infer(h, uniform)])
+        moved.append([latent.shift(latent.infer(h, uniform), h)])
         with torch.no_grad():
             for names, rate in latent.parameter_groups(1e-6):
                 for name in names:
                     latent.get_parameter(name).add_(rate)
-        moved[-1].append(latent.infer(h, uniform))
+        moved[-1].append(latent.shift(latent.infer(h, uniform), h))
     for small, large in zip(*moved, strict=True):
         torch.testing.assert_close(large, 4 * small)
     assert {rate for _, rate in other.parameter_groups(1e-6)} <= {0.25, 1.0}
@@ -179,6 +180,7 @@ def test_names_of_weights():
     standardizers = [f"{side}_standardizer.{moment}" for side in ("prompt", "completion") for moment in ("mean", "std")]
     assert set(make("lpc").state_dict()) == {"codebook", *networks, *standardizers}
     assert set(make("exact").state_dict()) == {"codebook", *networks[:4], *standardizers[:2]}
+    assert set(make("heads").state_dict()) == {"codebook", "up", "down", *networks[:4], *standardizers[:2]}
     assert set(make("gaussian").state_dict()) == {"scale", *networks, *standardizers}
     assert list(make("vector").state_dict()) == ["vector"]
     mlp = ["mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias"]
