@@ -47,7 +47,8 @@ def faults(**values):
 @pytest.mark.parametrize("file", sorted((ROOT / "config").glob("*.yaml")), ids=lambda file: file.name)
 def test_shipped_configurations_are_valid_and_complete(file, tmp_path, monkeypatch):
     # What a study reads from the folder that it runs in.
-    (tmp_path / "data").mkdir()
+    (tmp_path / "data/SmolLM2-135M-Instruct").mkdir(parents=True)
+    (tmp_path / "data/SmolLM2-135M-Instruct/config.json").touch()
     for name in ("alpacaeval_preferences", "dsp_responses", "hh_rlhf_helpful_harmless"):
         (tmp_path / f"data/{name}.jsonl.gz").touch()
     monkeypatch.chdir(tmp_path)
