@@ -1,9 +1,9 @@
 """A mixture of K heads in place of K codes: the baseline of EM-DPO (arXiv 2510.15716), with one backbone for all.
 
-Code k adds e_k + U_k D_k ĥ to a hidden state h, where ĥ is h over its root mean square. So each has a head of its own,
-W h + W e_k + W U_k D_k ĥ, and z depends on the token. The loss is that of `exact`. The gradient of its logarithm of a
-sum is that of EM's M-step, each head's weighed by its responsibility, which is the E-step. There is no fast path: every
-head is a product with W of its own.
+Head k adds e_k + U_k D_k ĥ to a hidden state h, where ĥ is h over its root mean square. So its logits are
+W h + W e_k + W U_k D_k ĥ, and what it adds depends on the token. The loss is that of `exact`. Its gradient weighs each
+head by its responsibility, as the M-step of EM does after the E-step. There is no fast path: every head is a product
+with W of its own, in which bfloat16 rounds h and what is added to one number.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lpc.config.keys import Integer, key
-from lpc.latents.base import Latent
+from lpc.latents.base import Exported, Latent
 from lpc.latents.exact import Exact, ExactSettings
 
 if TYPE_CHECKING:
@@ -61,5 +61,5 @@ class Heads(Exact):
         shifts = (head_shift(code, hidden) for code in self.all_codes())
         return sum(weight[..., None] * shift for weight, shift in zip(z.unbind(-1), shifts, strict=True))
 
-    def exported(self):
+    def exported(self) -> Exported:
         return Latent.exported(self)  # which refuses: a table of biases cannot hold what depends on the token

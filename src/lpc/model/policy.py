@@ -230,7 +230,7 @@ class LatentPolicy(nn.Module):
         """
         head, added = self.head, None
         if z is not None and product_dtype(head.weight).itemsize < 4:
-            if self.latent.reads_hidden:
+            if self.latent is not None and self.latent.reads_hidden:
                 z, rows = self.latent.shift(z[rows], hidden), torch.arange(len(hidden), device=hidden.device)
             added = self.z_logits(z), rows
         elif z is not None:
