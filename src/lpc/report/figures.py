@@ -138,10 +138,10 @@ def forest(rows: list[dict]) -> Figure:
     return fig
 
 
-def curves(title: str, lines: list[dict]) -> Figure:
+def curves(title: str, lines: list[dict], *, smoothing: int = 9) -> Figure:
     """Draw a quantity over training steps.
 
-    lines: {"name", "x", "y"}; those of one name (seeds) share colour and dash.
+    lines: {"name", "x", "y"}; those of one name (seeds) share colour and dash. smoothing: the width of `smooth`.
     """
     names = dict.fromkeys(line["name"] for line in lines)
     look = {name: (COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]) for i, name in enumerate(names)}
@@ -153,14 +153,22 @@ def curves(title: str, lines: list[dict]) -> Figure:
             colour, dash = look[line["name"]]
             label = None if line["name"] in shown else line["name"]
             shown.add(line["name"])
-            axes.plot(line["x"], smooth(line["y"]), color=colour, linestyle=dash, linewidth=1.5, label=label, alpha=0.9)
+            axes.plot(
+                line["x"],
+                smooth(line["y"], smoothing),
+                color=colour,
+                linestyle=dash,
+                linewidth=1.5,
+                label=label,
+                alpha=0.9,
+            )
         axes.set_title(title)
         axes.set_xlabel("step")
         fig.legend(loc="outside lower left", ncols=2 if max(map(len, names)) < 16 else 1, fontsize=8)
     return fig
 
 
-def smooth(values, width: int = 9) -> np.ndarray:
+def smooth(values, width: int) -> np.ndarray:
     """Return the mean over the `width` (odd) points around each; at the ends, over fewer."""
     values, kernel, half = np.asarray(values, np.float64), np.ones(width), width // 2
     sums, counts = (np.convolve(row, kernel)[half : half + len(row)] for row in (values, np.ones_like(values)))

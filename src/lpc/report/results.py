@@ -142,6 +142,11 @@ class Results:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         return [json.loads(line) for line in lines if line]
 
+    def evaluations(self, run: dict) -> list[dict]:
+        """Return the results on validation pairs between steps; none where the run was not evaluated (or trained)."""
+        path = self.layout.of(run).summary
+        return files.read_json(path).get("evaluations", []) if path.exists() else []
+
     def seeds(self) -> tuple[str, str]:
         """Return the number of seeds, and which they are."""
         seeds = sorted({run["seed"] for run in self.runs})

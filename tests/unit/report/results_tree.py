@@ -187,6 +187,10 @@ def write_run(root: Path, run: dict) -> None:
             "torch": "2.13.0",
             "transformers": "5.23.0",
             "resumed_from": [],
+            "evaluations": [
+                {"step": step, "pairs": 20, "loss": 0.69 - step / 600, "accuracy": 0.5 + step / 600}
+                for step in (47, 94, 141, 188)
+            ],
             "identity": {"pairs": "aa" * 32},
             "container": {"image": "training-0123.sif", "sha256": "ef" * 32},
         },

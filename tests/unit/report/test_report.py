@@ -201,6 +201,8 @@ def test_figures_of_sweep_noise_codes_and_training_are_drawn(page, markup):
         "tsne-code-tiny-dpo-lpc-0",
         "training-tiny-world-dpo-loss",
         "training-tiny-world-dpo-codes",
+        "training-tiny-world-dpo-validation-loss",
+        "training-tiny-world-dpo-validation-accuracy",
         "accuracy-world",
         "differences",
     ):

@@ -16,19 +16,23 @@ def section(results: Results) -> Section:
     for run in results.main:
         if run["noise"] == "clean":
             groups[run["base"], run["dataset"], run["objective"]["name"]].append(run)
-    panels = {
-        "loss": {"": lambda line: line.get("loss")},
-        "accuracy on training pairs": {"": lambda line: line.get("accuracy")},
-        "codes (nats)": {"KL(q ‖ p)": lambda line: line.get("kl"), "I(code; prompt)": code_information},
+    loss, accuracy = {"": lambda line: line.get("loss")}, {"": lambda line: line.get("accuracy")}
+    codes = {"KL(q ‖ p)": lambda line: line.get("kl"), "I(code; prompt)": code_information}
+    panels = {  # name of the figure, title, what of which log
+        "loss": ("loss", loss, results.training_log),
+        "accuracy": ("accuracy on training pairs", accuracy, results.training_log),
+        "codes": ("codes (nats)", codes, results.training_log),
+        "validation-loss": ("loss on validation pairs", loss, results.evaluations),
+        "validation-accuracy": ("accuracy on validation pairs", accuracy, results.evaluations),
     }
     blocks: list = []
     for (base, dataset, kind), runs in groups.items():
-        logs = [(run, results.training_log(run)) for run in runs]
         drawn = []
-        for title, values in panels.items():
+        for name, (title, values, log_of) in panels.items():
             lines = []
-            for run, log in logs:
-                if title.startswith("codes") and not has_posterior(latent_kind(run)):
+            for run in runs:
+                log = log_of(run)
+                if name == "codes" and not has_posterior(latent_kind(run)):
                     continue  # their KL is 0 by definition
                 for label, value in values.items():
                     points = [(line["step"], value(line)) for line in log if value(line) is not None]
@@ -36,13 +40,15 @@ def section(results: Results) -> Section:
                     if points:
                         lines.append({"name": f"{run['recipe']}: {label}" if label else run["recipe"], "x": x, "y": y})
             if lines:
-                drawing = figures.curves(f"{objective(kind)}: {title}", lines)
+                smoothing = 1 if log_of == results.evaluations else 9
+                drawing = figures.curves(f"{objective(kind)}: {title}", lines, smoothing=smoothing)
                 caption = f"{objective(kind)} on {base}, {dataset}: {title}."
-                drawn.append(Figure.of(f"training-{base}-{dataset}-{kind}-{title.split()[0]}", drawing, caption))
+                drawn.append(Figure.of(f"training-{base}-{dataset}-{kind}-{name}", drawing, caption))
         if drawn:
             blocks.append(Figures(drawn))
     lead = Text(
-        "Training metrics by step, smoothed over nine logging steps. Lines of one colour are the seeds of a recipe."
+        "Metrics by step, those of training smoothed over nine logging steps. Lines of one colour are the seeds of a "
+        "recipe."
     )
     found = [lead, *blocks] if blocks else [Missing("No run of the main experiment has a training log yet.")]
     return Section("training", "Training", found)
