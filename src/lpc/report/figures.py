@@ -153,15 +153,8 @@ def curves(title: str, lines: list[dict], *, smoothing: int = 9) -> Figure:
             colour, dash = look[line["name"]]
             label = None if line["name"] in shown else line["name"]
             shown.add(line["name"])
-            axes.plot(
-                line["x"],
-                smooth(line["y"], smoothing),
-                color=colour,
-                linestyle=dash,
-                linewidth=1.5,
-                label=label,
-                alpha=0.9,
-            )
+            y = smooth(line["y"], smoothing)
+            axes.plot(line["x"], y, color=colour, linestyle=dash, linewidth=1.5, label=label, alpha=0.9)
         axes.set_title(title)
         axes.set_xlabel("step")
         fig.legend(loc="outside lower left", ncols=2 if max(map(len, names)) < 16 else 1, fontsize=8)
