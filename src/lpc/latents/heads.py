@@ -1,9 +1,9 @@
 """A mixture of K heads in place of K codes: the baseline of EM-DPO (arXiv 2510.15716), with one backbone for all.
 
 Head k adds e_k + U_k D_k ĥ to a hidden state h, where ĥ is h over its root mean square. So its logits are
-W h + W e_k + W U_k D_k ĥ, and what it adds depends on the token. The loss is that of `exact`. Its gradient weighs each
-head by its responsibility, as the M-step of EM does after the E-step. There is no fast path: every head is a product
-with W of its own, in which bfloat16 rounds h and what is added to one number.
+W h + W e_k + W U_k D_k ĥ, and what it adds depends on the token. The loss is that of `exact`. Its gradient weighs
+the heads by their responsibilities, as EM does. Each head takes its own product with W. In bfloat16, the sum of h and
+the added vector is rounded before this product.
 """
 
 from __future__ import annotations

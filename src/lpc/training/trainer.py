@@ -420,11 +420,13 @@ def squared_sizes(step: LatentStep, h_x: Tensor, covariance: Tensor) -> dict[str
     coordinates, and `z_variance` and `h_variance`, that of the logits they add, over the vocabulary
     (`LatentPolicy.logit_covariance`).
 
-    Where the latent is `marginal`, z is each code, and its square their mean by the prior. Of a head it is the part
-    that no hidden state changes.
+    Where the latent is `marginal`, z is each code, and its square their mean by the prior. Where a code is a head
+    (`lpc.latents.heads`), z is its vector e_k alone.
     """
     squares = {}
-    z = step.z if step.codes is None else step.codes if step.codes.dim() == 2 else step.codes[:, 0]
+    z = step.z if step.codes is None else step.codes
+    if z.dim() == 3:
+        z = z[:, 0]
     for name, vectors in (("z", z), ("h", h_x.float())):
         measures = {"square": vectors.square().mean(-1), "variance": ((vectors @ covariance) * vectors).sum(-1)}
         for measure, value in measures.items():

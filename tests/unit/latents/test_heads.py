@@ -33,7 +33,7 @@ def test_it_starts_as_exact():
 @torch.no_grad()
 def test_a_forced_head_writes_by_its_own_logits():
     policy = make_policy(**SETTINGS, code_scale=1.0).eval()
-    prompts, plain = torch.tensor([[5, 6, 7, 8], [40, 41, 42, 43]]), []
+    prompts = torch.tensor([[5, 6, 7, 8], [40, 41, 42, 43]])
     output = policy.generate(prompts, code=2, max_new_tokens=10, do_sample=False, eos_token_id=None)
     head, changed = policy.latent.all_codes()[2], False
     for row in output.tolist():
@@ -41,7 +41,6 @@ def test_a_forced_head_writes_by_its_own_logits():
             hidden = policy.hidden(torch.tensor([row[:end]]))[0, -1]
             assert row[end] == int(policy.head(hidden + head_shift(head, hidden)).argmax())
             changed |= row[end] != int(policy.head(hidden + policy.latent.codebook[2]).argmax())
-            plain.append(int(policy.head(hidden).argmax()))
     assert changed  # the part that reads hidden states mattered
 
 
@@ -58,7 +57,6 @@ def test_log_probabilities_of_a_rule_are_those_of_its_weights(rule):
         weights[encoded.token_rows % 4, k, None] * head_shift(head, encoded.tokens)
         for k, head in enumerate(policy.latent.all_codes())
     )
-    logps = policy.token_logps(encoded.tokens, encoded.labels)
     logps = (policy.head(encoded.tokens + added)).log_softmax(-1).gather(1, encoded.labels[:, None]).squeeze(1)
     expected = torch.stack([logps[encoded.token_rows == row].sum() for row in range(8)])
     z = policy.prior_z(encoded.h_x, prompts)

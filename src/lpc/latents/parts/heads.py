@@ -1,4 +1,4 @@
-"""What one head of a mixture adds to hidden states (`lpc.latents.heads`)."""
+"""The vector that one head of a mixture adds to each hidden state (`lpc.latents.heads`)."""
 
 import torch
 from torch import Tensor

@@ -18,20 +18,21 @@ def section(results: Results) -> Section:
             groups[run["base"], run["dataset"], run["objective"]["name"]].append(run)
     loss, accuracy = {"": lambda line: line.get("loss")}, {"": lambda line: line.get("accuracy")}
     codes = {"KL(q ‖ p)": lambda line: line.get("kl"), "I(code; prompt)": code_information}
-    panels = {  # name of the figure, title, what of which log
-        "loss": ("loss", loss, results.training_log),
-        "accuracy": ("accuracy on training pairs", accuracy, results.training_log),
-        "codes": ("codes (nats)", codes, results.training_log),
-        "validation-loss": ("loss on validation pairs", loss, results.evaluations),
-        "validation-accuracy": ("accuracy on validation pairs", accuracy, results.evaluations),
+    panels = {  # name of the figure, title, values
+        "loss": ("loss", loss),
+        "accuracy": ("accuracy on training pairs", accuracy),
+        "codes": ("codes (nats)", codes),
+        "validation-loss": ("loss on validation pairs", loss),
+        "validation-accuracy": ("accuracy on validation pairs", accuracy),
     }
     blocks: list = []
     for (base, dataset, kind), runs in groups.items():
+        of_training, of_validation = ([log(run) for run in runs] for log in (results.training_log, results.evaluations))
         drawn = []
-        for name, (title, values, log_of) in panels.items():
+        for name, (title, values) in panels.items():
+            logs, smoothing = (of_validation, 1) if name.startswith("validation") else (of_training, 9)
             lines = []
-            for run in runs:
-                log = log_of(run)
+            for run, log in zip(runs, logs, strict=True):
                 if name == "codes" and not has_posterior(latent_kind(run)):
                     continue  # their KL is 0 by definition
                 for label, value in values.items():
@@ -40,7 +41,6 @@ def section(results: Results) -> Section:
                     if points:
                         lines.append({"name": f"{run['recipe']}: {label}" if label else run["recipe"], "x": x, "y": y})
             if lines:
-                smoothing = 1 if log_of == results.evaluations else 9
                 drawing = figures.curves(f"{objective(kind)}: {title}", lines, smoothing=smoothing)
                 caption = f"{objective(kind)} on {base}, {dataset}: {title}."
                 drawn.append(Figure.of(f"training-{base}-{dataset}-{kind}-{name}", drawing, caption))
