@@ -12,7 +12,7 @@ from torch.nn.attention import flex_attention, varlen
 
 from lpc.cli import UserError
 from lpc.data.tokens import MODEL_INPUTS, collate, tokenize_pairs
-from lpc.model.attention import LAYOUTS
+from lpc.model.attention import LAYOUTS, sdpa
 from lpc.model.policy import LatentPolicy
 
 CPU = torch.device("cpu")
@@ -87,6 +87,19 @@ def test_one_call_is_the_loop(flex_with_gradients, name, groups, softcap, window
     gradients = [torch.autograd.grad((output * weights).sum(), inputs) for output in (expected, found)]
     for actual, wanted in zip(gradients[1], gradients[0], strict=True):
         torch.testing.assert_close(actual, wanted)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_attention_in_bfloat16_on_a_cpu_rounds_its_output_alone(autocast):
+    inputs = [torch.randn(1, heads, 9, 16).bfloat16().requires_grad_() for heads in (4, 2, 2)]
+    options = {"mask": None, "causal": True, "dropout": 0.0, "scale": None, "softcap": None}
+    query = inputs[0].float() if autocast else inputs[0]  # as after a norm of queries
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = sdpa(query, *inputs[1:], **options)
+    expected = sdpa(*(tensor.float() for tensor in inputs), **options).bfloat16()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    gradients = [torch.autograd.grad(output.float().square().sum(), inputs) for output in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["varlen", "flex"])
