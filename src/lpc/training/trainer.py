@@ -193,19 +193,33 @@ class PreferenceTrainer(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
         micro_batches, loss = inputs if isinstance(inputs, list) else [inputs], 0.0
-        for number, micro_batch in enumerate(micro_batches, 1):
-            # Gradients are reduced over the processes once, and each may have another number of micro-batches.
-            last = number == len(micro_batches)
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                loss = loss + super().training_step(model, micro_batch, num_items_in_batch)
+        latent = self.policy.latent
+        alone = latent is not None and self.state.global_step < latent.settings.latent_first * self.state.max_steps
+        with self._frozen_backbone() if alone and self.args.world_size == 1 else contextlib.nullcontext():
+            for number, micro_batch in enumerate(micro_batches, 1):
+                # Gradients are reduced over the processes once, and each may have another number of micro-batches.
+                last = number == len(micro_batches)
+                with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                    loss = loss + super().training_step(model, micro_batch, num_items_in_batch)
         if self.check_gradients:
             self.check_gradients = False
             self._check_posterior()
-        latent = self.policy.latent
-        if latent is not None and self.state.global_step < latent.settings.latent_first * self.state.max_steps:
+        if alone:
             # No gradient, not one of 0: the optimizer passes these weights over and keeps no moments of them.
             self.policy.backbone.zero_grad(set_to_none=True)
         return loss
+
+    @contextlib.contextmanager
+    def _frozen_backbone(self):
+        """Save the backward pass through the backbone. Not on several processes: their wrappers wait for gradients."""
+        waiting = [parameter for parameter in self.policy.backbone.parameters() if parameter.requires_grad]
+        for parameter in waiting:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in waiting:
+                parameter.requires_grad_(True)
 
     def _check_posterior(self) -> None:
         """A posterior without gradient is cut off from the graph: the run would train without its latent."""

@@ -1,5 +1,6 @@
 """The trainer: the loss and its checks, what is logged, and that neither micro-batches nor checkpointing change it."""
 
+import contextlib
 import copy
 import importlib.util
 import sys
@@ -15,7 +16,7 @@ from lpc.cli import UserError
 from lpc.latents.base import LatentStep
 from lpc.model.policy import LatentPolicy
 from lpc.training.checkpoints import Checkpointing
-from lpc.training.trainer import squared_sizes
+from lpc.training.trainer import PreferenceTrainer, squared_sizes
 
 spec = importlib.util.spec_from_file_location("first_batch", Path(__file__).parents[3] / "benchmarks/first_batch.py")
 first_batch = importlib.util.module_from_spec(spec)
@@ -65,6 +66,25 @@ def test_the_backbone_waits_for_the_latent(tmp_path, monkeypatch, kind):
     _, lines = run(tmp_path, latent=latent, weight_decay=0.1)
     assert moved == [(False, 0, True)] * 3 + [(True, 1, True)] * 3
     assert lines[0]["grad_norm"] < 0.5 * lines[3]["grad_norm"]
+
+
+def test_no_backward_pass_through_a_backbone_that_waits(tmp_path, monkeypatch):
+    latent = LATENT | {"latent_first": 0.5}
+    with monkeypatch.context() as patch:  # as on several processes
+        patch.setattr(PreferenceTrainer, "_frozen_backbone", contextlib.nullcontext)
+        _, expected = run(tmp_path / "with", latent=latent)
+    needed, count = [], PreferenceTrainer._count
+
+    def watch(self, *values):
+        needed.append(values[-2].requires_grad)  # h_x
+        count(self, *values)
+
+    monkeypatch.setattr(PreferenceTrainer, "_count", watch)
+    trainer, lines = run(tmp_path / "without", latent=latent)
+    assert needed == [False] * 6 + [True] * 6  # of two micro-batches a step
+    assert all(parameter.requires_grad for parameter in trainer.policy.backbone.parameters())
+    for line, other in zip(lines, expected, strict=True):
+        assert [line[name] for name in ("loss", "grad_norm")] == [other[name] for name in ("loss", "grad_norm")]
 
 
 def test_a_latent_alone_leaves_the_base_as_it_was(tmp_path):
