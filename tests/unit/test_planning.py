@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lpc import latents
 from lpc.data.tokens import MODEL_INPUTS, collate
+from lpc.model import attention
 from lpc.model.logps import CHUNK_LOGITS
 from lpc.model.policy import LatentPolicy
 from lpc.objectives import parse
@@ -90,8 +91,9 @@ def step_on_fake_tensors(layers: int, checkpointing: bool) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("layers,checkpointing", [(1, False), (2, True)])
-def test_formulas_give_the_bytes_of_a_step(layers, checkpointing):
+def test_formulas_give_the_bytes_of_a_step(layers, checkpointing, monkeypatch):
     """What stays is exact, and activations are within 2 %: they leave out the rotary embedding and the latent."""
+    monkeypatch.setattr(attention, "sdpa", attention.sdpa_in_own_type)  # as on a GPU; a CPU's saves more
     found = step_on_fake_tensors(layers, checkpointing)
     shape = planning.Shape("", layers, *(getattr(SHAPE, name) for name in ("hidden", "intermediate", "heads")), 8)
     for name, expected in planning.states(shape.parameters + shape.latent()).items():

@@ -33,11 +33,17 @@ def sdpa(
 ) -> Tensor:
     """Return PyTorch's attention [B, H, N, D] of query [B, H, N, D], key and value [B, H_kv, M, D]; softcap c makes
     scores c·tanh(score / c)."""
+    options = {"causal": causal, "dropout": dropout, "scale": scale, "softcap": softcap}
     if query.device.type == "cpu" and (value.dtype.itemsize < 4 or torch.is_autocast_enabled("cpu")):
         # The backward pass of PyTorch's kernel for CPUs takes two to three times as long in bfloat16 as in float32.
         wide = (tensor.float() for tensor in (query, key, value))
         with torch.autocast("cpu", enabled=False):
-            return sdpa(*wide, mask, causal=causal, dropout=dropout, scale=scale, softcap=softcap).to(value.dtype)
+            return sdpa_in_own_type(*wide, mask, **options).to(value.dtype)
+    return sdpa_in_own_type(query, key, value, mask, **options)
+
+
+def sdpa_in_own_type(query, key, value, mask, *, causal, dropout, scale, softcap) -> Tensor:
+    """Return what `sdpa` returns, computed in the type of its inputs, or in autocast's."""
     attend = F.scaled_dot_product_attention if softcap is None else partial(_softcapped, softcap=softcap)
     options = {"dropout_p": dropout, "scale": scale, "attn_mask": mask, "is_causal": causal}
     groups = query.shape[1] // key.shape[1]
