@@ -211,7 +211,7 @@ class PreferenceTrainer(Trainer):
 
     @contextlib.contextmanager
     def _frozen_backbone(self):
-        """Save the backward pass through the backbone. Not on several processes: their wrappers wait for gradients."""
+        """Skip the backward pass through the backbone. Not on several processes: their wrappers wait for gradients."""
         waiting = [parameter for parameter in self.policy.backbone.parameters() if parameter.requires_grad]
         for parameter in waiting:
             parameter.requires_grad_(False)
@@ -434,8 +434,8 @@ def squared_sizes(step: LatentStep, h_x: Tensor, covariance: Tensor) -> dict[str
     coordinates, and `z_variance` and `h_variance`, that of the logits they add, over the vocabulary
     (`LatentPolicy.logit_covariance`).
 
-    Where the latent is `marginal`, z is each code, and its square their mean by the prior. Where a code is a head
-    (`lpc.latents.heads`), z is its vector e_k alone.
+    A `marginal` latent has no single z: the squares of its codes are averaged with the prior's weights. A head
+    (`lpc.latents.heads`) counts with its vector e_k alone.
     """
     squares = {}
     z = step.z if step.codes is None else step.codes
