@@ -50,9 +50,10 @@ OURS = ["lpc dpo", "lpc dpo latent", "lpc simpo", "lpc simpo latent", "lpc dpo e
 CASES = ["trl dpo", "trl simpo", *OURS]
 DEFAULT = ["trl dpo", "lpc dpo", "lpc dpo latent", "trl simpo", "lpc simpo", "lpc simpo latent"]
 # One means taken away or added: our jobs' environment variables for TRL and not for us, logits of all tokens at once,
-# bfloat16 autocast, torch.compile of the decoder layers, four times as many pairs.
+# bfloat16 autocast, with it adapters of the last third of the layers, torch.compile of the decoder layers, four times
+# as many pairs.
 MEANS = ["trl dpo variables", "lpc dpo no-variables"]
-MEANS += ["lpc dpo full-logits", "lpc dpo bfloat16", "lpc dpo compile", "lpc dpo fourfold"]
+MEANS += ["lpc dpo full-logits", "lpc dpo bfloat16", "lpc dpo adapters", "lpc dpo compile", "lpc dpo fourfold"]
 SHAPES = {
     "tiny": {"hidden": 32, "layers": 2, "intermediate": 64, "heads": 4, "key_value_heads": 2},
     "small": {"hidden": 256, "layers": 4, "intermediate": 1024, "heads": 8, "key_value_heads": 4},
@@ -76,6 +77,7 @@ RATIOS = [
     ("exact, 64 codes, against our own plain DPO", "lpc dpo exact64", "lpc dpo"),
     ("chunked against full logits", "lpc dpo", "lpc dpo full-logits"),
     ("bfloat16 autocast against float32", "lpc dpo bfloat16", "lpc dpo"),
+    ("adapters of the last third of the layers, in bfloat16", "lpc dpo adapters", "lpc dpo bfloat16"),
     ("torch.compile against none", "lpc dpo compile", "lpc dpo"),
     ("a step among four times as many pairs", "lpc dpo fourfold", "lpc dpo"),
 ]
@@ -275,15 +277,16 @@ def prepare_ours(args, model, ids, objective: str, option: str, folder: Path, gp
     import numpy as np
 
     from lpc import latents, objectives
-    from lpc.config.models import Training
+    from lpc.config.models import Lora, Training
     from lpc.data.tokens import PairTokens
     from lpc.model.policy import LatentPolicy
     from lpc.reference import reference_logps
+    from lpc.training.adapters import add_adapters
     from lpc.training.train import train
 
     count = len(ids)
     pairs = PairTokens(np.arange(count), *([row[side] for row in ids] for side in range(3)), 0)
-    precision = "bfloat16" if gpu or option == "bfloat16" else "float32"
+    precision = "bfloat16" if gpu or option in ("bfloat16", "adapters") else "float32"
     policy = LatentPolicy(model)
     pairs.reference, _ = reference_logps(
         policy.eval(), pairs, np.zeros(count, bool), batch_size=args.pairs, precision=precision
@@ -295,6 +298,8 @@ def prepare_ours(args, model, ids, objective: str, option: str, folder: Path, gp
     if option == "compile":
         for layer in model.model.layers:
             layer.compile()
+    if option == "adapters":
+        add_adapters(policy, Lora(last_layers=model.config.num_hidden_layers // 3 or 1), seed=0)
     if option in LATENTS:
         policy.latent = latents.build(latents.parse(LATENTS[option]), model.config.hidden_size, 0)
         policy.latent.rescale(policy.logit_unit())

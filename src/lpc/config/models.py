@@ -176,6 +176,12 @@ class Lora(Section):
     target_modules: Literal["all-linear"] | Annotated[list[Text], Field(min_length=1), Unique()] = key(
         "all-linear", "`all-linear`: all linear layers but the head; or names, such as `[q_proj, v_proj]`"
     )
+    last_layers: Integer | None = key(
+        None,
+        "decoder layers, counted from the head, that get adapters, so that the backward pass ends there; null: all",
+        ge=1,
+        added=True,
+    )
 
 
 LOW_WEIGHTS = ("adamw_split", "adamw_8bit_bfloat16")

@@ -34,6 +34,8 @@ def add_adapters(policy: LatentPolicy, lora: Lora, seed: int) -> Callable[[], ob
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
+        # By name: peft's own `layers_to_transform` does not go with "all-linear".
+        exclude_modules=_before(backbone, lora.last_layers),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -49,6 +51,19 @@ def add_adapters(policy: LatentPolicy, lora: Lora, seed: int) -> Callable[[], ob
                 "name layers between them"
             )
     return lambda: _merge(backbone, tuner)
+
+
+def _before(backbone: nn.Module, last_layers: int | None) -> list[str]:
+    """Return the names of all modules in decoder layers before the last ones; None: there are no such layers."""
+    if last_layers is None:
+        return []
+    count = backbone.config.get_text_config().num_hidden_layers
+    if last_layers > count:
+        raise UserError(f"training.lora.last_layers: {last_layers}, but the base has {count} layers; lower it")
+    modules = dict(backbone.named_modules())
+    name = next(name for name, part in modules.items() if isinstance(part, nn.ModuleList) and len(part) == count)
+    first = tuple(f"{name}.{number}." for number in range(count - last_layers))
+    return [module for module in modules if module.startswith(first)]
 
 
 @torch.no_grad()

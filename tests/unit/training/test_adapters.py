@@ -64,6 +64,28 @@ def test_the_first_loss_is_the_plain_ones_and_adapters_alone_learn(tmp_path, lat
 
 
 @needs_peft
+def test_the_last_layers_alone_get_adapters_and_a_backward_pass(tmp_path):
+    policy = LatentPolicy(make_base())
+    first, last = policy.decoder.layers
+    asked = []
+    first.register_forward_hook(lambda layer, inputs, output: asked.append(output.requires_grad))
+    merge = add_adapters(policy, Lora(rank=4, last_layers=1), seed=0)
+    assert not any("lora_" in name for name, _ in first.named_parameters())
+    assert sum("lora_A" in name for name, _ in last.named_parameters()) == 7, "q, k, v, o, gate, up, down"
+    _, lines = run(tmp_path, latent=LATENT, policy=policy, learning_rate=1e-2)
+    assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
+    assert asked and not any(asked)
+    merge()
+    assert policy.backbone.state_dict().keys() == make_base().state_dict().keys()
+
+
+@needs_peft
+def test_more_last_layers_than_there_are_is_refused():
+    with pytest.raises(UserError, match=r"last_layers: 3, but the base has 2 layers; lower it"):
+        add_adapters(LatentPolicy(make_base()), Lora(last_layers=3), seed=0)
+
+
+@needs_peft
 @needs_bitsandbytes
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_adapters_over_4_bits_train_as_over_the_whole_weights(tmp_path, precision):
