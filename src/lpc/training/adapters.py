@@ -25,8 +25,8 @@ def add_adapters(policy: LatentPolicy, lora: Lora, seed: int) -> Callable[[], ob
     """Freeze the backbone, add adapters that change nothing yet, and return the function that merges them.
 
     A merged backbone has its former modules and names, and whole weights where they were held in 4 bits. `seed` draws
-    the adapters' weights. Raises UserError where peft is missing, no module has one of the names, or one has that the
-    latent or the saved weights could not follow.
+    the adapters' weights. Raises UserError where peft is missing, the base has too few layers, no module has one of the
+    names, or one has that the latent or the saved weights could not follow.
     """
     peft, backbone, targets = load_peft(), policy.backbone, lora.target_modules
     config = peft.LoraConfig(
@@ -35,7 +35,7 @@ def add_adapters(policy: LatentPolicy, lora: Lora, seed: int) -> Callable[[], ob
         lora_dropout=lora.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         # By name: peft's own `layers_to_transform` does not go with "all-linear".
-        exclude_modules=_before(backbone, lora.last_layers),
+        exclude_modules=_modules_before(backbone, lora.last_layers),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -53,7 +53,7 @@ def add_adapters(policy: LatentPolicy, lora: Lora, seed: int) -> Callable[[], ob
     return lambda: _merge(backbone, tuner)
 
 
-def _before(backbone: nn.Module, last_layers: int | None) -> list[str]:
+def _modules_before(backbone: nn.Module, last_layers: int | None) -> list[str]:
     """Return the names of all modules in decoder layers before the last ones; None: there are no such layers."""
     if last_layers is None:
         return []
