@@ -35,7 +35,7 @@ def add_adapters(policy: LatentPolicy, lora: Lora, seed: int) -> Callable[[], ob
         lora_dropout=lora.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         # By name: peft's own `layers_to_transform` does not go with "all-linear".
-        exclude_modules=_modules_before(backbone, lora.last_layers),
+        exclude_modules=lora.last_layers and _modules_before(backbone, lora.last_layers),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -53,10 +53,8 @@ def add_adapters(policy: LatentPolicy, lora: Lora, seed: int) -> Callable[[], ob
     return lambda: _merge(backbone, tuner)
 
 
-def _modules_before(backbone: nn.Module, last_layers: int | None) -> list[str]:
-    """Return the names of all modules in decoder layers before the last ones; None: there are no such layers."""
-    if last_layers is None:
-        return []
+def _modules_before(backbone: nn.Module, last_layers: int) -> list[str]:
+    """Return the names of the modules of all decoder layers but the last `last_layers`."""
     count = backbone.config.get_text_config().num_hidden_layers
     if last_layers > count:
         raise UserError(f"training.lora.last_layers: {last_layers}, but the base has {count} layers; lower it")
