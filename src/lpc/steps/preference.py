@@ -1,5 +1,6 @@
 """Preference accuracy of a run on test pairs, with z from the prior, and per-pair rewards."""
 
+import numpy as np
 import pyarrow as pa
 
 from lpc import cli
@@ -64,6 +65,7 @@ def summarise(rows: pa.Table, rewards: dict, dropped: int) -> dict:
     """Return the measures of one split; `accuracy_…` but `accuracy_log_ratio` are diagnostics of the latent, never
     results."""
     chosen, rejected = rewards["chosen_reward"], rewards["rejected_reward"]
+    lengths = [pa.compute.utf8_length(rows[side]).to_numpy() for side in ("chosen", "rejected")]
     summary = {
         "n": len(rows),
         "prompts": len(set(rows["prompt_id"].to_pylist())),
@@ -71,9 +73,8 @@ def summarise(rows: pa.Table, rewards: dict, dropped: int) -> dict:
         "ties": int((chosen == rejected).sum()),
         "mean_margin": float((chosen - rejected).mean()),
         # A trivial rule on the same pairs, in characters of the completions.
-        "longer_accuracy": accuracy(
-            *(pa.compute.utf8_length(rows[side]).to_numpy() for side in ("chosen", "rejected"))
-        ),
+        "longer_accuracy": accuracy(*lengths),
+        "prefers_longer": prefers_longer(outcomes(chosen, rejected), outcomes(*lengths)),
     }
     for name in rewards:
         if name.startswith("chosen_reward"):
@@ -82,6 +83,16 @@ def summarise(rows: pa.Table, rewards: dict, dropped: int) -> dict:
                 continue  # see `by_inference`
             summary["accuracy" + variant] = accuracy(rewards[name], rewards["rejected_reward" + variant])
     return summary
+
+
+def prefers_longer(outcome: np.ndarray, longer: np.ndarray) -> float | None:
+    """Return the share of pairs whose longer completion has the higher reward; None where all lengths are equal.
+
+    outcome, longer: [N], 1, ½ or 0 where the chosen completion has the higher reward, and where it is the longer one.
+    """
+    unequal = longer != 0.5
+    agrees = np.where(longer == 1, outcome, 1 - outcome)[unequal]
+    return float(agrees.mean()) if len(agrees) else None
 
 
 def by_inference(rewards: dict, default: str, rules: tuple[str, ...]) -> dict:

@@ -1,5 +1,6 @@
 """The step preference: accuracies on validation and test pairs, and what is kept of each."""
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -65,6 +66,21 @@ def test_rewards_are_kept_of_test_pairs_alone(scored):
     outcome = outcomes(rewards["chosen_reward"], rewards["rejected_reward"])
     assert summary["accuracy"] == pytest.approx(outcome.mean()) and summary["n"] == 20
     assert "inference" not in summary and "accuracy_log_ratio" not in summary
+
+
+def test_how_often_the_longer_completion_has_the_higher_reward(scored):
+    """Pairs of one length say nothing, and a tie of rewards counts one half."""
+    outcome, longer = np.array([1.0, 0.0, 0.5, 1.0, 1.0]), np.array([1.0, 0.0, 1.0, 0.5, 0.0])
+    assert step.prefers_longer(outcome, longer) == pytest.approx((1 + 1 + 0.5 + 0) / 4)
+    assert step.prefers_longer(np.ones(2), np.full(2, 0.5)) is None
+    pairs, rewards, summary = scored
+    characters = {row["pair_id"]: len(row["chosen"]) - len(row["rejected"]) for row in pairs.to_pylist()}
+    agrees = [
+        (row["chosen_reward"] > row["rejected_reward"]) == (characters[row["pair_id"]] > 0)
+        for row in rewards.to_pylist()
+        if characters[row["pair_id"]]
+    ]
+    assert summary["prefers_longer"] == pytest.approx(np.mean(agrees))
 
 
 def test_pairs_for_testing_alone(tmp_path):

@@ -235,6 +235,7 @@ def write_preference(folder: Path, skill: float, latent: str | None, generator) 
         "ties": 1,
         "validation": validation,
         "longer_accuracy": 0.56,
+        "prefers_longer": 0.61,
         "dropped": 0,
         "mean_margin": 0.4,
         **accuracy,

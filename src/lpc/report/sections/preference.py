@@ -53,6 +53,11 @@ def section(results: Results) -> Section:
             lambda row: cell(percent(row["longer_accuracy"])),
             "always preferring the longer completion",
         ),
+        Column(
+            "prefers longer %",
+            lambda row: cell(percent(row["prefers_longer"])),
+            "how often this run gives the longer completion the higher reward",
+        ),
         number_column("pairs", "n"),
         number_column("ties"),
         number_column("dropped", hint="pairs that tokenisation could not keep"),

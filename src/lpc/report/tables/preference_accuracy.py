@@ -16,6 +16,7 @@ COLUMNS = {
         "accuracy of the log-ratio to the reference (equation 4), where the objective's own reward has no reference"
     ),
     "longer_accuracy": "accuracy of always preferring the longer completion",
+    "prefers_longer": "share of pairs of unequal length in which the longer completion has the higher reward",
     "ties": "pairs with equal rewards",
     "dropped": "pairs that tokenisation could not keep",
     "mean_margin": "mean reward of chosen minus rejected completions",
