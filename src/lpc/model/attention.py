@@ -35,7 +35,7 @@ def sdpa(
     scores c·tanh(score / c)."""
     options = {"causal": causal, "dropout": dropout, "scale": scale, "softcap": softcap}
     if query.device.type == "cpu" and (value.dtype.itemsize < 4 or torch.is_autocast_enabled("cpu")):
-        # The backward pass of PyTorch's kernel for CPUs takes two to three times as long in bfloat16 as in float32.
+        # The backward pass of PyTorch's kernel for CPUs is slower in bfloat16 than in float32.
         wide = (tensor.float() for tensor in (query, key, value))
         with torch.autocast("cpu", enabled=False):
             return sdpa_in_own_type(*wide, mask, **options).to(value.dtype)
