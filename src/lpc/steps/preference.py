@@ -74,14 +74,16 @@ def summarise(rows: pa.Table, rewards: dict, dropped: int) -> dict:
         "mean_margin": float((chosen - rejected).mean()),
         # A trivial rule on the same pairs, in characters of the completions.
         "longer_accuracy": accuracy(*lengths),
-        "prefers_longer": prefers_longer(outcomes(chosen, rejected), outcomes(*lengths)),
     }
     for name in rewards:
         if name.startswith("chosen_reward"):
             variant = name.removeprefix("chosen_reward")
             if variant.startswith("_by_"):
                 continue  # see `by_inference`
-            summary["accuracy" + variant] = accuracy(rewards[name], rewards["rejected_reward" + variant])
+            of_variant = rewards[name], rewards["rejected_reward" + variant]
+            summary["accuracy" + variant] = accuracy(*of_variant)
+            if variant in ("", "_zero"):
+                summary["prefers_longer" + variant] = prefers_longer(outcomes(*of_variant), outcomes(*lengths))
     return summary
 
 

@@ -74,13 +74,16 @@ def test_how_often_the_longer_completion_has_the_higher_reward(scored):
     assert step.prefers_longer(outcome, longer) == pytest.approx((1 + 1 + 0.5 + 0) / 4)
     assert step.prefers_longer(np.ones(2), np.full(2, 0.5)) is None
     pairs, rewards, summary = scored
+    assert summary["prefers_longer"] == pytest.approx(longer_preferred(pairs, rewards))
+    assert "prefers_longer_zero" not in summary
+
+
+def longer_preferred(pairs, rewards, variant=""):
+    """The same share, pair by pair, of rewards without ties."""
     characters = {row["pair_id"]: len(row["chosen"]) - len(row["rejected"]) for row in pairs.to_pylist()}
-    agrees = [
-        (row["chosen_reward"] > row["rejected_reward"]) == (characters[row["pair_id"]] > 0)
-        for row in rewards.to_pylist()
-        if characters[row["pair_id"]]
-    ]
-    assert summary["prefers_longer"] == pytest.approx(np.mean(agrees))
+    unequal = [row for row in rewards.to_pylist() if characters[row["pair_id"]]]
+    chosen, rejected = f"chosen_reward{variant}", f"rejected_reward{variant}"
+    return np.mean([(row[chosen] > row[rejected]) == (characters[row["pair_id"]] > 0) for row in unequal])
 
 
 def test_pairs_for_testing_alone(tmp_path):
@@ -106,3 +109,4 @@ def test_accuracy_by_inference_and_by_equation_4(tmp_path):
     decided = longer[longer != 0.5].sum()
     assert decided <= summary["accuracy_log_ratio"] * 20 <= decided + (longer == 0.5).sum()
     assert summary["accuracy_log_ratio"] != summary["accuracy"]
+    assert summary["prefers_longer_zero"] == pytest.approx(longer_preferred(pairs, rewards, "_zero"))

@@ -236,6 +236,7 @@ def write_preference(folder: Path, skill: float, latent: str | None, generator) 
         "validation": validation,
         "longer_accuracy": 0.56,
         "prefers_longer": 0.61,
+        **({"prefers_longer_zero": 0.52} if latent else {}),
         "dropped": 0,
         "mean_margin": 0.4,
         **accuracy,

@@ -17,6 +17,7 @@ COLUMNS = {
     ),
     "longer_accuracy": "accuracy of always preferring the longer completion",
     "prefers_longer": "share of pairs of unequal length in which the longer completion has the higher reward",
+    "prefers_longer_zero": "the same with z = 0",
     "ties": "pairs with equal rewards",
     "dropped": "pairs that tokenisation could not keep",
     "mean_margin": "mean reward of chosen minus rejected completions",
