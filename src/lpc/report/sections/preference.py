@@ -58,6 +58,11 @@ def section(results: Results) -> Section:
             lambda row: cell(percent(row["prefers_longer"])),
             "how often this run gives the longer completion the higher reward",
         ),
+        Column(
+            "the same, z = 0",
+            lambda row: cell(percent(row["prefers_longer_zero"])),
+            "far above the column before: the codes prefer short completions",
+        ),
         number_column("pairs", "n"),
         number_column("ties"),
         number_column("dropped", hint="pairs that tokenisation could not keep"),
