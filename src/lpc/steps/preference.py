@@ -65,7 +65,7 @@ def summarise(rows: pa.Table, rewards: dict, dropped: int) -> dict:
     """Return the measures of one split; `accuracy_…` but `accuracy_log_ratio` are diagnostics of the latent, never
     results."""
     chosen, rejected = rewards["chosen_reward"], rewards["rejected_reward"]
-    lengths = [pa.compute.utf8_length(rows[side]).to_numpy() for side in ("chosen", "rejected")]
+    longer = outcomes(*(pa.compute.utf8_length(rows[side]) for side in ("chosen", "rejected")))
     summary = {
         "n": len(rows),
         "prompts": len(set(rows["prompt_id"].to_pylist())),
@@ -73,7 +73,7 @@ def summarise(rows: pa.Table, rewards: dict, dropped: int) -> dict:
         "ties": int((chosen == rejected).sum()),
         "mean_margin": float((chosen - rejected).mean()),
         # A trivial rule on the same pairs, in characters of the completions.
-        "longer_accuracy": accuracy(*lengths),
+        "longer_accuracy": float(longer.mean()),
     }
     for name in rewards:
         if name.startswith("chosen_reward"):
@@ -83,7 +83,7 @@ def summarise(rows: pa.Table, rewards: dict, dropped: int) -> dict:
             of_variant = rewards[name], rewards["rejected_reward" + variant]
             summary["accuracy" + variant] = accuracy(*of_variant)
             if variant in ("", "_zero"):
-                summary["prefers_longer" + variant] = prefers_longer(outcomes(*of_variant), outcomes(*lengths))
+                summary["prefers_longer" + variant] = prefers_longer(outcomes(*of_variant), longer)
     return summary
 
 

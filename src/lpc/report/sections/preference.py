@@ -61,7 +61,7 @@ def section(results: Results) -> Section:
         Column(
             "the same, z = 0",
             lambda row: cell(percent(row["prefers_longer_zero"])),
-            "far above the column before: the codes prefer short completions",
+            "far above the column before it: z makes the run prefer short completions",
         ),
         number_column("pairs", "n"),
         number_column("ties"),
