@@ -50,10 +50,10 @@ OURS = ["lpc dpo", "lpc dpo latent", "lpc simpo", "lpc simpo latent", "lpc dpo e
 CASES = ["trl dpo", "trl simpo", *OURS]
 DEFAULT = ["trl dpo", "lpc dpo", "lpc dpo latent", "trl simpo", "lpc simpo", "lpc simpo latent"]
 # One means taken away or added: our jobs' environment variables for TRL and not for us, logits of all tokens at once,
-# bfloat16 autocast, with it adapters of the last third of the layers, torch.compile of the decoder layers, four times
-# as many pairs.
-MEANS = ["trl dpo variables", "lpc dpo no-variables"]
-MEANS += ["lpc dpo full-logits", "lpc dpo bfloat16", "lpc dpo adapters", "lpc dpo compile", "lpc dpo fourfold"]
+# gated MLPs that keep all, bfloat16 autocast, with it adapters of the last third of the layers, torch.compile of the
+# decoder layers, four times as many pairs.
+MEANS = ["trl dpo variables", "lpc dpo no-variables", "lpc dpo full-logits", "lpc dpo kept-gates"]
+MEANS += ["lpc dpo bfloat16", "lpc dpo adapters", "lpc dpo compile", "lpc dpo fourfold"]
 SHAPES = {
     "tiny": {"hidden": 32, "layers": 2, "intermediate": 64, "heads": 4, "key_value_heads": 2},
     "small": {"hidden": 256, "layers": 4, "intermediate": 1024, "heads": 8, "key_value_heads": 4},
@@ -76,6 +76,7 @@ RATIOS = [
     ("exact, 8 codes, against our own plain DPO", "lpc dpo exact8", "lpc dpo"),
     ("exact, 64 codes, against our own plain DPO", "lpc dpo exact64", "lpc dpo"),
     ("chunked against full logits", "lpc dpo", "lpc dpo full-logits"),
+    ("gated MLPs that compute anew against those that keep all", "lpc dpo", "lpc dpo kept-gates"),
     ("bfloat16 autocast against float32", "lpc dpo bfloat16", "lpc dpo"),
     ("adapters of the last third of the layers, in bfloat16", "lpc dpo adapters", "lpc dpo bfloat16"),
     ("torch.compile against none", "lpc dpo compile", "lpc dpo"),
@@ -281,6 +282,7 @@ def prepare_ours(args, model, ids, objective: str, option: str, folder: Path, gp
     from lpc.data.tokens import PairTokens
     from lpc.model.policy import LatentPolicy
     from lpc.reference import reference_logps
+    from lpc.training import activations
     from lpc.training.adapters import add_adapters
     from lpc.training.train import train
 
@@ -295,6 +297,8 @@ def prepare_ours(args, model, ids, objective: str, option: str, folder: Path, gp
         policy.token_logps = lambda hidden, labels, z: (
             policy.head(hidden).log_softmax(-1).gather(-1, labels[:, None]).squeeze(-1)
         )
+    if option == "kept-gates":
+        activations.recompute_gates = lambda backbone: 0
     if option == "compile":
         for layer in model.model.layers:
             layer.compile()

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special  # scipy.stats would take a second longer to import
 
+from lpc.cli import UserError
+
 # Draws handled at once by the bootstrap: bounds its memory at this many rows of cluster counts.
 _CHUNK = 500
 
@@ -23,10 +25,16 @@ class Interval(NamedTuple):
 
 
 def outcomes(chosen_reward, rejected_reward) -> np.ndarray:
-    """Return 1 where the chosen completion has the higher reward, 1/2 at a tie, 0 elsewhere. Shapes [N], [N] -> [N]."""
+    """Return 1 where the chosen completion has the higher reward, 1/2 at a tie, 0 elsewhere. Shapes [N], [N] -> [N].
+
+    Raises UserError for a reward that is not finite.
+    """
     chosen, rejected = np.asarray(chosen_reward, np.float64), np.asarray(rejected_reward, np.float64)
-    if not (np.isfinite(chosen).all() and np.isfinite(rejected).all()):
-        raise ValueError("a reward is not finite")
+    if wrong := int((~(np.isfinite(chosen) & np.isfinite(rejected))).sum()):
+        raise UserError(
+            f"{wrong} of {chosen.size} pairs have a reward that is not finite; train the model with a lower "
+            "learning rate, or score it with `precision: float32`"
+        )
     return (chosen > rejected) + 0.5 * (chosen == rejected)
 
 

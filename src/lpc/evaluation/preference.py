@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from lpc.data.tokens import PairTokens
+from lpc.evaluation.intervals import outcomes
 from lpc.latents.parts.mixture import marginal_loss, mixture_rewards
 from lpc.model.policy import LatentPolicy
 from lpc.objectives.base import Objective
@@ -116,7 +117,7 @@ def _from_prior(policy: LatentPolicy, states: torch.Tensor, prompts: Sequence) -
 
 def accuracy(chosen: np.ndarray, rejected: np.ndarray) -> float:
     """Return the share of pairs with chosen above rejected; a tie counts one half."""
-    return float(np.mean((chosen > rejected) + 0.5 * (chosen == rejected)))
+    return float(outcomes(chosen, rejected).mean())
 
 
 @torch.no_grad()

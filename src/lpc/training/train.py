@@ -18,6 +18,7 @@ from lpc.config.models import LOW_WEIGHTS, Training
 from lpc.data.tokens import PairTokens, collate
 from lpc.model.policy import LatentPolicy
 from lpc.objectives.base import Objective
+from lpc.training.activations import recompute
 from lpc.training.checkpoints import Checkpointing, latest
 from lpc.training.micro_batches import MicroBatches
 from lpc.training.optimizers import load_torchao, restore_weights
@@ -200,8 +201,7 @@ def train(
     if usable < training.batch_size:
         raise UserError(f"{usable} {what}: fewer than training.batch_size ({training.batch_size})")
     policy._no_split_modules = policy.backbone._no_split_modules  # what FSDP wraps by itself: the decoder layers
-    if training.gradient_checkpointing:
-        policy.backbone.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    recompute(policy, layers=training.gradient_checkpointing)
     found = [str(latest(checkpoints) or "") if args.process_index == 0 else ""]
     if processes > 1:
         broadcast_object_list(found)

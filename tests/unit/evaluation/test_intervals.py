@@ -6,6 +6,7 @@ from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import DescrStatsW
 
+from lpc.cli import UserError
 from lpc.evaluation.intervals import accuracy_interval, mcnemar, outcomes, paired_bootstrap, t_interval
 
 
@@ -22,7 +23,7 @@ def test_outcomes_count_a_tie_as_half():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_outcomes_refuse_a_reward_that_is_no_number(bad):
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(UserError, match=r"^1 of 2 pairs .* not finite; train the model with a lower"):
         outcomes([bad, 0], [0, 0])
 
 

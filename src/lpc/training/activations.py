@@ -1,0 +1,78 @@
+"""Activations that a step computes anew in its backward pass, in place of keeping them."""
+
+import inspect
+from functools import cache
+from types import MethodType
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.activations import SiLUActivation
+
+from lpc.model.policy import LatentPolicy
+
+_GATED = "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"
+
+
+def recompute(policy: LatentPolicy, *, layers: bool) -> None:
+    """Compute anew, in the backward pass, whole decoder layers, or of their gated MLPs what costs no matrix product.
+
+    Both leave all gradients as they are. layers: what `training.gradient_checkpointing` asks for.
+    """
+    if layers:
+        policy.backbone.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        recompute_gates(policy.backbone)
+
+
+def recompute_gates(backbone: nn.Module) -> int:
+    """Keep two tensors [tokens, intermediate size] of each MLP down(silu(gate(x)) · up(x)) in place of four.
+
+    silu(gate(x)) and the product are computed anew. MLPs of another form stay as they are, and those whose `down_proj`
+    has adapters. Returns the number of MLPs that keep less.
+    """
+    gated = [module for module in backbone.modules() if _is_gated(module)]
+    for module in gated:
+        module.forward = MethodType(_forward, module)
+    return len(gated)
+
+
+def _is_gated(module: nn.Module) -> bool:
+    if type(getattr(module, "down_proj", None)) is not nn.Linear:
+        return False
+    return isinstance(getattr(module, "act_fn", None), SiLUActivation) and _computes_gated(type(module))
+
+
+@cache
+def _computes_gated(kind: type[nn.Module]) -> bool:
+    """Whether modules of a class compute `_GATED`, by its text: a sharded training has no weights yet to ask."""
+    try:
+        return _GATED in inspect.getsource(kind.forward)
+    except OSError:  # a class without a file: it keeps what it kept
+        return False
+
+
+def _forward(self: nn.Module, x: Tensor) -> Tensor:
+    return _Gated.apply(self.gate_proj(x), self.up_proj(x), self.down_proj.weight, self.down_proj.bias)
+
+
+class _Gated(torch.autograd.Function):
+    """down(silu(gate) · up), with the operations of autograd in its order, and in place where it makes new tensors."""
+
+    @staticmethod
+    def forward(ctx, gate: Tensor, up: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(gate, up, weight)
+        return functional.linear(functional.silu(gate).mul_(up), weight, bias)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        gate, up, weight = ctx.saved_tensors
+        rows, act = gradient.flatten(0, -2), functional.silu(gate)
+        of_weight = of_bias = None
+        if ctx.needs_input_grad[2]:
+            of_weight = ((act * up).flatten(0, -2).t() @ rows).t().to(weight.dtype)
+        if ctx.needs_input_grad[3]:
+            of_bias = rows.sum(0).to(weight.dtype)
+        of_product = gradient @ weight.to(gradient.dtype)
+        of_up = act.mul_(of_product)
+        return torch.ops.aten.silu_backward(of_product.mul_(up), gate), of_up, of_weight, of_bias
