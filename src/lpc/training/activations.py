@@ -17,7 +17,7 @@ _GATED = "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"
 def recompute(policy: LatentPolicy, *, layers: bool) -> None:
     """Compute anew, in the backward pass, whole decoder layers, or of their gated MLPs what costs no matrix product.
 
-    Both leave all gradients as they are. layers: what `training.gradient_checkpointing` asks for.
+    In float32, both leave all gradients as they are, bit for bit. layers: what `training.gradient_checkpointing` asks for.
     """
     if layers:
         policy.backbone.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
@@ -29,7 +29,7 @@ def recompute_gates(backbone: nn.Module) -> int:
     """Keep two tensors [tokens, intermediate size] of each MLP down(silu(gate(x)) · up(x)) in place of four.
 
     silu(gate(x)) and the product are computed anew. MLPs of another form stay as they are, and those whose `down_proj`
-    has adapters. Returns the number of MLPs that keep less.
+    has adapters; outside training, all do. Returns the number of MLPs that keep less.
     """
     gated = [module for module in backbone.modules() if _is_gated(module)]
     for module in gated:
@@ -53,6 +53,8 @@ def _computes_gated(kind: type[nn.Module]) -> bool:
 
 
 def _forward(self: nn.Module, x: Tensor) -> Tensor:
+    if not self.training or type(self.down_proj) is not nn.Linear:  # such as adapters that were added since
+        return type(self).forward(self, x)
     return _Gated.apply(self.gate_proj(x), self.up_proj(x), self.down_proj.weight, self.down_proj.bias)
 
 

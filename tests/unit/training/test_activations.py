@@ -15,6 +15,7 @@ IDS = torch.arange(1, 25)[None]
 
 def step(backbone) -> tuple[dict[str, torch.Tensor], int]:
     """Gradients of a loss, and the bytes that the forward pass keeps besides the weights."""
+    backbone.train()
     weights, kept = {p.untyped_storage()._cdata for p in backbone.parameters()}, {}
 
     def keep(tensor):
@@ -57,6 +58,14 @@ def test_mlps_of_another_form_and_with_adapters_stay_as_they_are():
     policy = LatentPolicy(make_backbone())
     add_adapters(policy, Lora(rank=2, last_layers=1), seed=0)
     assert recompute_gates(policy.backbone) == 1, "the layer without adapters alone"
+
+
+def test_adapters_that_are_added_afterwards_are_used():
+    policy = LatentPolicy(make_backbone())
+    recompute_gates(policy.backbone)
+    add_adapters(policy, Lora(rank=2), seed=0)
+    gradients, _ = step(policy.backbone)
+    assert all(gradients[name] is not None for name in gradients if "down_proj.lora_" in name)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
