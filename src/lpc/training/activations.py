@@ -17,7 +17,8 @@ _GATED = "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"
 def recompute(policy: LatentPolicy, *, layers: bool) -> None:
     """Compute anew, in the backward pass, whole decoder layers, or of their gated MLPs what costs no matrix product.
 
-    In float32, both leave all gradients as they are, bit for bit. layers: what `training.gradient_checkpointing` asks for.
+    In float32, both leave all gradients as they are, bit for bit. layers: what `training.gradient_checkpointing` asks
+    for.
     """
     if layers:
         policy.backbone.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
