@@ -4,6 +4,7 @@ import pytest
 import torch
 from small import run
 from tiny import make_backbone
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from lpc.config.models import Lora
 from lpc.model.policy import LatentPolicy
@@ -55,6 +56,13 @@ def test_bfloat16_autocast_has_gradients_of_the_same_rounding(bias):
 
 def test_mlps_of_another_form_and_with_adapters_stay_as_they_are():
     assert recompute_gates(make_backbone("gpt2")) == recompute_gates(make_backbone("gemma2")) == 0
+
+    class Scaled(LlamaMLP):
+        def forward(self, x):
+            down_proj = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+            return 2 * down_proj
+
+    assert recompute_gates(Scaled(make_backbone().config)) == 0
     policy = LatentPolicy(make_backbone())
     add_adapters(policy, Lora(rank=2, last_layers=1), seed=0)
     assert recompute_gates(policy.backbone) == 1, "the layer without adapters alone"
